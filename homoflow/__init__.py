@@ -1,0 +1,48 @@
+"""Gradient flow and gradient descent of homogeneous networks, side by side."""
+
+from ._compare import Comparison as Comparison, compare as compare
+from ._descent import descend as descend
+from ._flow import flow as flow
+from ._laws import Law as Law, Laws as Laws, laws as laws
+from ._losses import (
+    AbstractLoss as AbstractLoss,
+    ExponentialLoss as ExponentialLoss,
+    HuberLoss as HuberLoss,
+    LogisticLoss as LogisticLoss,
+    SoftmaxCrossEntropy as SoftmaxCrossEntropy,
+    SquaredLoss as SquaredLoss,
+)
+from ._models import (
+    Abs as Abs,
+    AbstractActivation as AbstractActivation,
+    AbstractInitializer as AbstractInitializer,
+    AbstractNetwork as AbstractNetwork,
+    Balanced as Balanced,
+    BalancedLinear as BalancedLinear,
+    ConvNet as ConvNet,
+    Elementwise as Elementwise,
+    factorization_objective as factorization_objective,
+    Gaussian as Gaussian,
+    Kaiming as Kaiming,
+    LeakyReLU as LeakyReLU,
+    Linear as Linear,
+    MatrixFactorization as MatrixFactorization,
+    MLP as MLP,
+    Orthogonal as Orthogonal,
+    Power as Power,
+    regularized_factorization_objective as regularized_factorization_objective,
+    ReLU as ReLU,
+    ReLUPower as ReLUPower,
+    SharedLinear as SharedLinear,
+    SharedMLP as SharedMLP,
+    WeightSpec as WeightSpec,
+    Xavier as Xavier,
+)
+from ._trajectory import (
+    RESULTS as RESULTS,
+    Stats as Stats,
+    Trajectory as Trajectory,
+    TrajectoryError as TrajectoryError,
+)
+
+__version__ = "0.1.0"

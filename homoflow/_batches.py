@@ -1,0 +1,41 @@
+"""Minibatches: every sample once in each epoch, in a new order each time."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+
+class Order(eqx.Module):
+    """The order of the current epoch's samples."""
+
+    key: PRNGKeyArray
+    permutation: Int[Array, " samples"]
+
+
+class Batches(eqx.Module):
+    """Batches of `size` out of `samples`; a last incomplete one is left out."""
+
+    samples: int = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+
+    def init(self, key: PRNGKeyArray) -> Order:
+        """The state before the first step."""
+        return Order(key, jnp.arange(self.samples))
+
+    def take(
+        self, order: Order, step: Int[Array, ""], data: PyTree
+    ) -> tuple[PyTree, Order]:
+        """The batch of a step, and the state after it."""
+        per_epoch = self.samples // self.size
+        position = step % per_epoch
+        order = jax.lax.cond(position == 0, self._shuffled, lambda o: o, order)
+        indices = jax.lax.dynamic_slice_in_dim(
+            order.permutation, position * self.size, self.size
+        )
+        return jax.tree.map(lambda leaf: leaf[indices], data), order
+
+    def _shuffled(self, order: Order) -> Order:
+        key, now = jr.split(order.key)
+        return Order(key, jr.permutation(now, self.samples))

@@ -1,0 +1,227 @@
+"""`compare`: two trajectories on one clock."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ._concrete import is_concrete
+from ._trajectory import RESULTS, Trajectory
+
+#: Times closer than this fraction of the whole span are the same time.
+_SAME_TIME = 1e-5
+
+
+class Comparison(eqx.Module):
+    """Two trajectories at common times.
+
+    - `ts`: the common times.
+    - `losses_a`, `losses_b`: the objective of each there.
+    - `laws_a`, `laws_b`: the laws that both recorded.
+    - `weight_distance`: ‖w_a − w_b‖₂ of all arrays, at the end of both.
+    - `relative_weight_distance`: the same over ‖w_a‖₂.
+    - `function_distance`: root mean square of f_a(x) − f_b(x) over samples, summed over
+        outputs, at the end; `None` without `x`.
+    - `weight_distances`, `function_distances`: the same at `ts`, if both saved models and
+        no interpolation was needed; otherwise `None`.
+    - `notes`: what to know before believing the numbers; empty if there is nothing.
+    """
+
+    ts: Float[Array, " times"]
+    losses_a: Float[Array, " times"]
+    losses_b: Float[Array, " times"]
+    laws_a: dict[str, Float[Array, "times ..."]]
+    laws_b: dict[str, Float[Array, "times ..."]]
+    weight_distance: Float[Array, ""]
+    relative_weight_distance: Float[Array, ""]
+    function_distance: Float[Array, ""] | None
+    weight_distances: Float[Array, " times"] | None
+    function_distances: Float[Array, " times"] | None
+    notes: tuple[str, ...] = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        losses = f"{float(self.losses_a[-1]):.6g} and {float(self.losses_b[-1]):.6g}"
+        lines = [
+            f"{len(self.ts)} common times, t = {float(self.ts[0]):g} … "
+            f"{float(self.ts[-1]):g}",
+            f"loss at the last: {losses}; largest difference "
+            f"{float(jnp.max(jnp.abs(self.losses_a - self.losses_b))):.3g}",
+            f"final weights differ by {float(self.weight_distance):.3g} "
+            f"({float(self.relative_weight_distance):.3g} relative)",
+        ]
+        if self.function_distance is not None:
+            lines.append(f"final outputs differ by {float(self.function_distance):.3g}")
+        for name in self.laws_a:
+            drift_a, drift_b = _drift(self.laws_a[name]), _drift(self.laws_b[name])
+            lines.append(f"drift of {name}: {drift_a:.3g} and {drift_b:.3g}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "Comparison\n  " + "\n  ".join(lines)
+
+
+def compare(a: Trajectory, b: Trajectory, x: PyTree[Array] | None = None) -> Comparison:
+    """Two trajectories of the same model, of either half, at common times.
+
+    Where they were recorded at the same times these are used; where they share fewer
+    than two, the more finely recorded one is interpolated linearly to the times of the
+    other, and a note says so.
+
+    **Arguments:**
+
+    - `a`, `b`: trajectories, such as `homoflow.flow` and `homoflow.descend` return.
+    - `x`: inputs of shape `(samples, …)` at which to compare the functions.
+
+    **Returns:** a `homoflow.Comparison`. Its `notes` say if a run did not finish, if the
+    ends are at different times, or if an optimizer has no gradient-flow limit.
+
+    **Raises:** `ValueError` if the models differ in structure, the times do not overlap,
+    or the trajectories are batched or traced (index them first).
+
+    ```python
+    model = hf.MLP((3, 8, 1), key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    data = (x, x[:, :1])
+    flow = hf.flow(model, data, t1=5.0)
+    gd = hf.descend(model, data, steps=500, learning_rate=0.01)
+    print(hf.compare(flow, gd, x))
+    ```
+    """
+    _refuse_unless_comparable(a, b)
+    notes = [*_notes("a", a), *_notes("b", b)]
+    index_a, index_b = _common_times(np.asarray(a.ts), np.asarray(b.ts))
+    exact = len(index_a) >= 2
+    if exact:
+        ts = a.ts[index_a]
+        read_a, read_b = _picker(index_a), _picker(index_b)
+    else:
+        ts = _coarser_times(a, b)
+        read_a, read_b = _interpolator(a.ts, ts), _interpolator(b.ts, ts)
+        notes.append(
+            "The two were recorded at different times: losses and laws are interpolated "
+            "linearly. Record both at the same times for exact differences."
+        )
+    ends = float(a.ts[-1]), float(b.ts[-1])
+    if abs(ends[0] - ends[1]) > _SAME_TIME * max(ends):
+        notes.append(
+            f"The ends are at different times, {ends[0]:g} and {ends[1]:g}: the final "
+            "weights are not of the same time."
+        )
+    shared = [name for name in a.laws if name in b.laws]
+    weight_distance = _weight_distance(a.model, b.model)
+    along = exact and a.models is not None and b.models is not None
+    models = (read_a(a.models), read_b(b.models)) if along else None
+    return Comparison(
+        ts=ts,
+        losses_a=read_a(a.losses),
+        losses_b=read_b(b.losses),
+        laws_a={name: read_a(a.laws[name]) for name in shared},
+        laws_b={name: read_b(b.laws[name]) for name in shared},
+        weight_distance=weight_distance,
+        relative_weight_distance=weight_distance / _norm(a.model),
+        function_distance=None if x is None else _function_distance(a.model, b.model, x),
+        weight_distances=None if models is None else _along(_weight_distance, *models),
+        function_distances=None
+        if models is None or x is None
+        else _along(lambda p, q: _function_distance(p, q, x), *models),
+        notes=tuple(notes),
+    )
+
+
+def _refuse_unless_comparable(a: Trajectory, b: Trajectory) -> None:
+    if not is_concrete((a, b)) or a.ts.ndim != 1 or b.ts.ndim != 1:
+        raise ValueError(
+            "`compare` takes two single trajectories with known values. Take one out of "
+            "a batch first: `jax.tree.map(lambda leaf: leaf[0], sweep)`."
+        )
+    if jax.tree.structure(_arrays(a.model)) != jax.tree.structure(_arrays(b.model)):
+        raise ValueError("The two trajectories are of models of different structure.")
+
+
+def _notes(name: str, t: Trajectory) -> list[str]:
+    notes = []
+    message = RESULTS[t.result]
+    if message:
+        reached = float(t.stats["time_reached"])
+        notes.append(f"{name} did not finish (it got to t = {reached:g}). {message}")
+    clock = str(t.stats["clock"])
+    if clock != "flow time":
+        notes.append(f"The clock of {name}: {clock}")
+    if "error_estimate" in t.stats:
+        error = float(t.stats["error_estimate"])
+        notes.append(
+            f"{name} is an approximate flow ({t.stats['solver']} over kinks): the "
+            f"relative error of its final weights is estimated at {error:.1g}."
+        )
+    return notes
+
+
+def _common_times(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into both of the times that they share, up to rounding."""
+    tolerance = _SAME_TIME * min(_spacing(a), _spacing(b))
+    nearest = np.clip(np.searchsorted(b, a), 1, len(b) - 1) if len(b) > 1 else None
+    if nearest is None:
+        nearest = np.zeros(len(a), int)
+    else:
+        nearest -= np.abs(a - b[nearest - 1]) < np.abs(a - b[nearest])
+    (shared,) = np.nonzero(np.abs(a - b[nearest]) <= tolerance)
+    return shared, nearest[shared]
+
+
+def _spacing(ts: np.ndarray) -> float:
+    return float(ts[-1] - ts[0]) / max(len(ts) - 1, 1) if len(ts) > 1 else np.inf
+
+
+def _coarser_times(a: Trajectory, b: Trajectory) -> Array:
+    low = max(float(a.ts[0]), float(b.ts[0]))
+    high = min(float(a.ts[-1]), float(b.ts[-1]))
+    inside = [
+        t.ts[(np.asarray(t.ts) >= low) & (np.asarray(t.ts) <= high)] for t in (a, b)
+    ]
+    coarser = min(inside, key=len)
+    if len(coarser) == 0:
+        raise ValueError("The two trajectories have no time in common.")
+    return coarser
+
+
+def _picker(index: np.ndarray):
+    def pick(tree):
+        return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
+
+    return pick
+
+
+def _interpolator(ts: Array, at: Array):
+    def read(tree):
+        def one(values):
+            flat = values.reshape(values.shape[0], -1)
+            read = jax.vmap(lambda v: jnp.interp(at, ts, v), 1, 1)(flat)
+            return read.reshape(at.shape[0], *values.shape[1:])
+
+        return jax.tree.map(one, tree)
+
+    return read
+
+
+def _arrays(model: PyTree) -> PyTree:
+    return eqx.filter(model, eqx.is_inexact_array)
+
+
+def _norm(model: PyTree) -> Float[Array, ""]:
+    return jnp.sqrt(sum(jnp.sum(w**2) for w in jax.tree.leaves(_arrays(model))))
+
+
+def _weight_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    return _norm(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
+
+
+def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, ""]:
+    difference = jax.vmap(a)(x) - jax.vmap(b)(x)
+    return jnp.sqrt(jnp.sum(difference**2) / difference.shape[0])
+
+
+def _along(distance, a: PyTree, b: PyTree) -> Float[Array, " times"]:
+    return eqx.filter_vmap(distance)(a, b)
+
+
+def _drift(values: Array) -> float:
+    return float(jnp.max(jnp.abs(values - values[:1])))

@@ -1,0 +1,19 @@
+"""Numbers that are known now, as opposed to traced ones."""
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+def is_concrete(tree: PyTree) -> bool:
+    """Whether no leaf is being traced by jit, vmap or grad."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def known_finite(tree: PyTree) -> bool:
+    """Whether every floating-point leaf of a concrete pytree is free of NaN and inf."""
+    return all(
+        bool(np.isfinite(np.asarray(leaf)).all())
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, np.floating)
+    )

@@ -1,0 +1,102 @@
+"""What a data set is, checked at the door and cast to the model's dtype."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._concrete import known_finite, is_concrete
+
+
+def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Array]:
+    """`data` as `(x, y)` with the samples along the leading axes.
+
+    Floating-point arrays are cast to `dtype`. Integer inputs are too, unless the model
+    needs them as they are (an embedding's indices); integer targets are left to the
+    loss, which knows whether they are classes.
+
+    Raises `ValueError` if `data` is not a pair, is empty, has mismatched lengths, is
+    not finite, or if the model cannot be applied to one sample.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(
+            "`data` must be a pair (x, y) of inputs and targets, with the samples along "
+            "their first axes. For problems of another form pass `objective`."
+        )
+    x, y = (jax.tree.map(_as_array, part) for part in data)
+    m = _sample_count(x, y)
+    if m == 0:
+        raise ValueError("`data` is empty: there are no samples.")
+    refuse_nonfinite("data", (x, y))
+    y = jax.tree.map(lambda a: _cast(a, dtype), y)
+    return _inputs_for(model, x, dtype), y
+
+
+def as_objective_data(data: Any, dtype: jnp.dtype) -> PyTree:
+    """Data of a custom objective: any pytree of arrays, floats cast to `dtype`."""
+    data = jax.tree.map(_as_array, data)
+    refuse_nonfinite("data", data)
+    return jax.tree.map(lambda a: _cast(a, dtype), data)
+
+
+def sample_shape(x: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shape and dtype of one of the samples stacked in `x`."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+
+
+def refuse_nonfinite(what: str, tree: PyTree) -> None:
+    """Raise `ValueError` if a concrete pytree holds NaN or inf."""
+    if is_concrete(tree) and not known_finite(tree):
+        raise ValueError(f"The {what} contain NaN or inf.")
+
+
+def _as_array(leaf: Any) -> Array:
+    return jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
+
+
+def _cast(leaf: Array, dtype: jnp.dtype) -> Array:
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _sample_count(x: PyTree[Array], y: PyTree[Array]) -> int:
+    leaves = jax.tree.leaves((x, y))
+    if not leaves or any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError(
+            "Inputs and targets need a first axis that counts the samples; a scalar "
+            "has none."
+        )
+    counts = sorted({leaf.shape[0] for leaf in leaves})
+    if len(counts) > 1:
+        raise ValueError(
+            f"Inputs and targets have different numbers of samples: {counts}. Both "
+            "count them along their first axis."
+        )
+    return counts[0]
+
+
+def _inputs_for(model: PyTree, x: PyTree[Array], dtype: jnp.dtype) -> PyTree[Array]:
+    as_floats = jax.tree.map(lambda a: a.astype(dtype), x)
+    error = _why_not_applicable(model, as_floats)
+    if error is None:
+        return as_floats
+    as_given = jax.tree.map(lambda a: _cast(a, dtype), x)
+    if _why_not_applicable(model, as_given) is None:
+        return as_given
+    shapes = [s.shape for s in jax.tree.leaves(sample_shape(x))]
+    reason = str(error).strip().split("\n")[0]
+    raise ValueError(
+        f"The model cannot be applied to one input sample of shape "
+        f"{shapes[0] if len(shapes) == 1 else shapes}: {reason}. Inputs have shape "
+        "(samples, …), and the model maps one sample to one output."
+    ) from error
+
+
+def _why_not_applicable(model: Callable, x: PyTree[Array]) -> Exception | None:
+    try:
+        eqx.filter_eval_shape(model, sample_shape(x))
+    except Exception as error:  # whatever a user's model raises on a wrong shape
+        return error
+    return None

@@ -1,0 +1,405 @@
+"""`descend`: gradient descent on the flow's clock, by Optax in a scan."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from ._batches import Batches, Order
+from ._clock import Clock, read_clock
+from ._concrete import is_concrete
+from ._finite import all_finite
+from ._laws import Law
+from ._losses import LossLike, Risk, SquaredLoss
+from ._observables import Observation, observe
+from ._problem import Objective, Problem, pose
+from ._progress import Progress, as_meter
+from ._trainable import Trainable
+from ._trajectory import (
+    RESULTS,
+    Stats,
+    Trajectory,
+    masked_after,
+    raise_unless_successful,
+)
+
+LearningRate = float | Float[ArrayLike, ""] | Callable[[Any], Any]
+OptimizerFactory = Callable[[Any], optax.GradientTransformation]
+
+
+def descend(
+    model: PyTree,
+    data: PyTree,
+    steps: int,
+    *,
+    learning_rate: LearningRate,
+    optimizer: OptimizerFactory = optax.sgd,
+    batch_size: int | None = None,
+    key: PRNGKeyArray | None = None,
+    loss: LossLike = SquaredLoss(),  # noqa: B008
+    objective: Objective | None = None,
+    trainable: Trainable = None,
+    laws: Iterable[Law] | None = None,
+    record_every: int = 1,
+    save_models: bool = False,
+    throw: bool = True,
+    progress: Progress = False,
+) -> Trajectory:
+    """Gradient descent w ← w − η∇L(w) from `model`'s weights, on the flow's clock.
+
+    With the default `optax.sgd` a step of learning rate η is a step of Euler's method
+    for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). For
+    optimizers without a gradient-flow limit (Adam) the clock adds up learning rates, and
+    `stats["clock"]` says so.
+
+    **Arguments:**
+
+    - `model`, `data`, `loss`, `objective`, `trainable`, `laws`, `throw`, `progress`: as
+        for `homoflow.flow`.
+    - `steps`: how many.
+    - `learning_rate`: a positive number, or a schedule from step to learning rate.
+    - `optimizer`: a function from the learning rate to an Optax transformation:
+        `optax.adam`, `functools.partial(optax.sgd, momentum=0.9)`,
+        `lambda lr: optax.chain(optax.clip(1.0), optax.sgd(lr))`.
+    - `batch_size`, `key`: for stochastic gradients. Each epoch visits the samples in a
+        new random order; a last incomplete batch is left out.
+    - `record_every`: record every so many steps, and at the end.
+    - `save_models`: also keep the model at every recorded step.
+
+    **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
+    data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
+    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `clock`.
+
+    If the loss or a weight becomes inf or NaN the result is `diverged`: `model` keeps the
+    last finite weights and everything recorded afterwards is NaN.
+
+    **Raises:** `ValueError` for bad input, before anything is compiled;
+    `homoflow.TrajectoryError`, which holds what was computed, if the run diverges.
+
+    ```python
+    model = hf.MLP((3, 8, 1), key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    gd = hf.descend(model, (x, x[:, :1]), steps=50, learning_rate=0.1)
+    gd.ts[-1]  # 5.0
+    ```
+    """
+    problem = pose(
+        model,
+        data,
+        loss=loss,
+        objective=objective,
+        trainable=trainable,
+        laws=laws,
+    )
+    _check_counts(steps=steps, record_every=record_every)
+    time_dtype = jnp.promote_types(problem.dtype, jnp.float32)
+    if not callable(learning_rate):
+        _check_learning_rate(learning_rate)
+        learning_rate = jnp.asarray(learning_rate, time_dtype)
+    factory = _Factory.of(optimizer)
+    plan = _Plan(
+        steps=steps,
+        record_every=min(record_every, steps),
+        batches=_checked_batches(problem, batch_size, key),
+        save_models=save_models,
+        factory=factory,
+        clock=read_clock(factory, problem.weights()),
+    )
+    trajectory = _run(problem, plan, learning_rate, key, as_meter(progress))
+    return raise_unless_successful(trajectory) if throw else trajectory
+
+
+class _Factory(eqx.Module):
+    """An optimizer factory that is equal to another one that does the same.
+
+    Two `functools.partial` objects never compare equal, and would compile twice.
+    """
+
+    function: Callable = eqx.field(static=True)
+    args: tuple = eqx.field(static=True)
+    keywords: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    @staticmethod
+    def of(optimizer: Any) -> "_Factory":
+        if not callable(optimizer):
+            raise TypeError(
+                "`optimizer` must be a function from the learning rate to an Optax "
+                "transformation, such as `optax.adam` itself (not `optax.adam(1e-3)`)."
+            )
+        if isinstance(optimizer, functools.partial):
+            keywords = tuple(sorted(optimizer.keywords.items()))
+            try:
+                hash((optimizer.args, keywords))
+            except TypeError:
+                return _Factory(optimizer, (), ())
+            return _Factory(optimizer.func, optimizer.args, keywords)
+        return _Factory(optimizer, (), ())
+
+    def __call__(self, learning_rate) -> optax.GradientTransformation:
+        made = self.function(*self.args, learning_rate, **dict(self.keywords))
+        if not isinstance(made, optax.GradientTransformation):
+            raise TypeError(
+                "`optimizer(learning_rate)` must return an Optax transformation; got "
+                f"{type(made).__name__}."
+            )
+        return made
+
+    @property
+    def name(self) -> str:
+        text = getattr(self.function, "__name__", type(self.function).__name__)
+        given = [repr(a) for a in self.args]
+        given += [f"{k}={v!r}" for k, v in self.keywords]
+        return f"{text}({', '.join(given)})" if given else text
+
+
+class _Plan(eqx.Module):
+    """Everything about a run that is known before it starts."""
+
+    steps: int = eqx.field(static=True)
+    record_every: int = eqx.field(static=True)
+    batches: Batches | None
+    save_models: bool = eqx.field(static=True)
+    factory: _Factory
+    clock: Clock
+
+    @property
+    def blocks(self) -> int:
+        """How many times `record_every` steps are taken; a rest may follow."""
+        return self.steps // self.record_every
+
+    @property
+    def rest(self) -> int:
+        return self.steps % self.record_every
+
+    def recorded_steps(self) -> np.ndarray:
+        """The steps before which something is recorded, and the end."""
+        starts = np.arange(0, self.steps, self.record_every)
+        return np.append(starts, self.steps)
+
+
+class _State(eqx.Module):
+    """What one step hands to the next."""
+
+    weights: PyTree
+    memory: PyTree
+    step: Int[Array, ""]
+    alive: Bool[Array, ""]
+    order: Order | None
+
+
+@eqx.filter_jit
+def _run(
+    problem: Problem,
+    plan: _Plan,
+    learning_rate: Array | Callable,
+    key: PRNGKeyArray | None,
+    meter: dfx.AbstractProgressMeter,
+) -> Trajectory:
+    frozen = problem.frozen()
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
+        optimizer = optax.with_extra_args_support(plan.factory(learning_rate))
+        memory = optimizer.init(problem.weights())
+
+    def observed(weights, loss, gradient):
+        model = eqx.combine(weights, frozen)
+        seen = observe(problem.laws, model, weights, loss, gradient)
+        return seen, (weights if plan.save_models else None)
+
+    def batch(state):
+        if plan.batches is None:
+            return problem.loss, state.order
+        data, order = plan.batches.take(state.order, state.step, problem.data)
+        return _batch_loss(problem, plan.batches, data), order
+
+    def advance(state, loss, gradient, order, loss_fn):
+        with jax.numpy_dtype_promotion("standard"):
+            update, memory = optimizer.update(
+                gradient, state.memory, state.weights,
+                value=loss, grad=gradient, value_fn=loss_fn,
+            )  # fmt: skip
+            proposed = optax.apply_updates(state.weights, update)
+        alive = state.alive & jnp.isfinite(loss) & all_finite(proposed)
+        weights = jax.tree.map(
+            lambda new, old: jnp.where(alive, new, old), proposed, state.weights
+        )
+        step = state.step + alive.astype(state.step.dtype)
+        return _State(weights, memory, step, alive, order)
+
+    def plain(_, state):
+        loss_fn, order = batch(state)
+        loss, gradient = jax.value_and_grad(loss_fn)(state.weights)
+        return advance(state, loss, gradient, order, loss_fn)
+
+    def recorded(state):
+        """One step, with an observation of the weights that it starts from."""
+        full = jax.value_and_grad(problem.loss)(state.weights)
+        loss_fn, order = batch(state)
+        stochastic = plan.batches is not None
+        used = jax.value_and_grad(loss_fn)(state.weights) if stochastic else full
+        return observed(state.weights, *full), advance(state, *used, order, loss_fn)
+
+    def block(length, carry, _):
+        state, bar = carry
+        alive = state.alive
+        seen, state = recorded(state)
+        state = jax.lax.fori_loop(0, length - 1, plain, state)
+        bar = meter.step(bar, state.step / plan.steps)
+        return (state, bar), (seen, alive)
+
+    order = None
+    if plan.batches is not None:
+        assert key is not None
+        order = plan.batches.init(key)
+    start = _State(
+        problem.weights(), memory, jnp.array(0), _fault(problem) == RESULTS.successful,
+        order,
+    )  # fmt: skip
+    carry, history = jax.lax.scan(
+        functools.partial(block, plan.record_every),
+        (start, meter.init()),
+        length=plan.blocks,
+    )
+    pieces = [history]
+    if plan.rest:
+        carry, last = block(plan.rest, carry, None)
+        pieces.append(jax.tree.map(lambda leaf: leaf[None], last))
+    state, bar = carry
+    meter.close(bar)
+    ending = observed(state.weights, *jax.value_and_grad(problem.loss)(state.weights))
+    pieces.append(jax.tree.map(lambda leaf: leaf[None], (ending, state.alive)))
+    (seen, saved), alive = jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
+    return _trajectory(problem, plan, learning_rate, state, seen, saved, alive)
+
+
+def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:
+    """The batch's risk; a sum over samples is scaled up to the whole data set."""
+    assert isinstance(problem.objective, Risk)
+    scale = 1 if problem.objective.is_mean else batches.samples / batches.size
+
+    def loss(weights):
+        model = eqx.combine(weights, problem.frozen())
+        return scale * problem.objective(model, data)
+
+    return loss
+
+
+def _fault(problem: Problem) -> RESULTS:
+    fault = RESULTS.where(
+        all_finite(problem.data), RESULTS.successful, RESULTS.bad_data
+    )
+    return RESULTS.where(
+        all_finite(problem.weights()), fault, RESULTS.bad_weights
+    )
+
+
+def _times(
+    plan: _Plan, learning_rate: Array | Callable, dtype: jnp.dtype
+) -> tuple[Float[Array, " times"], Bool[Array, ""]]:
+    """Flow time at the recorded steps, and whether every learning rate makes sense.
+
+    Not summed step by step: in float32 that loses digits.
+    """
+    recorded = plan.recorded_steps()
+    if not callable(learning_rate):
+        good = jnp.isfinite(learning_rate) & (learning_rate > 0)
+        times = learning_rate * jnp.asarray(recorded, dtype) * plan.clock.gain
+        return times, good
+    with jax.numpy_dtype_promotion("standard"):
+        rates = jax.lax.map(
+            lambda count: jnp.asarray(learning_rate(count), dtype),
+            jnp.arange(plan.steps),
+        )
+    times = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(rates)])
+    good = jnp.all(jnp.isfinite(rates) & (rates >= 0))
+    return times[recorded] * plan.clock.gain, good
+
+
+def _trajectory(
+    problem: Problem,
+    plan: _Plan,
+    learning_rate: Array | Callable,
+    state: _State,
+    seen: Observation,
+    saved: PyTree,
+    alive: Bool[Array, " times"],
+) -> Trajectory:
+    dtype = jnp.promote_types(problem.dtype, jnp.float32)
+    ts, good_rate = _times(plan, learning_rate, dtype)
+    finite = jax.vmap(all_finite)(seen)
+    valid = alive & finite & good_rate
+    result = RESULTS.where(jnp.all(valid), RESULTS.successful, RESULTS.diverged)
+    result = RESULTS.where(good_rate, result, RESULTS.bad_learning_rate)
+    fault = _fault(problem)
+    result = RESULTS.where(fault == RESULTS.successful, result, fault)
+    diverged = result == RESULTS.diverged
+    evaluations = plan.steps + (0 if plan.batches is None else len(alive) - 1) + 1
+    numbers = {
+        "steps": state.step,
+        "diverged_at_step": jnp.where(diverged, state.step, -1),
+        "gradient_evaluations": jnp.asarray(evaluations),
+        "time_reached": jnp.max(jnp.where(valid, ts, 0)),
+        "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
+    }
+    facts = (
+        ("optimizer", plan.factory.name),
+        ("clock", plan.clock.fact),
+        ("laws", problem.laws.note),
+    )
+    frozen = problem.frozen()
+    trajectory = Trajectory(
+        ts=ts,
+        losses=seen.loss,
+        laws=seen.laws,
+        grad_norms=seen.grad_norm,
+        squared_norms=seen.squared_norms,
+        model=eqx.combine(state.weights, frozen),
+        models=None if not plan.save_models else eqx.combine(saved, frozen),
+        result=result,
+        stats=Stats(numbers, facts),
+    )
+    return masked_after(trajectory, valid)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise ValueError(f"`{name}` must be an integer; got {count!r}.")
+        if count < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {count}.")
+
+
+def _check_learning_rate(learning_rate: Any) -> None:
+    if not is_concrete(learning_rate):
+        return
+    if jnp.ndim(learning_rate) != 0:
+        raise ValueError("`learning_rate` must be a number or a schedule.")
+    value = float(learning_rate)
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"`learning_rate` must be positive and finite; got {value}.")
+
+
+def _checked_batches(
+    problem: Problem, batch_size: int | None, key: PRNGKeyArray | None
+) -> Batches | None:
+    if batch_size is None:
+        return None
+    _check_counts(batch_size=batch_size)
+    if not isinstance(problem.objective, Risk):
+        raise ValueError(
+            "`batch_size` needs a mean over samples: it cannot be used with `objective`."
+        )
+    if key is None:
+        raise ValueError("`batch_size` draws random batches: pass a random `key`.")
+    samples = jax.tree.leaves(problem.data)[0].shape[0]
+    if batch_size > samples:
+        raise ValueError(
+            f"`batch_size` is {batch_size}, but there are {samples} samples."
+        )
+    return Batches(samples, batch_size)

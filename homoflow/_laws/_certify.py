@@ -1,0 +1,72 @@
+"""Whether a proposed law is one, by the master fact: ⟨2Aw + b, ∇L(w)⟩ = 0."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from ._law import Law
+
+#: Random weights at which a law has to hold.
+_POINTS = 3
+
+
+def law_rate(law: Law, weights: PyTree, gradient: PyTree) -> Float[Array, "..."]:
+    """⟨2Aw + b, g⟩, the rate at which a law would fall along −g: 0 if it is one."""
+    return 2 * law.bilinear(weights, gradient) + law.linear(gradient)
+
+
+def relative_violation(
+    laws: tuple[Law, ...], weights: PyTree, gradient: PyTree
+) -> Float[Array, " laws"]:
+    """|⟨2Aw + b, g⟩| / (2‖w‖‖g‖ + ‖g‖), the largest component of each law."""
+    size_g = _norm(gradient)
+    scale = 2 * _norm(weights) * size_g + size_g
+    worst = [jnp.max(jnp.abs(law_rate(law, weights, gradient))) for law in laws]
+    return jnp.stack(worst) / jnp.where(scale > 0, scale, 1)
+
+
+@eqx.filter_jit
+def violations_at_random_weights(
+    laws: tuple[Law, ...],
+    objective: Callable[[PyTree, PyTree], Scalar],
+    model: PyTree,
+    data: PyTree,
+    mask: PyTree,
+) -> Float[Array, " laws"]:
+    """Each law's largest relative violation at a few random weights.
+
+    The weights that `mask` selects are N(0, 1) draws: nothing of the given weights'
+    special structure (zeros, balance) can make a false law look true.
+    """
+
+    def violation(key):
+        drawn = _redrawn(model, mask, key)
+        weights, frozen = eqx.partition(drawn, mask)
+        gradient = jax.grad(lambda w: objective(eqx.combine(w, frozen), data))(weights)
+        return relative_violation(laws, weights, gradient)
+
+    return jnp.max(jax.vmap(violation)(jr.split(jr.key(0), _POINTS)), axis=0)
+
+
+def threshold(dtype: jnp.dtype) -> float:
+    """The violation up to which rounding explains it."""
+    return 1e3 * float(jnp.finfo(dtype).eps)
+
+
+def _redrawn(model: PyTree, mask: PyTree, key) -> PyTree:
+    leaves, structure = jax.tree.flatten(model)
+    selected = jax.tree.leaves(mask)
+    keys = jr.split(key, len(leaves))
+    drawn = [
+        jr.normal(k, leaf.shape, leaf.dtype) if s else leaf
+        for k, leaf, s in zip(keys, leaves, selected, strict=True)
+    ]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _norm(tree: PyTree) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(x**2) for x in jax.tree.leaves(tree)])))

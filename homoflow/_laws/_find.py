@@ -1,0 +1,141 @@
+"""`laws`: the conserved quantities of a model."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+from .._concrete import is_concrete
+from .._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
+from .._models import (
+    AbstractNetwork,
+    MatrixFactorization,
+    factorization_objective,
+)
+from .._trainable import Trainable, trainable_mask
+from ._certify import threshold, violations_at_random_weights
+from ._law import Laws
+from ._network_laws import factorization_laws, network_laws, output_sum_laws
+
+
+def laws(
+    model: PyTree,
+    x_example: PyTree[Array] | None = None,
+    loss: LossLike = SquaredLoss(),  # noqa: B008
+    *,
+    objective: Callable[[PyTree, PyTree], Scalar] | None = None,
+    trainable: Trainable = None,
+) -> Laws:
+    """The quantities that gradient flow on `model` conserves exactly.
+
+    For homoflow's own models they are read off the layers: one object for each hidden
+    layer and kind, each with a `name` and `value(model)` = wᵀAw + bᵀw as the paper
+    prints it (no ½) [Du, Hu & Lee 2018].
+
+    - `neurons[h]` (Thm 2.1): ‖W_h[i,:]‖² − ‖W_{h+1}[:,i]‖², a vector over the neurons i
+        of hidden layer h; with a bias + b_h[i]². `channels[h]` for convolutions.
+    - `layers[h]` (Cor 2.1, Thm 2.3): ‖W_h‖_F² − ‖W_{h+1}‖_F², a scalar; of the free
+        weights v where weights are shared.
+    - `matrix[h]` (Thm 2.2): W_h W_hᵀ − W_{h+1}ᵀ W_{h+1}, a matrix, where φ_h is the
+        identity.
+    - for an activation of degree k, k times the outgoing weights;
+    - `output_sums[N]`, `output_bias_sum[N]`: column sums of the output layer, for
+        `SoftmaxCrossEntropy`.
+
+    **Arguments:**
+
+    - `model`: an Equinox module.
+    - `x_example`: one input sample; with `objective`, an example of its `data`.
+    - `loss`: the loss the model is trained with.
+    - `objective`: `(model, data) -> scalar` instead of a loss. Proposed laws are then
+        certified: kept only if ⟨2Aw + b, ∇L(w)⟩ = 0 to rounding at random weights, in
+        the model's dtype.
+    - `trainable`: an Equinox filter. A law that involves a frozen array does not hold,
+        and is left out.
+
+    **Returns:** an iterable with a length. It is empty, and its `note` says why, if
+    there is no law or the model is not one of homoflow's own: no law is ever guessed.
+
+    **Raises:** `ValueError` if nothing is trainable, or if `objective` is given without
+    an example of its data.
+
+    ```python
+    model = hf.MLP((4, 8, 2), key=jax.random.key(0))
+    for law in hf.laws(model):
+        print(law.name, law.value(model).shape)  # neurons[1] (8,), layers[1] ()
+    ```
+    """
+    mask = trainable_mask(model, trainable)
+    found = _proposed(model, None if objective is not None else loss)
+    found = _of_trained_arrays(found, model, mask)
+    if objective is None or not len(found) or objective is factorization_objective:
+        return found
+    if x_example is None:
+        raise ValueError(
+            "With `objective`, pass an example of its data as `x_example`: the laws are "
+            "certified against that objective, and cannot be without data."
+        )
+    return _certified(found, objective, model, x_example, mask)
+
+
+def _proposed(model: PyTree, loss: LossLike | None) -> Laws:
+    if isinstance(model, MatrixFactorization):
+        return Laws(factorization_laws(model))
+    if not isinstance(model, AbstractNetwork):
+        return Laws(
+            (),
+            f"The laws of {type(model).__name__} are not known: this version reads "
+            "them off homoflow's own models only.",
+        )
+    items, note = network_laws(model)
+    if isinstance(loss, SoftmaxCrossEntropy):
+        items += output_sum_laws(model)
+    return Laws(items, note)
+
+
+def _of_trained_arrays(found: Laws, model: PyTree, mask: PyTree) -> Laws:
+    trained = {
+        path
+        for (path, _), m in zip(
+            jax.tree_util.tree_leaves_with_path(model),
+            jax.tree.leaves(mask),
+            strict=True,
+        )
+        if m
+    }
+    keep = [law.paths() <= trained for law in found]
+    return found.where(keep, "Laws that involve a frozen array are left out.")
+
+
+def _certified(
+    found: Laws, objective: Callable, model: PyTree, data: PyTree, mask: PyTree
+) -> Laws:
+    # Inside a trace the values are unknown, but the shapes are not: any numbers will do.
+    with jax.ensure_compile_time_eval():
+        violations = violations_at_random_weights(
+            found.items, objective, *_concretized((model, data)), mask
+        )
+    if not is_concrete(violations):
+        return Laws((), "The objective depends on traced values: no law was certified.")
+    limit = threshold(violations.dtype)
+    return found.where(
+        [v <= limit for v in violations.tolist()],
+        "The objective breaks the other balance laws of this model's layers.",
+    )
+
+
+def _concretized(tree: PyTree) -> PyTree:
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [_stand_in(leaf) for leaf in leaves])
+
+
+def _stand_in(leaf):
+    if not isinstance(leaf, jax.core.Tracer):
+        return leaf
+    if not eqx.is_inexact_array(leaf):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    return jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype)
+
+

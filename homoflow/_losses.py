@@ -1,0 +1,123 @@
+"""Losses of one sample, and the empirical risk they add up to."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree, Scalar, Shaped
+
+Reduction = Literal["mean", "sum"]
+LossLike = Callable[[Any, Any], Scalar]
+
+
+class AbstractLoss(eqx.Module):
+    """ℓ(prediction, target) of one sample, and how samples are put together.
+
+    `reduction` is `"mean"` (1/m Σ, eq. 4 of the paper, the default) or `"sum"`.
+    """
+
+    reduction: eqx.AbstractVar[Reduction]
+
+    @abc.abstractmethod
+    def __call__(
+        self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
+    ) -> Float[Array, ""]:
+        """The loss of one sample, in the prediction's dtype."""
+
+
+class SquaredLoss(AbstractLoss):
+    """½‖prediction − target‖²."""
+
+    reduction: Reduction = eqx.field(static=True, default="mean")
+
+    def __call__(
+        self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
+    ) -> Float[Array, ""]:
+        return 0.5 * jnp.sum((prediction - _like(prediction, target)) ** 2)
+
+
+class LogisticLoss(AbstractLoss):
+    """Σ log(1 + exp(−y·f)) over the outputs f, with labels y ∈ {−1, +1}."""
+
+    reduction: Reduction = eqx.field(static=True, default="mean")
+
+    def __call__(
+        self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
+    ) -> Float[Array, ""]:
+        return jnp.sum(jax.nn.softplus(-_like(prediction, target) * prediction))
+
+
+class ExponentialLoss(AbstractLoss):
+    """Σ exp(−y·f) over the outputs f, with labels y ∈ {−1, +1}."""
+
+    reduction: Reduction = eqx.field(static=True, default="mean")
+
+    def __call__(
+        self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
+    ) -> Float[Array, ""]:
+        return jnp.sum(jnp.exp(-_like(prediction, target) * prediction))
+
+
+class SoftmaxCrossEntropy(AbstractLoss):
+    """Cross-entropy of softmax(prediction) with a class index or class probabilities.
+
+    The target is an integer (the class) or an array of the prediction's shape.
+    """
+
+    reduction: Reduction = eqx.field(static=True, default="mean")
+
+    def __call__(
+        self, prediction: Float[Array, " classes"], target: Shaped[Array, "..."]
+    ) -> Float[Array, ""]:
+        if jnp.ndim(target) == 0 and jnp.issubdtype(jnp.result_type(target), jnp.integer):
+            return optax.softmax_cross_entropy_with_integer_labels(prediction, target)
+        return optax.softmax_cross_entropy(prediction, _like(prediction, target))
+
+
+class HuberLoss(AbstractLoss):
+    """½r² where |r| ≤ `delta` and `delta`(|r| − ½`delta`) beyond, summed over outputs."""
+
+    delta: float = eqx.field(static=True, default=1.0)
+    reduction: Reduction = eqx.field(static=True, default="mean")
+
+    def __call__(
+        self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
+    ) -> Float[Array, ""]:
+        residual = prediction - _like(prediction, target)
+        return jnp.sum(optax.huber_loss(residual, delta=self.delta))
+
+
+class Risk(eqx.Module):
+    """L(w) = (1/m) Σ_i ℓ(f_w(x_i), y_i), as an objective of model and data.
+
+    The sum without 1/m where `loss.reduction` is `"sum"`; a plain callable is averaged.
+    """
+
+    loss: LossLike
+
+    def __call__(
+        self, model: PyTree, data: tuple[PyTree[Array], Array]
+    ) -> Float[Array, ""]:
+        x, y = data
+        losses = jax.vmap(lambda xi, yi: self.loss(model(xi), yi))(x, y)
+        return jnp.mean(losses) if self.is_mean else jnp.sum(losses)
+
+    @property
+    def is_mean(self) -> bool:
+        return getattr(self.loss, "reduction", "mean") == "mean"
+
+
+def _like(prediction: Array, target: Shaped[Array, "..."]) -> Array:
+    # Broadcasting (3,) against () would silently sum the wrong residuals.
+    if jnp.shape(target) != prediction.shape:
+        raise ValueError(
+            f"The model predicts shape {prediction.shape} for one sample, but one "
+            f"target has shape {jnp.shape(target)}."
+        )
+    return jnp.asarray(target, prediction.dtype)
+
+

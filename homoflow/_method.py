@@ -1,0 +1,199 @@
+"""Which solver integrates a flow, with what tolerance, and why."""
+
+import dataclasses
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._concrete import is_concrete
+from ._jaxpr import nonsmooth_primitives
+from ._losses import AbstractLoss, Risk
+from ._problem import Problem
+
+#: Relative tolerances used when none is given.
+SMOOTH_RTOL = {"float64": 1e-8, "float32": 1e-5}
+KINKED_RTOL = 1e-4
+#: A tolerance below this many units of rounding cannot be reached.
+FLOOR_ULPS = 20
+
+
+class Method(eqx.Module):
+    """A solver and its step size control.
+
+    - `controller`: the user's, or `None` for a PID controller at `rtol`, `atol`.
+    - `most_steps`: if not `None`, steps are at least t1/`most_steps`, so that
+        chattering on kinks is averaged over instead of resolved without end.
+    """
+
+    solver: dfx.AbstractSolver
+    controller: dfx.AbstractStepSizeController | None
+    rtol: Array | None
+    atol: Array | None
+    dt0: Array | None
+    most_steps: Array | None
+    facts: tuple[tuple[str, str], ...] = eqx.field(static=True)
+
+    @property
+    def is_averaging(self) -> bool:
+        return self.most_steps is not None
+
+    def coarser(self, factor: float) -> "Method":
+        """The same method at `factor` times the tolerance."""
+        assert self.rtol is not None
+        atol = None if self.atol is None else self.atol * factor
+        most = None if self.most_steps is None else self.most_steps / factor
+        return dataclasses.replace(
+            self, rtol=self.rtol * factor, atol=atol, most_steps=most
+        )
+
+
+def choose_method(
+    problem: Problem,
+    *,
+    rtol: Any,
+    atol: Any,
+    solver: dfx.AbstractSolver | None,
+    controller: dfx.AbstractStepSizeController | None,
+    dt0: Any,
+    max_steps: int,
+) -> Method:
+    """The method for a problem: what the user asked for, defaults for the rest.
+
+    Everything is decided from static facts (the model's operations, dtypes, what was
+    given), so a new value of a tolerance never recompiles.
+    """
+    dtype = problem.dtype
+    if dtype.name not in SMOOTH_RTOL:
+        raise ValueError(
+            f"The weights are {dtype.name}: the flow needs float32 or float64. Half "
+            "precision cannot carry an adaptive solver's error estimates."
+        )
+    if controller is not None and (rtol is not None or atol is not None):
+        raise ValueError(
+            "`rtol` and `atol` belong to homoflow's own step size controller: give them "
+            "to your `stepsize_controller` instead."
+        )
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        _check_tolerance(name, value, dtype)
+    dt0 = _checked_step(dt0, dtype)
+    kinks = kinks_of(problem)
+    averaging = solver is None and controller is None and bool(kinks)
+    if solver is None:
+        solver, why = _default_solver(kinks, dtype)
+    else:
+        why = "asked for"
+    if controller is None and not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        if dt0 is None:
+            raise ValueError(
+                f"{type(solver).__name__} has no error estimate to choose its steps by: "
+                "pass `dt0`, the constant step size."
+            )
+        controller = dfx.ConstantStepSize()
+    if controller is None and rtol is None:
+        rtol = KINKED_RTOL if kinks else SMOOTH_RTOL[dtype.name]
+    facts = (
+        ("solver", type(solver).__name__),
+        ("why", why),
+        ("kinks", ", ".join(kinks) or "none found"),
+    )
+    return Method(
+        solver,
+        controller,
+        _as_scalar(rtol, dtype),
+        _as_scalar(atol, dtype),
+        dt0,
+        # Every step at the floor, and as many rejected ones, still reach the end.
+        _as_scalar(max_steps / 2, dtype) if averaging else None,
+        facts,
+    )
+
+
+def kinks_of(problem: Problem) -> tuple[str, ...]:
+    """Names of the kinked operations between the weights and what is minimized.
+
+    With one of homoflow's losses only the model is looked at: those losses have a
+    continuous gradient, though formulas such as a stable log Σ exp do not show it.
+    """
+    arrays, rest = eqx.partition((problem.frozen(), problem.data), eqx.is_array)
+
+    def minimized(weights: PyTree, arrays: PyTree):
+        frozen, data = eqx.combine(arrays, rest)
+        model = eqx.combine(weights, frozen)
+        objective = problem.objective
+        if isinstance(objective, Risk) and isinstance(objective.loss, AbstractLoss):
+            return eqx.filter_vmap(model)(data[0])
+        return objective(model, data)
+
+    return nonsmooth_primitives(minimized, problem.weights(), arrays)
+
+
+def tolerance_floor(dtype: jnp.dtype) -> float:
+    """The smallest relative tolerance that the dtype can reach."""
+    return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
+
+
+def gradient_evaluations(
+    solver: dfx.AbstractSolver, steps: Array, chooses_first_step: bool
+) -> Array | None:
+    """How often an explicit Runge–Kutta solver evaluated the field in `steps` steps.
+
+    `None` for other solvers, which do not say.
+    """
+    if not isinstance(solver, dfx.AbstractERK):
+        return None
+    tableau = solver.tableau
+    if isinstance(tableau, dfx.MultiButcherTableau):
+        return None
+    per_step = tableau.num_stages - int(tableau.fsal)
+    before = int(tableau.fsal) + 2 * int(chooses_first_step)
+    return per_step * steps + before
+
+
+def _default_solver(
+    kinks: tuple[str, ...], dtype: jnp.dtype
+) -> tuple[dfx.AbstractSolver, str]:
+    if kinks:
+        return dfx.Heun(), (
+            f"the gradient jumps at {', '.join(kinks)}: Heun's method compares the two "
+            "ends of a step and averages over kinks; the result is approximate"
+        )
+    if dtype == jnp.float32:
+        return dfx.Tsit5(), "smooth problem in float32"
+    return dfx.Dopri8(), "smooth problem in float64"
+
+
+def _check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
+    if value is None or not is_concrete(value):
+        return
+    value = float(value)
+    if not (np.isfinite(value) and (value > 0 or (name == "atol" and value == 0))):
+        raise ValueError(f"`{name}` must be positive and finite; got {value}.")
+    floor = tolerance_floor(dtype)
+    if name == "rtol" and value < floor:
+        help_ = (
+            " Float64 reaches tighter ones: run "
+            "`jax.config.update('jax_enable_x64', True)` before anything else, and make "
+            "the weights float64."
+            if dtype == jnp.float32
+            else ""
+        )
+        raise ValueError(
+            f"rtol = {value:g} is below {floor:.1e}, the tightest relative tolerance "
+            f"that {dtype.name} can reach.{help_}"
+        )
+
+
+def _checked_step(dt0: Any, dtype: jnp.dtype) -> Array | None:
+    if dt0 is None:
+        return None
+    if is_concrete(dt0) and not (np.isfinite(float(dt0)) and float(dt0) > 0):
+        raise ValueError(f"`dt0` must be positive and finite; got {dt0}.")
+    return _as_scalar(dt0, dtype)
+
+
+def _as_scalar(value: Any, dtype: jnp.dtype) -> Array | None:
+    return None if value is None else jnp.asarray(value, dtype)

@@ -1,0 +1,34 @@
+"""Models: pure functions of one sample that know their structure."""
+
+from ._activations import (
+    AbstractActivation as AbstractActivation,
+    Abs as Abs,
+    Elementwise as Elementwise,
+    LeakyReLU as LeakyReLU,
+    Linear as Linear,
+    Power as Power,
+    ReLU as ReLU,
+    ReLUPower as ReLUPower,
+)
+from ._factorization import (
+    MatrixFactorization as MatrixFactorization,
+    factorization_objective as factorization_objective,
+    regularized_factorization_objective as regularized_factorization_objective,
+)
+from ._initializers import (
+    AbstractInitializer as AbstractInitializer,
+    Balanced as Balanced,
+    BalancedLinear as BalancedLinear,
+    Gaussian as Gaussian,
+    Kaiming as Kaiming,
+    Orthogonal as Orthogonal,
+    WeightSpec as WeightSpec,
+    Xavier as Xavier,
+)
+from ._networks import (
+    AbstractNetwork as AbstractNetwork,
+    ConvNet as ConvNet,
+    MLP as MLP,
+    SharedMLP as SharedMLP,
+)
+from ._shared import SharedLinear as SharedLinear

@@ -1,0 +1,219 @@
+"""Initial weights for a whole network at once.
+
+Balance is a relation *between* layers, so an initializer here sees every layer, not one
+array at a time.
+"""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class WeightSpec(NamedTuple):
+    """What an initializer needs to know of one layer's trainable weight.
+
+    - `shape`: of the array; its first axis counts the outputs.
+    - `fan_in`, `fan_out`: connections into one output and out of one input.
+    - `in_units`: how many units of the layer below share this array's second axis
+        (channels, for a dense layer on a flattened image), or `None` where weights are
+        shared across units and only the total norm is meaningful.
+    - `out_units`: the same for the outputs.
+    - `degree`: degree of homogeneity of the activation *below* this layer.
+    """
+
+    shape: tuple[int, ...]
+    fan_in: int
+    fan_out: int
+    in_units: int | None
+    out_units: int | None
+    degree: int
+
+
+class AbstractInitializer(eqx.Module):
+    """Draws the weights of all layers of a network. Biases start at zero."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        """One array for each of `specs`."""
+
+
+class Gaussian(AbstractInitializer):
+    """Independent N(0, std²) entries, with one `std` or `variance` for each layer.
+
+    **Arguments:** exactly one of
+
+    - `std`: a standard deviation, or a sequence of one for each layer.
+    - `variance`: likewise, as a variance. The paper's balanced start of Figure 2 is
+        `Gaussian(variance=(1e-4 / 100, 1e-4 / 10, 1e-4))`, its unbalanced one
+        `Gaussian(variance=1e-4)` [Du, Hu & Lee 2018, §4].
+
+    **Raises:** `ValueError` if none or both are given, if one is negative, or if their
+    number is not the number of layers.
+    """
+
+    stds: tuple[float, ...] | float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        std: float | Sequence[float] | None = None,
+        *,
+        variance: float | Sequence[float] | None = None,
+    ):
+        if (std is None) == (variance is None):
+            raise ValueError("Give either `std` or `variance`, and not both.")
+        given, power = (std, 1.0) if variance is None else (variance, 0.5)
+        assert given is not None
+        values = given if isinstance(given, Sequence) else (given,)
+        if not all(math.isfinite(v) and v >= 0 for v in values):
+            raise ValueError(f"Spreads must be finite and not negative, not {given!r}.")
+        stds = tuple(float(v) ** power for v in values)
+        self.stds = stds if isinstance(given, Sequence) else stds[0]
+
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        stds = self.stds if isinstance(self.stds, tuple) else (self.stds,) * len(specs)
+        if len(stds) != len(specs):
+            raise ValueError(
+                f"Gaussian has {len(stds)} spreads for {len(specs)} layers: give one "
+                "for each layer, or a single number."
+            )
+        return _normals(key, specs, stds, dtype)
+
+
+class Kaiming(AbstractInitializer):
+    """N(0, 2 / fan_in) entries: the library's default [He et al. 2015]."""
+
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        return _normals(key, specs, [math.sqrt(2 / s.fan_in) for s in specs], dtype)
+
+
+class Xavier(AbstractInitializer):
+    """N(0, 2 / (fan_in + fan_out)) entries [Glorot & Bengio 2010]."""
+
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        stds = [math.sqrt(2 / (s.fan_in + s.fan_out)) for s in specs]
+        return _normals(key, specs, stds, dtype)
+
+
+class Orthogonal(AbstractInitializer):
+    """`scale` times a matrix with orthonormal rows or columns, uniform [Saxe 2014].
+
+    A convolution's weight is orthogonal as a matrix (outputs × everything else).
+    """
+
+    scale: float = eqx.field(static=True, default=1.0)
+
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        init = jax.nn.initializers.orthogonal(self.scale, column_axis=0)
+        keys = jr.split(key, len(specs))
+        return [init(k, _matrix_shape(s), dtype).reshape(s.shape) for k, s in
+                zip(keys, specs, strict=True)]
+
+
+class Balanced(AbstractInitializer):
+    """N(0, std²) entries rescaled so that every neuron is exactly balanced.
+
+    The first layer is drawn as it is. In each later layer the weights that leave unit i
+    are scaled to ‖W_{h+1}[:, i]‖² = ‖W_h[i, :]‖² / k, with k the degree of the
+    activation between, so that every law of Theorem 2.1 starts at 0 (to rounding).
+    Channels take the place of neurons in convolutions; in layers with weights shared
+    across units the total norms are made equal (Theorem 2.3).
+    """
+
+    std: float = eqx.field(static=True, default=0.1)
+
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        weights = _normals(key, specs, (self.std,) * len(specs), dtype)
+        for h in range(1, len(weights)):
+            weights[h] = _balanced_to(
+                weights[h], specs[h], weights[h - 1], specs[h - 1]
+            )
+        return weights
+
+
+class BalancedLinear(AbstractInitializer):
+    """Layers of a linear network with W_h W_hᵀ = W_{h+1}ᵀ W_{h+1} exactly.
+
+    The end-to-end matrix A has N(0, std²) entries; with its singular value decomposition
+    A = UΣVᵀ the layers are W_1 = Σ^{1/N}Vᵀ, W_h = Σ^{1/N}, W_N = UΣ^{1/N}, padded
+    with zeros [Arora et al. 2019, Procedure 1].
+
+    **Raises:** `ValueError` if a layer is not a dense matrix, or if a hidden layer is
+    narrower than both ends (the product could not have A's rank).
+    """
+
+    std: float = eqx.field(static=True, default=0.1)
+
+    def __call__(
+        self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
+    ) -> list[Float[Array, "..."]]:
+        shapes = [s.shape for s in specs]
+        if any(len(shape) != 2 for shape in shapes):
+            raise ValueError("BalancedLinear is for networks of dense layers only.")
+        (out_size, _), (_, in_size) = shapes[-1], shapes[0]
+        rank = min(out_size, in_size)
+        if any(shape[0] < rank for shape in shapes[:-1]):
+            raise ValueError(
+                f"BalancedLinear needs hidden layers of width at least {rank}, the "
+                "smaller of the input and output sizes."
+            )
+        product = self.std * jr.normal(key, (out_size, in_size), dtype)
+        left, values, right = jnp.linalg.svd(product, full_matrices=False)
+        root = values ** (1 / len(shapes))
+        if len(shapes) == 1:
+            return [product]
+        middle = [_padded(jnp.diag(root), shape) for shape in shapes[1:-1]]
+        first = _padded(root[:, None] * right, shapes[0])
+        return [first, *middle, _padded(left * root, shapes[-1])]
+
+
+def _normals(
+    key: PRNGKeyArray,
+    specs: Sequence[WeightSpec],
+    stds: Sequence[float],
+    dtype: jnp.dtype,
+) -> list[Array]:
+    keys = jr.split(key, len(specs))
+    return [
+        std * jr.normal(k, spec.shape, dtype)
+        for k, spec, std in zip(keys, specs, stds, strict=True)
+    ]
+
+
+def _matrix_shape(spec: WeightSpec) -> tuple[int, int]:
+    return spec.shape[0], math.prod(spec.shape[1:])
+
+
+def _balanced_to(
+    weight: Array, spec: WeightSpec, below: Array, below_spec: WeightSpec
+) -> Array:
+    if spec.in_units is None or below_spec.out_units is None:
+        target = jnp.sum(below**2) / spec.degree
+        return weight * jnp.sqrt(target / jnp.sum(weight**2))
+    target = jnp.sum(below.reshape(below_spec.out_units, -1) ** 2, axis=1) / spec.degree
+    columns = weight.reshape(weight.shape[0], spec.in_units, -1)
+    norms = jnp.sum(columns**2, axis=(0, 2))
+    return (columns * jnp.sqrt(target / norms)[:, None]).reshape(weight.shape)
+
+
+def _padded(block: Array, shape: tuple[int, ...]) -> Array:
+    rows, columns = block.shape
+    return jnp.zeros(shape, block.dtype).at[:rows, :columns].set(block)

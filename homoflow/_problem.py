@@ -1,0 +1,116 @@
+"""A training problem, checked at the door: what both halves of the library solve."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from ._data import as_objective_data, as_samples, refuse_nonfinite, sample_shape
+from ._laws import Law, Laws, laws as find_laws
+from ._losses import LossLike, Risk
+from ._trainable import Trainable, trainable_mask
+
+Objective = Callable[[PyTree, PyTree], Scalar]
+
+
+class Problem(eqx.Module):
+    """Minimize `objective(model, data)` over the arrays that `mask` selects."""
+
+    model: PyTree
+    data: PyTree
+    objective: Objective
+    mask: PyTree[bool]
+    laws: Laws
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the trained weights, and of everything that follows them."""
+        return jax.tree.leaves(self.weights())[0].dtype
+
+    def weights(self) -> PyTree:
+        """The trained arrays, with `None` in place of everything else."""
+        return eqx.filter(self.model, self.mask)
+
+    def frozen(self) -> PyTree:
+        """Everything that is not trained."""
+        return eqx.filter(self.model, self.mask, inverse=True)
+
+    def loss(self, weights: PyTree) -> Float[Array, ""]:
+        """L(w)."""
+        return self.objective(eqx.combine(weights, self.frozen()), self.data)
+
+
+def pose(
+    model: PyTree,
+    data: Any,
+    *,
+    loss: LossLike,
+    objective: Objective | None,
+    trainable: Trainable,
+    laws: Iterable[Law] | None,
+) -> Problem:
+    """The problem that a user's arguments describe, or an error that says what is wrong.
+
+    Values (NaN, …) are checked where they are known; shapes and types always.
+    """
+    mask = trainable_mask(model, trainable)
+    weights = eqx.filter(model, mask)
+    dtype = _common_dtype(weights)
+    refuse_nonfinite("model's weights", weights)
+    if objective is None:
+        x, y = data = as_samples(model, data, dtype)
+        _refuse_unless_scalar("loss", _loss_shape(model, loss, x, y))
+        example, problem_objective = sample_shape(x), Risk(loss)
+    else:
+        example = data = as_objective_data(data, dtype)
+        shape = eqx.filter_eval_shape(objective, model, data)
+        _refuse_unless_scalar("objective", shape)
+        problem_objective = objective
+    if laws is None:
+        found = find_laws(model, example, loss, objective=objective, trainable=mask)
+    else:
+        found = _as_laws(laws)
+    return Problem(model, data, problem_objective, mask, found)
+
+
+def _common_dtype(weights: PyTree) -> jnp.dtype:
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(weights)}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"The trained arrays have different dtypes, {sorted(map(str, dtypes))}: "
+            "make them one, so that every number in the result has a known precision."
+        )
+    return dtypes.pop()
+
+
+def _loss_shape(model: PyTree, loss: LossLike, x: PyTree, y: PyTree) -> Any:
+    prediction = eqx.filter_eval_shape(model, sample_shape(x))
+    return eqx.filter_eval_shape(loss, prediction, sample_shape(y))
+
+
+def _refuse_unless_scalar(what: str, value: Any) -> None:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"The {what} must return one real number (a floating-point scalar); it "
+            f"returns {value}. Sum or average it."
+        )
+
+
+def _as_laws(laws: Iterable[Law]) -> Laws:
+    if isinstance(laws, Laws):
+        return laws
+    items = tuple(laws)
+    for item in items:
+        if not isinstance(item, Law):
+            raise TypeError(
+                f"`laws` must hold law objects as `homoflow.laws` returns them, not "
+                f"{type(item).__name__}."
+            )
+    names = [law.name for law in items]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two of the laws have the same name: {names}.")
+    return Laws(items)

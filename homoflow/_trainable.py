@@ -1,0 +1,75 @@
+"""Which arrays of a model are trained."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+Trainable = PyTree[bool] | Callable[..., bool] | None
+
+
+def trainable_mask(model: PyTree, trainable: Trainable = None) -> PyTree[bool]:
+    """A bool for every leaf of `model`: whether it is trained.
+
+    `trainable` is an Equinox filter: a function of a leaf, or a pytree of bools that is
+    a prefix of the model. By default every floating-point array is trained.
+
+    Raises `ValueError` if nothing is left to train, if a weight is of an integer type,
+    or if one is complex.
+    """
+    if trainable is None:
+        _refuse_integers(model)
+        trainable = eqx.is_inexact_array
+    mask = _expanded(model, trainable)
+    chosen = [
+        (path, leaf)
+        for (path, leaf), m in zip(
+            jax.tree_util.tree_leaves_with_path(model),
+            jax.tree.leaves(mask),
+            strict=True,
+        )
+        if m
+    ]
+    for path, leaf in chosen:
+        _refuse_unless_real(path, leaf)
+    if not any(leaf.size for _, leaf in chosen):
+        raise ValueError(
+            "The model has no trainable array: nothing would move. Check that its "
+            "weights are floating-point JAX arrays, and that `trainable` selects some."
+        )
+    return mask
+
+
+def _expanded(model: PyTree, trainable) -> PyTree[bool]:
+    left_out = object()
+    chosen = eqx.filter(model, trainable, replace=left_out)
+    return jax.tree.map(lambda leaf: leaf is not left_out and eqx.is_array(leaf), chosen)
+
+
+def _refuse_integers(model: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        if eqx.is_array(leaf) and _is_integer(leaf):
+            raise ValueError(
+                f"The model's array at `{_dotted(path)}` has the integer type "
+                f"{leaf.dtype}. If it is a weight, make it floating point, for example "
+                "with `.astype(float)`; if it is a constant, say so by passing "
+                "`trainable=eqx.is_inexact_array`."
+            )
+
+
+def _refuse_unless_real(path, leaf) -> None:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"`trainable` selects `{_dotted(path)}`, of type {leaf.dtype}: only "
+            "real floating-point arrays can be trained."
+        )
+
+
+def _is_integer(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == jnp.bool_
+
+
+def _dotted(path) -> str:
+    return jax.tree_util.keystr(path).lstrip(".")

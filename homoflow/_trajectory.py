@@ -1,0 +1,179 @@
+"""What both halves of the library return: observables over time, and how it ended."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._concrete import is_concrete
+
+
+class RESULTS(eqx.Enumeration):
+    """How a run ended. Anything but `successful` is not an answer."""
+
+    successful = ""
+    max_steps_reached = (
+        "The maximum number of steps was reached before the end. Likely causes: (a) the "
+        "problem is stiff, and an explicit solver takes steps of about 1/λ_max of the "
+        "Hessian: allow more with `max_steps`, or pass an implicit `solver` such as "
+        "`diffrax.Kvaerno5()`; (b) the model has kinks, on which an adaptive solver "
+        "chatters: loosen `rtol`; (c) the tolerance is tighter than the dtype allows."
+    )
+    step_size_too_small = (
+        "The step size fell below what the clock's dtype can resolve or below "
+        "`dtmin`. Likely causes: (a) the weights run off to infinity; (b) the tolerance "
+        "is too tight for kinks or for the dtype."
+    )
+    solver_failed = (
+        "The solver's inner iteration failed. Likely causes: (a) an implicit solver's "
+        "Newton iteration met kinks or too large a step: use an explicit solver or a "
+        "tighter tolerance; (b) the linear system is singular."
+    )
+    nonfinite = (
+        "The loss, its gradient or the weights became inf or NaN. Likely causes: (a) a "
+        "fixed step that is larger than 2/λ_max of the Hessian; (b) a loss that "
+        "overflows, such as the exponential one at large weights; (c) an objective "
+        "that is not differentiable where the flow went."
+    )
+    diverged = (
+        "Gradient descent diverged: the loss or the weights became inf or NaN. Likely "
+        "causes: (a) a learning rate above 2/λ_max of the Hessian: lower it, or shrink "
+        "the initial weights; (b) momentum that needs a smaller learning rate still."
+    )
+    bad_weights = "The initial weights contain NaN or inf."
+    bad_data = "The data contain NaN or inf."
+    bad_time = "`t1` must be positive and finite."
+    bad_times = "`ts` must increase and lie in [0, t1]."
+    bad_learning_rate = "The learning rate must be positive and finite."
+    bad_tolerance = (
+        "The tolerance is below what the dtype can reach, or is not positive. With "
+        "float32 weights, `jax.config.update('jax_enable_x64', True)` and float64 "
+        "weights allow tighter ones."
+    )
+
+
+class TrajectoryError(RuntimeError):
+    """A run that did not finish. What it did compute is in `trajectory`."""
+
+    def __init__(self, message: str, trajectory: "Trajectory"):
+        super().__init__(message)
+        self.trajectory = trajectory
+
+
+class Stats(eqx.Module, Mapping):
+    """Numbers and facts about a run, read like a dictionary.
+
+    The numbers are arrays and gain an axis under vmap; the facts (strings such as the
+    solver's name and why it was chosen) are the same for a whole batch.
+    """
+
+    numbers: dict[str, Array]
+    facts: tuple[tuple[str, str], ...] = eqx.field(static=True, default=())
+
+    def __getitem__(self, key: str) -> Any:
+        for name, fact in self.facts:
+            if name == key:
+                return fact
+        return self.numbers[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.numbers
+        yield from (name for name, _ in self.facts)
+
+    def __len__(self) -> int:
+        return len(self.numbers) + len(self.facts)
+
+    def __repr__(self) -> str:
+        items = "\n".join(f"  {name}: {self[name]}" for name in self)
+        return f"Stats(\n{items}\n)"
+
+
+class Trajectory(eqx.Module):
+    """A run of gradient flow or of gradient descent, on the flow's clock.
+
+    Under vmap every array gains a leading axis.
+
+    - `ts`: the times of everything below, in units of the flow's time.
+    - `losses`: the objective at those times.
+    - `laws`: law name → its value, with time as the leading axis.
+    - `grad_norms`: ‖∇L‖₂ over all trained weights.
+    - `squared_norms`: the squared Frobenius norm of each trained array, by its path in
+        the model, such as `layers[0].weight`.
+    - `model`: the final model; where the run ended if it did not finish.
+    - `models`: the models at `ts`, stacked, if `save_models`; otherwise `None`.
+    - `result`: how it ended, a member of `homoflow.RESULTS`.
+    - `stats`: numbers and facts about the run.
+
+    After the point where a run failed, arrays over time hold NaN, never a number.
+    """
+
+    ts: Float[Array, " times"]
+    losses: Float[Array, " times"]
+    laws: dict[str, Float[Array, "times ..."]]
+    grad_norms: Float[Array, " times"]
+    squared_norms: dict[str, Float[Array, " times"]]
+    model: PyTree
+    models: PyTree | None
+    result: RESULTS
+    stats: Stats
+
+    def __repr__(self) -> str:
+        if not is_concrete((self.ts, self.result)) or self.ts.ndim != 1:
+            return f"Trajectory(shape of ts: {self.ts.shape}, laws: {list(self.laws)})"
+        ended = RESULTS[self.result] or "successful"
+        return (
+            f"Trajectory({self.ts.shape[0]} times to t = {float(self.ts[-1]):g}, loss "
+            f"{float(self.losses[0]):.4g} → {float(self.losses[-1]):.4g}, laws: "
+            f"{list(self.laws)}, {ended})"
+        )
+
+
+def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
+    """The trajectory with NaN in place of every observable that is not `valid`."""
+
+    def mask(values):
+        keep = valid.reshape(valid.shape + (1,) * (values.ndim - 1))
+        return jnp.where(keep, values, jnp.nan)
+
+    def over_time(t: Trajectory):
+        return (t.losses, t.laws, t.grad_norms, t.squared_norms)
+
+    masked = jax.tree.map(mask, over_time(trajectory))
+    trajectory = eqx.tree_at(over_time, trajectory, masked)
+    if trajectory.models is None:
+        return trajectory
+    models = jax.tree.map(
+        lambda leaf: mask(leaf) if eqx.is_inexact_array(leaf) else leaf,
+        trajectory.models,
+    )
+    return eqx.tree_at(lambda t: t.models, trajectory, models)
+
+
+def raise_unless_successful(trajectory: Trajectory) -> Trajectory:
+    """The trajectory, or `TrajectoryError` if it did not finish.
+
+    Inside jit or vmap the error is raised when the compiled function runs.
+    """
+    result, reached = trajectory.result, trajectory.stats["time_reached"]
+    if not is_concrete((result, reached)):
+        failed = result != RESULTS.successful
+        losses = eqx.error_if(
+            trajectory.losses,
+            failed,
+            "A homoflow run did not finish; pass throw=False to see its `result`.",
+        )
+        return eqx.tree_at(lambda t: t.losses, trajectory, losses)
+    message = RESULTS[result]
+    if message == "":
+        return trajectory
+    where = f" It got to t = {float(reached):.6g}"
+    if "diverged_at_step" in trajectory.stats:
+        where += f", step {int(trajectory.stats['diverged_at_step'])}"
+    raise TrajectoryError(
+        f"{message}{where}. What was computed is in this error's `trajectory`; with "
+        "`throw=False` it is returned.",
+        trajectory,
+    )
