@@ -99,10 +99,9 @@ def descend(
         laws=laws,
     )
     _check_counts(steps=steps, record_every=record_every)
-    time_dtype = jnp.promote_types(problem.dtype, jnp.float32)
     if not callable(learning_rate):
         _check_learning_rate(learning_rate)
-        learning_rate = jnp.asarray(learning_rate, time_dtype)
+        learning_rate = jnp.asarray(learning_rate, _time_dtype(problem))
     factory = _Factory.of(optimizer)
     plan = _Plan(
         steps=steps,
@@ -202,14 +201,12 @@ def _run(
     key: PRNGKeyArray | None,
     meter: dfx.AbstractProgressMeter,
 ) -> Trajectory:
-    frozen = problem.frozen()
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
         optimizer = optax.with_extra_args_support(plan.factory(learning_rate))
         memory = optimizer.init(problem.weights())
 
     def observed(weights, loss, gradient):
-        model = eqx.combine(weights, frozen)
-        seen = observe(problem.laws, model, weights, loss, gradient)
+        seen = observe(problem.laws, weights, loss, gradient)
         return seen, (weights if plan.save_models else None)
 
     def batch(state):
@@ -299,6 +296,12 @@ def _fault(problem: Problem) -> RESULTS:
     )
 
 
+def _time_dtype(problem: Problem) -> jnp.dtype:
+    """The weights' dtype, but no less than float32: half precision cannot count."""
+    half = jnp.finfo(problem.dtype).bits < 32
+    return jnp.dtype(jnp.float32) if half else problem.dtype
+
+
 def _times(
     plan: _Plan, learning_rate: Array | Callable, dtype: jnp.dtype
 ) -> tuple[Float[Array, " times"], Bool[Array, ""]]:
@@ -330,7 +333,7 @@ def _trajectory(
     saved: PyTree,
     alive: Bool[Array, " times"],
 ) -> Trajectory:
-    dtype = jnp.promote_types(problem.dtype, jnp.float32)
+    dtype = _time_dtype(problem)
     ts, good_rate = _times(plan, learning_rate, dtype)
     finite = jax.vmap(all_finite)(seen)
     valid = alive & finite & good_rate

@@ -173,22 +173,32 @@ def _solve(
     options: _Options,
     meter: dfx.AbstractProgressMeter,
 ) -> Trajectory:
-    weights, frozen = problem.weights(), problem.frozen()
+    weights = problem.weights()
     fault = _fault(problem, method, span)
     # A faulty problem must not be integrated: nothing would be learned, slowly.
     sound = fault == RESULTS.successful
     t1 = jnp.where(sound, span.t1, 0)
     ts = jnp.where(sound, span.times(), 0)
 
-    def field(t, w, frozen):
-        del t
-        gradient = jax.grad(lambda w: _loss(problem, w, frozen))(w)
-        return jax.tree.map(jnp.negative, gradient)
+    # Diffrax gets plain lists: a model's tree may hold more than arrays. And it
+    # differentiates with respect to `args`, not to what a closure holds.
+    leaves, structure = jax.tree.flatten(weights)
+    given, fixed = eqx.partition((problem.frozen(), problem.data), eqx.is_array)
 
-    def record(t, w, frozen):
+    def loss(w, given):
+        frozen, data = eqx.combine(given, fixed)
+        return problem.objective(eqx.combine(w, frozen), data)
+
+    def field(t, leaves, given):
         del t
-        value, gradient = jax.value_and_grad(lambda w: _loss(problem, w, frozen))(w)
-        seen = observe(problem.laws, eqx.combine(w, frozen), w, value, gradient)
+        gradient = jax.grad(loss)(jax.tree.unflatten(structure, leaves), given)
+        return [-g for g in jax.tree.leaves(gradient)]
+
+    def record(t, leaves, given):
+        del t
+        w = jax.tree.unflatten(structure, leaves)
+        value, gradient = jax.value_and_grad(loss)(w, given)
+        seen = observe(problem.laws, w, value, gradient)
         return seen, (w if options.save_models else None)
 
     controller = _controller(method, weights, t1)
@@ -198,8 +208,8 @@ def _solve(
         jnp.zeros_like(t1),
         t1,
         method.dt0,
-        weights,
-        args=frozen,
+        leaves,
+        args=given,
         saveat=_saveat(options.adjoint, ts, t1, record),
         stepsize_controller=controller,
         adjoint=options.adjoint,
@@ -208,15 +218,12 @@ def _solve(
         throw=False,
         progress_meter=meter,
     )
-    seen, saved, final, reached = _read(solution, options.adjoint, ts, record, frozen)
+    seen, saved, final, reached = _read(solution, options.adjoint, record, given)
+    final = jax.tree.unflatten(structure, final)
     result = _result(fault, solution.result, seen, final)
     return _trajectory(
         problem, method, span, options, seen, saved, final, reached, result, solution
     )
-
-
-def _loss(problem: Problem, weights: PyTree, frozen: PyTree) -> Float[Array, ""]:
-    return problem.objective(eqx.combine(weights, frozen), problem.data)
 
 
 def _controller(method: Method, weights: PyTree, t1: Array):
@@ -259,12 +266,12 @@ def _event(adjoint) -> dfx.Event | None:
     return dfx.Event(nonfinite)
 
 
-def _read(solution, adjoint, ts: Array, record, frozen):
+def _read(solution, adjoint, record, given):
     """Observations, saved weights, final weights and the time they belong to."""
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         states = jax.tree.map(lambda y: y[:-1], solution.ys)
         final = jax.tree.map(lambda y: y[-1], solution.ys)
-        seen, saved = jax.lax.map(lambda w: record(None, w, frozen), states)
+        seen, saved = jax.lax.map(lambda w: record(None, w, given), states)
         return seen, saved, final, solution.ts[-1]
     seen, saved = solution.ys["ts"]
     final = jax.tree.map(lambda y: y[0], solution.ys["final"])

@@ -24,9 +24,9 @@ class Observation(eqx.Module):
 
 
 def observe(
-    laws: Laws, model: PyTree, weights: PyTree, loss: Array, gradient: PyTree
+    laws: Laws, weights: PyTree, loss: Array, gradient: PyTree
 ) -> Observation:
-    """The observation at `weights`, where `model` is the model that holds them."""
+    """The observation at `weights`, a model with `None` for all that is not trained."""
     squares = {
         jax.tree_util.keystr(path).lstrip("."): jnp.sum(leaf**2)
         for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
@@ -40,6 +40,6 @@ def observe(
         loss=loss,
         grad_norm=jnp.sqrt(jnp.sum(grad_squares)),
         squared_norms=squares,
-        laws=laws.values(model),
+        laws=laws.values(weights),
         law_violation=violation,
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from .._concrete import is_concrete
 from .._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
@@ -22,7 +22,7 @@ from ._network_laws import factorization_laws, network_laws, output_sum_laws
 
 def laws(
     model: PyTree,
-    x_example: PyTree[Array] | None = None,
+    x_example: PyTree | None = None,
     loss: LossLike = SquaredLoss(),  # noqa: B008
     *,
     objective: Callable[[PyTree, PyTree], Scalar] | None = None,

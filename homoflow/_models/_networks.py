@@ -4,7 +4,7 @@ All are pure functions of one sample; `jax.vmap` makes them functions of a batch
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -137,8 +137,12 @@ class ConvNet(AbstractNetwork):
         for out, kernel, step, pad in zip(
             channels, kernels, strides, paddings, strict=True
         ):
-            layers.append(_convolution(dims, shape[0], out, kernel, step, pad,
-                                       use_bias, dtype))
+            layers.append(
+                _unfilled(
+                    eqx.nn.Conv, dims, shape[0], out, kernel, step, pad,
+                    use_bias=use_bias, dtype=dtype,
+                )
+            )  # fmt: skip
             shape = (out, *((n + 2 * pad - kernel) // step + 1 for n in shape[1:]))
             if min(shape) < 1:
                 raise ValueError(
@@ -233,21 +237,15 @@ def _per_convolution(name: str, value: int | Sequence[int], count: int) -> list[
 
 
 def _dense_chain(sizes: Sequence[int], use_bias: bool, dtype) -> list[eqx.nn.Linear]:
-    # The key only fills arrays that `_initialized` replaces.
     return [
-        eqx.nn.Linear(n_in, n_out, use_bias=use_bias, dtype=dtype, key=jr.key(0))
+        _unfilled(eqx.nn.Linear, n_in, n_out, use_bias=use_bias, dtype=dtype)
         for n_in, n_out in zip(sizes, sizes[1:], strict=False)
     ]
 
 
-def _convolution(
-    dims: int, n_in: int, n_out: int, kernel: int, stride: int, pad: int,
-    use_bias: bool, dtype,
-) -> eqx.nn.Conv:
-    return eqx.nn.Conv(
-        dims, n_in, n_out, kernel, stride, pad,
-        use_bias=use_bias, dtype=dtype, key=jr.key(0),
-    )
+def _unfilled(layer: Callable, *args, **keywords):
+    """A layer with shapes in place of arrays: `_initialized` draws them."""
+    return eqx.filter_eval_shape(lambda: layer(*args, **keywords, key=jr.key(0)))
 
 
 def _specs(
@@ -296,5 +294,6 @@ def _with_weight(layer, weight: Array):
         return eqx.tree_at(lambda m: m.v, layer, weight)
     layer = eqx.tree_at(lambda m: m.weight, layer, weight)
     if layer.bias is not None:
-        layer = eqx.tree_at(lambda m: m.bias, layer, jnp.zeros_like(layer.bias))
+        zeros = jnp.zeros(layer.bias.shape, layer.bias.dtype)
+        layer = eqx.tree_at(lambda m: m.bias, layer, zeros)
     return layer

@@ -1,0 +1,173 @@
+"""Speed, as ratios measured in one run: the machine's own speed cancels.
+
+    python scripts/bench.py [--repeats 5] [--only descend flow import]
+
+Prints a table with the target beside each ratio. Every pair is timed alternately, and
+the ratio is that of the fastest times, which a busy machine disturbs least.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array
+
+import homoflow as hf
+
+SIZES = (1000, 100, 100, 10)
+SAMPLES = 1000
+STEP_SIZE = 0.008
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHES), default=None)
+    args = parser.parse_args()
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
+    for name in args.only or BENCHES:
+        for row in BENCHES[name](args.repeats):
+            print("  ".join(row), flush=True)
+
+
+def bench_descend(repeats: int) -> list[tuple[str, ...]]:
+    """`descend` with every law every 10 steps, against a hand-written scan."""
+    rows = []
+    for dtype in (jnp.float32, jnp.float64):
+        model, (x, y) = figure2_problem(dtype)
+        weights = [layer.weight for layer in model.layers]
+        steps = 300
+
+        def ours(model=model, x=x, y=y):
+            return hf.descend(
+                model, (x, y), steps, learning_rate=STEP_SIZE, record_every=10
+            ).losses
+
+        def bare(weights=weights, x=x, y=y):
+            return bare_descent(weights, x, y, steps)
+
+        mine, theirs = fastest_of(ours, bare, repeats=repeats)
+        rows.append(_row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
+    return rows
+
+
+def bench_flow(repeats: int) -> list[tuple[str, ...]]:
+    """`flow` against its number of gradients times the time of one bare gradient."""
+    rows = []
+    for dtype, solver in (
+        (jnp.float32, None),
+        (jnp.float64, None),
+        (jnp.float64, dfx.Tsit5()),
+        (jnp.float64, dfx.Dopri8()),
+    ):
+        model, (x, y) = figure2_problem(dtype)
+        weights = [layer.weight for layer in model.layers]
+
+        def ours(model=model, x=x, y=y, solver=solver):
+            return hf.flow(model, (x, y), 2.0, rtol=1e-3, solver=solver)
+
+        evaluations = int(ours().stats["gradient_evaluations"])
+        count = 100
+
+        def bare(weights=weights, x=x, y=y, count=count):
+            return repeated_gradients(weights, x, y, count)
+
+        mine, theirs = fastest_of(lambda: ours().losses, bare, repeats=repeats)
+        ratio = mine / (theirs / count * evaluations)
+        name = "default" if solver is None else type(solver).__name__
+        label = f"flow / gradients, {dtype.__name__}, {name} ({evaluations} gradients)"
+        rows.append(_row(label, ratio, 1.15))
+    return rows
+
+
+def bench_import(repeats: int) -> list[tuple[str, ...]]:
+    """Seconds that `import homoflow` adds to importing its dependencies."""
+    dependencies = "import jax, diffrax, optax, equinox, jaxtyping"
+    alone, with_us = (
+        min(_import_seconds(code) for _ in range(repeats))
+        for code in (dependencies, f"{dependencies}; import homoflow")
+    )
+    return [_row("import homoflow − import dependencies, s", with_us - alone, 0.2)]
+
+
+def figure2_problem(dtype) -> tuple[hf.MLP, tuple[Array, Array]]:
+    """The paper's network with the balanced start, on Gaussian data."""
+    key_model, key_x, key_y = jr.split(jr.key(0), 3)
+    init = hf.Gaussian(variance=(1e-4 / 100, 1e-4 / 10, 1e-4))
+    model = hf.MLP(SIZES, init=init, key=key_model, dtype=dtype)
+    x = jr.normal(key_x, (SAMPLES, SIZES[0]), dtype)
+    return model, (x, jr.normal(key_y, (SAMPLES, SIZES[-1]), dtype))
+
+
+def bare_loss(weights: list[Array], x: Array, y: Array) -> Array:
+    first, second, third = weights
+    hidden = jax.nn.relu(jax.nn.relu(x @ first.T) @ second.T)
+    return 0.5 * jnp.mean(jnp.sum((hidden @ third.T - y) ** 2, axis=1))
+
+
+@jax.jit
+def _bare_step(weights, x, y):
+    loss, gradient = jax.value_and_grad(bare_loss)(weights, x, y)
+    return [w - STEP_SIZE * g for w, g in zip(weights, gradient, strict=True)], loss
+
+
+def bare_descent(weights: list[Array], x: Array, y: Array, steps: int) -> Array:
+    return _bare_descent(weights, x, y, jnp.zeros(steps))
+
+
+@jax.jit
+def _bare_descent(weights, x, y, steps):
+    return jax.lax.scan(lambda w, _: _bare_step(w, x, y), weights, steps)[1]
+
+
+def repeated_gradients(weights: list[Array], x: Array, y: Array, count: int) -> Array:
+    return _repeated_gradients(weights, x, y, jnp.zeros(count))
+
+
+@jax.jit
+def _repeated_gradients(weights, x, y, count):
+    def body(w, _):
+        # A vanishing step keeps the compiler from computing the gradient only once.
+        gradient = jax.grad(bare_loss)(w, x, y)
+        return [a - 1e-12 * g for a, g in zip(w, gradient, strict=True)], None
+
+    return jax.lax.scan(body, weights, count)[0][0]
+
+
+def fastest_of(*functions: Callable[[], Array], repeats: int) -> list[float]:
+    """The fastest time of each function, called in turn after one warm-up."""
+    for function in functions:
+        jax.block_until_ready(function())
+    times = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, seconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds.append(time.perf_counter() - start)
+    return [min(seconds) for seconds in times]
+
+
+def _import_seconds(code: str) -> float:
+    timed = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+    done = subprocess.run(
+        [sys.executable, "-c", timed], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)
+
+
+def _row(label: str, measured: float, target: float) -> tuple[str, ...]:
+    verdict = "ok" if measured <= target else "MISS"
+    return f"{label:58s}", f"{measured:6.3f}", f"target {target:g}", verdict
+
+
+BENCHES = {"descend": bench_descend, "flow": bench_flow, "import": bench_import}
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    main()
