@@ -8,6 +8,8 @@ costs speed, never correctness.
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jaxtyping import PyTree
 
@@ -16,13 +18,17 @@ _KINKED = frozenset(
     {
         "abs", "argmax", "argmin", "ceil", "clamp", "cummax", "cummin", "floor", "max",
         "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min",
-        "rem", "round", "select_and_scatter_add", "select_n", "sign", "sort", "top_k",
+        "rem", "round", "select_and_scatter_add", "sign", "sort", "top_k",
     }
 )  # fmt: skip
 #: Functions with a derivative rule of their own that are smooth, though the formula
 #: that computes them is not.
 _SMOOTH_CUSTOM_RULES = frozenset({"logaddexp", "logaddexp2", "log_softmax", "softmax"})
 _CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})
+#: Choices: kinked only where the choice itself, their first input, depends on weights.
+_CHOICES = frozenset({"cond", "select_n"})
+#: Functions that are zero where their kink is.
+_ZERO_AT_KINK = frozenset({"abs", "leaky_relu", "relu"})
 
 
 def nonsmooth_primitives(
@@ -31,9 +37,10 @@ def nonsmooth_primitives(
     """Names of the kinked operations through which `fn`'s output depends on `weights`.
 
     `fn(weights, *others)` is traced on shapes alone; arrays or
-    `jax.ShapeDtypeStruct`s will do. Operations behind `stop_gradient`, and kinks that
-    are squared or raised to a higher power at once (their gradient is continuous), do
-    not count. Sorted, without repetition; empty for a function that is smooth.
+    `jax.ShapeDtypeStruct`s will do. Operations behind `stop_gradient`, and relu, leaky
+    relu or |·| squared or raised to a higher power at once (the gradient is then
+    continuous), do not count. Sorted, without repetition; empty for a function that is
+    smooth.
     """
     shapes = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (weights, *others)
@@ -84,10 +91,18 @@ def _visit(
         reaches = outgoing if matched else [True] * len(inner.outvars)
         names, _ = _walk(inner, depends, reaches)
         found |= names
-    if name in _KINKED and (name != "select_n" or incoming[0]):
+    if name in _KINKED or (name in _CHOICES and incoming[0]) or _is_step(eqn):
         found.add(name)
     named = label if label in ("relu", "relu6", "leaky_relu") else None
     return ({named} if named and found else found), everything
+
+
+def _is_step(eqn) -> bool:
+    """Whether numbers are made from truth values or integers, or integers from them."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    before, after = (v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0]))
+    return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
 
 
 def _label(eqn) -> str:
@@ -114,7 +129,13 @@ def _reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
 
 
 def _flattened_at_once(jaxpr: Jaxpr, eqn) -> bool:
-    """Whether every use of the result is a power of at least two: relu(z)², |z|³, …"""
+    """Whether every use of the result is a power of at least two: relu(z)², |z|³, …
+
+    Only of a function that is zero at its kink: max(z, 1)² keeps its kink.
+    """
+    named = _ZERO_AT_KINK & {eqn.primitive.name, _label(eqn)}
+    if not named and not _is_max_with_zero(eqn):
+        return False
     outputs = set(eqn.outvars)
     if any(_in(v, outputs) for v in jaxpr.outvars):
         return False
@@ -123,6 +144,12 @@ def _flattened_at_once(jaxpr: Jaxpr, eqn) -> bool:
         e.primitive.name == "square"
         or (e.primitive.name == "integer_pow" and e.params["y"] >= 2)
         for e in uses
+    )
+
+
+def _is_max_with_zero(eqn) -> bool:
+    return eqn.primitive.name == "max" and any(
+        isinstance(v, Literal) and np.all(v.val == 0) for v in eqn.invars
     )
 
 
