@@ -118,7 +118,9 @@ def compare(a: Trajectory, b: Trajectory, x: PyTree[Array] | None = None) -> Com
         laws_b={name: read_b(b.laws[name]) for name in shared},
         weight_distance=weight_distance,
         relative_weight_distance=weight_distance / _norm(a.model),
-        function_distance=None if x is None else _function_distance(a.model, b.model, x),
+        function_distance=None
+        if x is None
+        else _function_distance(a.model, b.model, x),
         weight_distances=None if models is None else _along(_weight_distance, *models),
         function_distances=None
         if models is None or x is None
@@ -185,7 +187,9 @@ def _coarser_times(a: Trajectory, b: Trajectory) -> Array:
 
 def _picker(index: np.ndarray):
     def pick(tree):
-        return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
+        return jax.tree.map(
+            lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree
+        )
 
     return pick
 

@@ -1,6 +1,7 @@
 """Numbers that are known now, as opposed to traced ones."""
 
 import jax
+import jax.core
 import numpy as np
 from jaxtyping import PyTree
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._concrete import known_finite, is_concrete
+from ._concrete import is_concrete, known_finite
 
 
 def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Array]:

@@ -291,9 +291,7 @@ def _fault(problem: Problem) -> RESULTS:
     fault = RESULTS.where(
         all_finite(problem.data), RESULTS.successful, RESULTS.bad_data
     )
-    return RESULTS.where(
-        all_finite(problem.weights()), fault, RESULTS.bad_weights
-    )
+    return RESULTS.where(all_finite(problem.weights()), fault, RESULTS.bad_weights)
 
 
 def _time_dtype(problem: Problem) -> jnp.dtype:

@@ -29,8 +29,11 @@ from ._trajectory import (
 
 #: Times recorded when none are asked for.
 DEFAULT_TIMES = 101
-#: How much coarser the companion solve is that an error estimate compares with.
+#: How much coarser the companion solve is that an error estimate compares with, and the
+#: factor on the difference: where errors grow until the two solves are unrelated, their
+#: distance alone may understate the error of either.
 COARSENING = 4.0
+SAFETY = 1.5
 
 
 def flow(
@@ -92,8 +95,9 @@ def flow(
     - `adjoint`: how Diffrax differentiates through the solve (its default is
         `RecursiveCheckpointAdjoint`). With `BacksolveAdjoint` observables are computed
         after the solve, from all models at `ts`.
-    - `estimate_error`: solve again at 4 times the tolerance and report the difference.
-        Default: for homoflow's own choice of method on models with kinks.
+    - `estimate_error`: solve again at 4 times the tolerance and report 1.5 times the
+        difference. Default: for homoflow's own choice of method on models with kinks. An
+        estimate above about 0.1 says that the weights have not converged.
     - `max_steps`: of the solver.
     - `throw`: raise if the run does not finish; otherwise see `result`.
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.
@@ -199,7 +203,7 @@ def _solve(
         w = jax.tree.unflatten(structure, leaves)
         value, gradient = jax.value_and_grad(loss)(w, given)
         seen = observe(problem.laws, w, value, gradient)
-        return seen, (w if options.save_models else None)
+        return seen, (leaves if options.save_models else None)
 
     controller = _controller(method, weights, t1)
     solution = dfx.diffeqsolve(
@@ -220,6 +224,8 @@ def _solve(
     )
     seen, saved, final, reached = _read(solution, options.adjoint, record, given)
     final = jax.tree.unflatten(structure, final)
+    if options.save_models:
+        saved = jax.tree.unflatten(structure, saved)
     result = _result(fault, solution.result, seen, final)
     return _trajectory(
         problem, method, span, options, seen, saved, final, reached, result, solution
@@ -326,9 +332,7 @@ def _trajectory(
         "time_reached": _time_reached(ok, ts, valid, reached, span.t1),
         "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
     }
-    evaluations = gradient_evaluations(
-        method.solver, solution.stats["num_steps"], method.dt0 is None
-    )
+    evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
     if evaluations is not None:
         numbers["gradient_evaluations"] = evaluations + ts.shape[0]
     facts = (*method.facts, ("clock", "flow time"), ("laws", problem.laws.note))
@@ -378,9 +382,11 @@ def _with_error_estimate(
         coarse.result == RESULTS.successful
     )
     numbers = dict(trajectory.stats.numbers)
-    numbers["error_estimate"] = jnp.where(both, jnp.sqrt(difference / size), jnp.nan)
+    numbers["error_estimate"] = jnp.where(
+        both, SAFETY * jnp.sqrt(difference / size), jnp.nan
+    )
     numbers["loss_error_estimate"] = jnp.where(
-        both, jnp.max(jnp.abs(trajectory.losses - coarse.losses)), jnp.nan
+        both, SAFETY * jnp.max(jnp.abs(trajectory.losses - coarse.losses)), jnp.nan
     )
     if "gradient_evaluations" in numbers:
         numbers["gradient_evaluations"] += coarse.stats["gradient_evaluations"]

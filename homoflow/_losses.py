@@ -73,7 +73,9 @@ class SoftmaxCrossEntropy(AbstractLoss):
     def __call__(
         self, prediction: Float[Array, " classes"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
-        if jnp.ndim(target) == 0 and jnp.issubdtype(jnp.result_type(target), jnp.integer):
+        if jnp.ndim(target) == 0 and jnp.issubdtype(
+            jnp.result_type(target), jnp.integer
+        ):
             return optax.softmax_cross_entropy_with_integer_labels(prediction, target)
         return optax.softmax_cross_entropy(prediction, _like(prediction, target))
 
@@ -119,5 +121,3 @@ def _like(prediction: Array, target: Shaped[Array, "..."]) -> Array:
             f"target has shape {jnp.shape(target)}."
         )
     return jnp.asarray(target, prediction.dtype)
-
-

@@ -136,12 +136,11 @@ def tolerance_floor(dtype: jnp.dtype) -> float:
     return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
 
 
-def gradient_evaluations(
-    solver: dfx.AbstractSolver, steps: Array, chooses_first_step: bool
-) -> Array | None:
+def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
     """How often an explicit Runge–Kutta solver evaluated the field in `steps` steps.
 
-    `None` for other solvers, which do not say.
+    `None` for other solvers, which do not say. A first-same-as-last solver evaluates
+    once more each time its very first step is rejected, which Diffrax does not report.
     """
     if not isinstance(solver, dfx.AbstractERK):
         return None
@@ -149,8 +148,7 @@ def gradient_evaluations(
     if isinstance(tableau, dfx.MultiButcherTableau):
         return None
     per_step = tableau.num_stages - int(tableau.fsal)
-    before = int(tableau.fsal) + 2 * int(chooses_first_step)
-    return per_step * steps + before
+    return per_step * steps + int(tableau.fsal)
 
 
 def _default_solver(

@@ -23,9 +23,7 @@ class Observation(eqx.Module):
     law_violation: Float[Array, ""]
 
 
-def observe(
-    laws: Laws, weights: PyTree, loss: Array, gradient: PyTree
-) -> Observation:
+def observe(laws: Laws, weights: PyTree, loss: Array, gradient: PyTree) -> Observation:
     """The observation at `weights`, a model with `None` for all that is not trained."""
     squares = {
         jax.tree_util.keystr(path).lstrip("."): jnp.sum(leaf**2)

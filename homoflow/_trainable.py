@@ -45,7 +45,9 @@ def trainable_mask(model: PyTree, trainable: Trainable = None) -> PyTree[bool]:
 def _expanded(model: PyTree, trainable) -> PyTree[bool]:
     left_out = object()
     chosen = eqx.filter(model, trainable, replace=left_out)
-    return jax.tree.map(lambda leaf: leaf is not left_out and eqx.is_array(leaf), chosen)
+    return jax.tree.map(
+        lambda leaf: leaf is not left_out and eqx.is_array(leaf), chosen
+    )
 
 
 def _refuse_integers(model: PyTree) -> None:

@@ -16,12 +16,13 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 import homoflow as hf
 
 SIZES = (1000, 100, 100, 10)
 SAMPLES = 1000
+STEPS = 300
 STEP_SIZE = 0.008
 
 
@@ -42,15 +43,14 @@ def bench_descend(repeats: int) -> list[tuple[str, ...]]:
     for dtype in (jnp.float32, jnp.float64):
         model, (x, y) = figure2_problem(dtype)
         weights = [layer.weight for layer in model.layers]
-        steps = 300
 
         def ours(model=model, x=x, y=y):
             return hf.descend(
-                model, (x, y), steps, learning_rate=STEP_SIZE, record_every=10
+                model, (x, y), STEPS, learning_rate=STEP_SIZE, record_every=10
             ).losses
 
         def bare(weights=weights, x=x, y=y):
-            return bare_descent(weights, x, y, steps)
+            return bare_descent(weights, x, y, STEPS)
 
         mine, theirs = fastest_of(ours, bare, repeats=repeats)
         rows.append(_row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
@@ -70,16 +70,16 @@ def bench_flow(repeats: int) -> list[tuple[str, ...]]:
         weights = [layer.weight for layer in model.layers]
 
         def ours(model=model, x=x, y=y, solver=solver):
-            return hf.flow(model, (x, y), 2.0, rtol=1e-3, solver=solver)
+            run = hf.flow(model, (x, y), 2.0, rtol=1e-3, solver=solver)
+            return run.losses, run.stats
 
-        evaluations = int(ours().stats["gradient_evaluations"])
-        count = 100
+        evaluations = int(ours()[1]["gradient_evaluations"])
 
-        def bare(weights=weights, x=x, y=y, count=count):
-            return repeated_gradients(weights, x, y, count)
+        def bare(weights=weights, x=x, y=y):
+            return repeated_gradients(weights, x, y, STEPS)
 
-        mine, theirs = fastest_of(lambda: ours().losses, bare, repeats=repeats)
-        ratio = mine / (theirs / count * evaluations)
+        mine, theirs = fastest_of(ours, bare, repeats=repeats)
+        ratio = mine / (theirs / STEPS * evaluations)
         name = "default" if solver is None else type(solver).__name__
         label = f"flow / gradients, {dtype.__name__}, {name} ({evaluations} gradients)"
         rows.append(_row(label, ratio, 1.15))
@@ -140,7 +140,7 @@ def _repeated_gradients(weights, x, y, count):
     return jax.lax.scan(body, weights, count)[0][0]
 
 
-def fastest_of(*functions: Callable[[], Array], repeats: int) -> list[float]:
+def fastest_of(*functions: Callable[[], PyTree], repeats: int) -> list[float]:
     """The fastest time of each function, called in turn after one warm-up."""
     for function in functions:
         jax.block_until_ready(function())
@@ -154,7 +154,9 @@ def fastest_of(*functions: Callable[[], Array], repeats: int) -> list[float]:
 
 
 def _import_seconds(code: str) -> float:
-    timed = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+    timed = (
+        f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", timed], check=True, capture_output=True, text=True
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
@@ -114,8 +115,9 @@ def _certified(
 ) -> Laws:
     # Inside a trace the values are unknown, but the shapes are not: any numbers will do.
     with jax.ensure_compile_time_eval():
+        model, data = _concretized((model, data))
         violations = violations_at_random_weights(
-            found.items, objective, *_concretized((model, data)), mask
+            found.items, objective, model, data, mask
         )
     if not is_concrete(violations):
         return Laws((), "The objective depends on traced values: no law was certified.")
@@ -137,5 +139,3 @@ def _stand_in(leaf):
     if not eqx.is_inexact_array(leaf):
         return jnp.zeros(leaf.shape, leaf.dtype)
     return jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype)
-
-

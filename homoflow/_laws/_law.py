@@ -124,9 +124,7 @@ class Laws(eqx.Module):
 
     def where(self, keep: Iterable[bool], note: str) -> "Laws":
         """Only the laws for which `keep` is true, with a note about the others."""
-        items = tuple(
-            law for law, k in zip(self.items, keep, strict=True) if bool(k)
-        )
+        items = tuple(law for law, k in zip(self.items, keep, strict=True) if bool(k))
         notes = [self.note] if self.note else []
         if len(items) < len(self.items):
             notes.append(note)
@@ -172,4 +170,3 @@ def _linear(kind: Contraction, rows: Array) -> Array:
             return jnp.sum(rows, axis=1)
         case "matrix":
             raise ValueError("A matrix law has no linear part.")
-

@@ -32,9 +32,7 @@ def output_sum_laws(model: AbstractNetwork) -> tuple[Law, ...]:
     ]  # fmt: skip
     if layer.bias is not None:
         bias = Term(_path(h, "bias"), 1)
-        laws.append(
-            Law(f"output_bias_sum[{n}]", f"Σ_i b{n}[i]", "total", (), (bias,))
-        )
+        laws.append(Law(f"output_bias_sum[{n}]", f"Σ_i b{n}[i]", "total", (), (bias,)))
     return tuple(laws)
 
 
@@ -54,7 +52,11 @@ def factorization_laws(model: MatrixFactorization) -> tuple[Law, ...]:
 
 def _interface_laws(model: AbstractNetwork, h: int) -> list[Law]:
     """Laws between layer h and h + 1 (counted from 0)."""
-    lower, upper, activation = model.layers[h], model.layers[h + 1], model.activations[h]
+    lower, upper, activation = (
+        model.layers[h],
+        model.layers[h + 1],
+        model.activations[h],
+    )
     assert activation.degree is not None
     terms = (*_outgoing(lower, h), _incoming(upper, h + 1, lower, activation.degree))
     shared = isinstance(lower, SharedLinear) or isinstance(upper, SharedLinear)

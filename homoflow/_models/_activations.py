@@ -1,7 +1,7 @@
 """Activations that know their degree of homogeneity."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -155,11 +155,10 @@ def as_activation(activation: ActivationLike) -> AbstractActivation:
 
 
 def per_layer(
-    activation: ActivationLike | tuple[ActivationLike, ...] | list[ActivationLike],
-    hidden_layers: int,
+    activation: ActivationLike | Sequence[ActivationLike], hidden_layers: int
 ) -> tuple[AbstractActivation, ...]:
     """One activation for each hidden layer, from one for all or a sequence of them."""
-    if not isinstance(activation, tuple | list):
+    if isinstance(activation, str) or not isinstance(activation, Sequence):
         return (as_activation(activation),) * hidden_layers
     if len(activation) != hidden_layers:
         raise ValueError(

@@ -122,8 +122,10 @@ class Orthogonal(AbstractInitializer):
     ) -> list[Float[Array, "..."]]:
         init = jax.nn.initializers.orthogonal(self.scale, column_axis=0)
         keys = jr.split(key, len(specs))
-        return [init(k, _matrix_shape(s), dtype).reshape(s.shape) for k, s in
-                zip(keys, specs, strict=True)]
+        return [
+            init(k, _matrix_shape(s), dtype).reshape(s.shape)
+            for k, s in zip(keys, specs, strict=True)
+        ]
 
 
 class Balanced(AbstractInitializer):

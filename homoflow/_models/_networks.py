@@ -3,6 +3,7 @@
 All are pure functions of one sample; `jax.vmap` makes them functions of a batch.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ class MLP(AbstractNetwork):
         dtype=None,
     ):
         sizes = _checked_sizes(sizes, at_least=2)
-        self.activations = per_layer(_as_given(activation), len(sizes) - 2)
+        self.activations = per_layer(activation, len(sizes) - 2)
         layers = _dense_chain(sizes, use_bias, dtype)
         specs = _specs(layers, self.activations, units=sizes[:-1])
         self.layers = _initialized(layers, specs, init, key)
@@ -133,26 +134,30 @@ class ConvNet(AbstractNetwork):
         kernels = _per_convolution("kernel_size", kernel_size, len(channels))
         strides = _per_convolution("stride", stride, len(channels))
         paddings = _per_convolution("padding", padding, len(channels))
-        shape, layers = in_shape, []
-        for out, kernel, step, pad in zip(
+        n_in, image = in_shape[0], in_shape[1:]
+        layers: list[eqx.nn.Conv | eqx.nn.Linear] = []
+        for n_out, kernel, step, pad in zip(
             channels, kernels, strides, paddings, strict=True
         ):
             layers.append(
                 _unfilled(
-                    eqx.nn.Conv, dims, shape[0], out, kernel, step, pad,
+                    eqx.nn.Conv, dims, n_in, n_out, kernel, step, pad,
                     use_bias=use_bias, dtype=dtype,
                 )
             )  # fmt: skip
-            shape = (out, *((n + 2 * pad - kernel) // step + 1 for n in shape[1:]))
-            if min(shape) < 1:
+            n_in, image = (
+                n_out,
+                tuple((n + 2 * pad - kernel) // step + 1 for n in image),
+            )
+            if min(image) < 1:
                 raise ValueError(
                     f"Convolution {len(layers)} leaves nothing of the image (its output "
-                    f"would have shape {shape}): use a smaller kernel or stride, or "
-                    "more padding."
+                    f"would have shape {(n_out, *image)}): use a smaller kernel or "
+                    "stride, or more padding."
                 )
-        dense = _dense_chain((math.prod(shape), *hidden, out_size), use_bias, dtype)
-        layers.extend(dense)
-        self.activations = per_layer(_as_given(activation), len(layers) - 1)
+        dense_sizes = _checked_sizes((*hidden, out_size), at_least=1)
+        layers += _dense_chain((math.prod(image) * n_in, *dense_sizes), use_bias, dtype)
+        self.activations = per_layer(activation, len(layers) - 1)
         units = (in_shape[0], *channels, *hidden)
         specs = _specs(layers, self.activations, units=units)
         self.layers = _initialized(layers, specs, init, key)
@@ -195,13 +200,13 @@ class SharedMLP(AbstractNetwork):
         layers = [SharedLinear(g, use_bias=use_bias, dtype=dtype) for g in maps]
         if not layers:
             raise ValueError("`maps` is empty: give one map for each layer.")
-        for h, (below, above) in enumerate(zip(layers, layers[1:], strict=False), 1):
+        for h, (below, above) in enumerate(itertools.pairwise(layers), 1):
             if above.index.shape[1] != below.index.shape[0]:
                 raise ValueError(
                     f"Map {h} has {below.index.shape[0]} outputs and map {h + 1} has "
                     f"{above.index.shape[1]} inputs."
                 )
-        self.activations = per_layer(_as_given(activation), len(layers) - 1)
+        self.activations = per_layer(activation, len(layers) - 1)
         specs = _specs(layers, self.activations, units=(None,) * len(layers))
         self.layers = _initialized(layers, specs, init, key)
 
@@ -223,10 +228,6 @@ def _checked_sizes(sizes: Sequence[int], *, at_least: int) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
-def _as_given(activation):
-    return tuple(activation) if isinstance(activation, list) else activation
-
-
 def _per_convolution(name: str, value: int | Sequence[int], count: int) -> list[int]:
     values = [value] * count if isinstance(value, int) else list(value)
     if len(values) != count:
@@ -239,7 +240,7 @@ def _per_convolution(name: str, value: int | Sequence[int], count: int) -> list[
 def _dense_chain(sizes: Sequence[int], use_bias: bool, dtype) -> list[eqx.nn.Linear]:
     return [
         _unfilled(eqx.nn.Linear, n_in, n_out, use_bias=use_bias, dtype=dtype)
-        for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+        for n_in, n_out in itertools.pairwise(sizes)
     ]
 
 
