@@ -329,7 +329,7 @@ def _trajectory(
     numbers = {
         "steps": solution.stats["num_accepted_steps"],
         "rejected_steps": solution.stats["num_rejected_steps"],
-        "time_reached": _time_reached(ok, ts, valid, reached, span.t1),
+        "time_reached": _time_reached(result, ts, valid, reached, span.t1),
         "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
     }
     evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
@@ -350,10 +350,12 @@ def _trajectory(
     return masked_after(trajectory, valid)
 
 
-def _time_reached(ok, ts, valid, reached, t1) -> Float[Array, ""]:
+def _time_reached(result, ts, valid, reached, t1) -> Float[Array, ""]:
     last_valid = jnp.max(jnp.where(valid, ts, 0), initial=0)
-    stopped = jnp.where(jnp.isfinite(reached), reached, last_valid)
-    return jnp.where(ok, t1, stopped).astype(t1.dtype)
+    # A solver may go on for a while after the loss has overflowed.
+    known = jnp.isfinite(reached) & (result != RESULTS.nonfinite)
+    stopped = jnp.where(known, reached, last_valid)
+    return jnp.where(result == RESULTS.successful, t1, stopped).astype(t1.dtype)
 
 
 def _with_error_estimate(

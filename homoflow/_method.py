@@ -142,6 +142,8 @@ def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | No
     `None` for other solvers, which do not say. A first-same-as-last solver evaluates
     once more each time its very first step is rejected, which Diffrax does not report.
     """
+    if isinstance(solver, dfx.Euler):
+        return steps
     if not isinstance(solver, dfx.AbstractERK):
         return None
     tableau = solver.tableau

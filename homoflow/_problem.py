@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from ._data import as_objective_data, as_samples, refuse_nonfinite, sample_shape
-from ._laws import Law, Laws
-from ._laws import laws as find_laws
+from ._laws import Law, Laws, laws as find_laws
 from ._losses import LossLike, Risk
 from ._trainable import Trainable, trainable_mask
 

@@ -2,5 +2,4 @@
 
 from ._certify import relative_violation as relative_violation
 from ._find import laws as laws
-from ._law import Law as Law
-from ._law import Laws as Laws
+from ._law import Law as Law, Laws as Laws

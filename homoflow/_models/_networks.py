@@ -123,18 +123,18 @@ class ConvNet(AbstractNetwork):
         key: PRNGKeyArray,
         dtype=None,
     ):
-        in_shape = _checked_sizes(in_shape, at_least=2)
+        n_in, *image = _checked_sizes(in_shape, at_least=2)
         channels = _checked_sizes(channels, at_least=1)
-        if len(in_shape) > 3:
+        if len(image) > 2:
             raise ValueError(
                 "`in_shape` is (channels, length) or (channels, height, width); got "
                 f"{in_shape}."
             )
-        dims = len(in_shape) - 1
+        dims = len(image)
+        units = [n_in, *channels, *hidden]
         kernels = _per_convolution("kernel_size", kernel_size, len(channels))
         strides = _per_convolution("stride", stride, len(channels))
         paddings = _per_convolution("padding", padding, len(channels))
-        n_in, image = in_shape[0], in_shape[1:]
         layers: list[eqx.nn.Conv | eqx.nn.Linear] = []
         for n_out, kernel, step, pad in zip(
             channels, kernels, strides, paddings, strict=True
@@ -158,7 +158,6 @@ class ConvNet(AbstractNetwork):
         dense_sizes = _checked_sizes((*hidden, out_size), at_least=1)
         layers += _dense_chain((math.prod(image) * n_in, *dense_sizes), use_bias, dtype)
         self.activations = per_layer(activation, len(layers) - 1)
-        units = (in_shape[0], *channels, *hidden)
         specs = _specs(layers, self.activations, units=units)
         self.layers = _initialized(layers, specs, init, key)
 
