@@ -30,6 +30,7 @@ def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Arra
     m = _sample_count(x, y)
     if m == 0:
         raise ValueError("`data` is empty: there are no samples.")
+    _refuse_complex((x, y))
     refuse_nonfinite("data", (x, y))
     y = jax.tree.map(lambda a: _cast(a, dtype), y)
     return _inputs_for(model, x, dtype), y
@@ -55,6 +56,13 @@ def refuse_nonfinite(what: str, tree: PyTree) -> None:
 
 def _as_array(leaf: Any) -> Array:
     return jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
+
+
+def _refuse_complex(data: PyTree[Array]) -> None:
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(data)):
+        raise ValueError(
+            "The data are complex: give real and imaginary parts as real arrays."
+        )
 
 
 def _cast(leaf: Array, dtype: jnp.dtype) -> Array:

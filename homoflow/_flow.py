@@ -223,6 +223,8 @@ def _solve(
         progress_meter=meter,
     )
     seen, saved, final, reached = _read(solution, options.adjoint, record, given)
+    # Of a faulty problem nothing is recorded, not even the start.
+    reached = jnp.where(sound, reached, -jnp.inf)
     final = jax.tree.unflatten(structure, final)
     if options.save_models:
         saved = jax.tree.unflatten(structure, saved)

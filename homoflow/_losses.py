@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -21,6 +21,12 @@ class AbstractLoss(eqx.Module):
     """
 
     reduction: eqx.AbstractVar[Reduction]
+
+    def __check_init__(self):
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(
+                f"`reduction` must be 'mean' or 'sum', not {self.reduction!r}."
+            )
 
     @abc.abstractmethod
     def __call__(

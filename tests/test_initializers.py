@@ -233,6 +233,7 @@ KEY = {"key": jax.random.key(0)}
         (lambda: hf.Gaussian(0.1, variance=0.1), "and not both"),
         (lambda: hf.Gaussian(-0.1), "not negative"),
         (lambda: hf.Gaussian(variance=(0.1, float("nan"))), "finite"),
+        (lambda: hf.Balanced(0.0), "positive and finite"),
         (
             lambda: hf.MLP((3, 4, 2), init=hf.Gaussian((0.1, 0.2, 0.3)), **KEY),
             "3 spreads for 2 layers",

@@ -216,6 +216,10 @@ class TestRisk:
         total = Risk(make(reduction="sum"))(self.model, data)
         np.testing.assert_allclose(total, 5 * mean, rtol=1e-15)
 
+    def test_other_reductions_are_refused(self):
+        with pytest.raises((ValueError, TypeError), match="max"):
+            hf.SquaredLoss(reduction="max")  # pyright: ignore[reportArgumentType]
+
     def test_targets_of_another_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"predicts shape \(2,\)"):
             Risk(hf.SquaredLoss())(self.model, (self.x, self.y[:, 0]))

@@ -343,6 +343,12 @@ KEY = {"key": jax.random.key(0)}
             "`stride` has 3 entries for 2 convolutions",
         ),
         (lambda: hf.ConvNet((1, 4), (2, 2), 1, **KEY), "leaves nothing"),
+        (lambda: hf.ConvNet((1, 8), (2,), 1, stride=0, **KEY), "`stride` takes"),
+        (lambda: hf.ConvNet((1, 8), (2,), 1, padding=-1, **KEY), "of at least 0"),
+        (
+            lambda: hf.ConvNet((1, 8), (2,), 1, kernel_size=0, **KEY),
+            "`kernel_size` takes integers of at least 1; got 0",
+        ),
         (lambda: hf.SharedMLP([], **KEY), "`maps` is empty"),
         (lambda: hf.SharedMLP([[[1, 2]], [[1, 1]]], **KEY), "1 outputs and map 2"),
         (lambda: hf.SharedLinear([1, 2]), "integer array of shape"),

@@ -136,9 +136,15 @@ class Balanced(AbstractInitializer):
     activation between, so that every law of Theorem 2.1 starts at 0 (to rounding).
     Channels take the place of neurons in convolutions; in layers with weights shared
     across units the total norms are made equal (Theorem 2.3).
+
+    **Raises:** `ValueError` if `std` is not positive and finite.
     """
 
     std: float = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self):
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"`std` must be positive and finite; got {self.std}.")
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype

@@ -132,9 +132,9 @@ class ConvNet(AbstractNetwork):
             )
         dims = len(image)
         units = [n_in, *channels, *hidden]
-        kernels = _per_convolution("kernel_size", kernel_size, len(channels))
-        strides = _per_convolution("stride", stride, len(channels))
-        paddings = _per_convolution("padding", padding, len(channels))
+        kernels = _per_convolution("kernel_size", kernel_size, len(channels), least=1)
+        strides = _per_convolution("stride", stride, len(channels), least=1)
+        paddings = _per_convolution("padding", padding, len(channels), least=0)
         layers: list[eqx.nn.Conv | eqx.nn.Linear] = []
         for n_out, kernel, step, pad in zip(
             channels, kernels, strides, paddings, strict=True
@@ -227,12 +227,16 @@ def _checked_sizes(sizes: Sequence[int], *, at_least: int) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
-def _per_convolution(name: str, value: int | Sequence[int], count: int) -> list[int]:
+def _per_convolution(
+    name: str, value: int | Sequence[int], count: int, *, least: int
+) -> list[int]:
     values = [value] * count if isinstance(value, int) else list(value)
     if len(values) != count:
         raise ValueError(
             f"`{name}` has {len(values)} entries for {count} convolutions."
         )
+    if any(not isinstance(n, int | np.integer) or n < least for n in values):
+        raise ValueError(f"`{name}` takes integers of at least {least}; got {value}.")
     return values
 
 
