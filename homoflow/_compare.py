@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._concrete import is_concrete
 from ._trajectory import RESULTS, Trajectory
@@ -59,7 +59,9 @@ class Comparison(eqx.Module):
         return "Comparison\n  " + "\n  ".join(lines)
 
 
-def compare(a: Trajectory, b: Trajectory, x: PyTree[Array] | None = None) -> Comparison:
+def compare(
+    a: Trajectory, b: Trajectory, x: PyTree[ArrayLike] | None = None
+) -> Comparison:
     """Two trajectories of the same model, of either half, at common times.
 
     Where they were recorded at the same times these are used; where they share fewer
@@ -106,6 +108,7 @@ def compare(a: Trajectory, b: Trajectory, x: PyTree[Array] | None = None) -> Com
             f"The ends are at different times, {ends[0]:g} and {ends[1]:g}: the final "
             "weights are not of the same time."
         )
+    x = None if x is None else _as_inputs(x, a.model)
     shared = [name for name in a.laws if name in b.laws]
     weight_distance = _weight_distance(a.model, b.model)
     along = exact and a.models is not None and b.models is not None
@@ -221,6 +224,18 @@ def _weight_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
 def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, ""]:
     difference = jax.vmap(a)(x) - jax.vmap(b)(x)
     return jnp.sqrt(jnp.sum(difference**2) / difference.shape[0])
+
+
+def _as_inputs(x: PyTree, model: PyTree) -> PyTree[Array]:
+    """Inputs as the runs saw them: floats in the dtype of the weights."""
+    dtype = jax.tree.leaves(_arrays(model))[0].dtype
+
+    def cast(leaf):
+        leaf = jnp.asarray(leaf)
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    return jax.tree.map(cast, x)
 
 
 def _along(distance, a: PyTree, b: PyTree) -> Float[Array, " times"]:

@@ -30,7 +30,7 @@ from ._trajectory import (
     raise_unless_successful,
 )
 
-LearningRate = float | Float[ArrayLike, ""] | Callable[[Any], Any]
+LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 
 
@@ -247,7 +247,7 @@ def _run(
         alive = state.alive
         seen, state = recorded(state)
         state = jax.lax.fori_loop(0, length - 1, plain, state)
-        bar = meter.step(bar, state.step / plan.steps)
+        bar = meter.step(bar, state.step.astype(jnp.float32) / plan.steps)
         return (state, bar), (seen, alive)
 
     order = None

@@ -1,18 +1,37 @@
 """Progress meters for long runs, Diffrax's own."""
 
 import importlib.util
+from typing import Any
 
 import diffrax as dfx
+import jax.numpy as jnp
 
 Progress = bool | dfx.AbstractProgressMeter
 
 
+class _Meter(dfx.AbstractProgressMeter):
+    """Diffrax's meters start from JAX's default dtype, and have to stay in it."""
+
+    meter: dfx.AbstractProgressMeter
+
+    def init(self) -> Any:
+        return self.meter.init()
+
+    def step(self, state: Any, progress: Any) -> Any:
+        return self.meter.step(state, jnp.asarray(progress, jnp.zeros(()).dtype))
+
+    def close(self, state: Any) -> None:
+        self.meter.close(state)
+
+
 def as_meter(progress: Progress) -> dfx.AbstractProgressMeter:
     """The meter asked for: none, a bar (lines of text without tqdm), or the given one."""
-    if isinstance(progress, dfx.AbstractProgressMeter):
+    if isinstance(progress, dfx.NoProgressMeter):
         return progress
+    if isinstance(progress, dfx.AbstractProgressMeter):
+        return _Meter(progress)
     if not progress:
         return dfx.NoProgressMeter()
     if importlib.util.find_spec("tqdm") is None:
-        return dfx.TextProgressMeter()
-    return dfx.TqdmProgressMeter()
+        return _Meter(dfx.TextProgressMeter())
+    return _Meter(dfx.TqdmProgressMeter())
