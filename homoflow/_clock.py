@@ -55,12 +55,11 @@ def read_clock(make_optimizer: Callable, weights: PyTree) -> Clock:
 
 @functools.lru_cache(maxsize=256)
 def _read(make_optimizer: Callable, structure, shapes: tuple) -> Clock:
-    # Double precision on the host, whatever the run's own: 1/(1−μ) magnifies rounding.
+    # Double precision, whatever the run's own: 1/(1−μ) magnifies rounding.
     with (
         jax.ensure_compile_time_eval(),
         jax.numpy_dtype_promotion("standard"),
         jax.enable_x64(True),
-        jax.default_device(jax.devices("cpu")[0]),
     ):
         weights = jax.tree.unflatten(structure, [jnp.zeros(s) for s in shapes])
         respond = _responder(make_optimizer, weights)

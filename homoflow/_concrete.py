@@ -12,9 +12,14 @@ def is_concrete(tree: PyTree) -> bool:
 
 
 def known_finite(tree: PyTree) -> bool:
-    """Whether every floating-point leaf of a concrete pytree is free of NaN and inf."""
+    """Whether every floating-point leaf of a concrete pytree is free of NaN and inf.
+
+    Parts of an array on other machines are not looked at.
+    """
     return all(
         bool(np.isfinite(np.asarray(leaf)).all())
         for leaf in jax.tree.leaves(tree)
-        if hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, np.floating)
+        if hasattr(leaf, "dtype")
+        and jax.numpy.issubdtype(leaf.dtype, np.floating)
+        and getattr(leaf, "is_fully_addressable", True)
     )

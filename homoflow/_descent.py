@@ -19,6 +19,7 @@ from ._finite import all_finite
 from ._laws import Law
 from ._losses import LossLike, Risk, SquaredLoss
 from ._observables import Observation, observe
+from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._progress import Progress, as_meter
 from ._trainable import Trainable
@@ -194,6 +195,7 @@ class _State(eqx.Module):
 
 
 @eqx.filter_jit
+@full_matmul_precision()
 def _run(
     problem: Problem,
     plan: _Plan,

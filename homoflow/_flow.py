@@ -16,6 +16,7 @@ from ._laws import Law
 from ._losses import LossLike, SquaredLoss
 from ._method import Method, choose_method, gradient_evaluations, tolerance_floor
 from ._observables import Observation, observe
+from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._progress import Progress, as_meter
 from ._trainable import Trainable
@@ -170,6 +171,7 @@ class _Options(eqx.Module):
 
 
 @eqx.filter_jit
+@full_matmul_precision()
 def _solve(
     problem: Problem,
     method: Method,
@@ -374,8 +376,12 @@ def _with_error_estimate(
             "with your `stepsize_controller` or a constant step: run the flow twice and "
             "`homoflow.compare` the two."
         )
+    # Only a figure is wanted: derivatives need not follow the second solve.
+    still_problem, still_method, still_span = _without_derivatives(
+        (problem, method.coarser(COARSENING), span)
+    )
     coarse = _solve(
-        problem, method.coarser(COARSENING), span, options, dfx.NoProgressMeter()
+        still_problem, still_method, still_span, options, dfx.NoProgressMeter()
     )
     fine, rough = (
         jax.tree.leaves(eqx.filter(t.model, problem.mask)) for t in (trajectory, coarse)
@@ -396,6 +402,12 @@ def _with_error_estimate(
         numbers["gradient_evaluations"] += coarse.stats["gradient_evaluations"]
     stats = Stats(numbers, trajectory.stats.facts)
     return eqx.tree_at(lambda t: t.stats, trajectory, stats)
+
+
+def _without_derivatives(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree
+    )
 
 
 def _checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> _Span:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._precision import full_matmul_precision
 from ._law import Law
 
 #: Random weights at which a law has to hold.
@@ -30,6 +31,7 @@ def relative_violation(
 
 
 @eqx.filter_jit
+@full_matmul_precision()
 def violations_at_random_weights(
     laws: tuple[Law, ...],
     objective: Callable[[PyTree, PyTree], Scalar],
