@@ -117,7 +117,7 @@ PROBLEMS = {
         {"model": matrix(tag=jnp.arange(3)), "trainable": eqx.is_array},
         "selects `tag`, of type int",
     ),
-    "no array": ({"model": Matrix(None)}, "no trainable array"),
+    "no array": ({"model": jnp.tanh}, "no trainable array"),
     "empty weights": ({"model": Matrix(jnp.ones((0, 3)))}, "no trainable array"),
     "everything frozen": ({"trainable": False}, "no trainable array.*`trainable`"),
     "mixed dtypes": (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +18,7 @@ from homoflow._laws import relative_violation
 from homoflow._laws._law import Term
 from homoflow._losses import Risk
 
-KEY = {"key": jax.random.key(0), "init": Blank()}
+KEY: dict[str, Any] = {"key": jax.random.key(0), "init": Blank()}
 SAMPLES, OUTPUTS = 5, 3
 
 
