@@ -411,6 +411,8 @@ def _without_derivatives(tree: PyTree) -> PyTree:
 
 
 def _checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> _Span:
+    if jnp.ndim(t1) != 0:
+        raise ValueError(f"`t1` must be one number; got shape {jnp.shape(t1)}.")
     if is_concrete(t1) and not (np.isfinite(float(t1)) and float(t1) > 0):
         raise ValueError(f"`t1` must be positive and finite; got {t1}.")
     end = jnp.asarray(t1, dtype)

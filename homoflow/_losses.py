@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, Scalar, Shaped
 
@@ -34,6 +35,11 @@ class AbstractLoss(eqx.Module):
     ) -> Float[Array, ""]:
         """The loss of one sample, in the prediction's dtype."""
 
+    @abc.abstractmethod
+    def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
+        """Raise `ValueError` for targets (of all samples, with known values) that this
+        loss would silently misread; `outputs` is the size of a prediction."""
+
 
 class SquaredLoss(AbstractLoss):
     """½‖prediction − target‖²."""
@@ -44,6 +50,9 @@ class SquaredLoss(AbstractLoss):
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         return 0.5 * jnp.sum((prediction - _like(prediction, target)) ** 2)
+
+    def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
+        del targets, outputs  # Any numbers will do.
 
 
 class LogisticLoss(AbstractLoss):
@@ -56,6 +65,10 @@ class LogisticLoss(AbstractLoss):
     ) -> Float[Array, ""]:
         return jnp.sum(jax.nn.softplus(-_like(prediction, target) * prediction))
 
+    def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
+        del outputs
+        _refuse_unless_signs(targets)
+
 
 class ExponentialLoss(AbstractLoss):
     """Σ exp(−y·f) over the outputs f, with labels y ∈ {−1, +1}."""
@@ -66,6 +79,10 @@ class ExponentialLoss(AbstractLoss):
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         return jnp.sum(jnp.exp(-_like(prediction, target) * prediction))
+
+    def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
+        del outputs
+        _refuse_unless_signs(targets)
 
 
 class SoftmaxCrossEntropy(AbstractLoss):
@@ -85,6 +102,14 @@ class SoftmaxCrossEntropy(AbstractLoss):
             return optax.softmax_cross_entropy_with_integer_labels(prediction, target)
         return optax.softmax_cross_entropy(prediction, _like(prediction, target))
 
+    def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
+        classes = jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == 1
+        if classes and not np.all((np.asarray(targets) >= 0) & (targets < outputs)):
+            raise ValueError(
+                f"Class indices must lie in 0…{outputs - 1} for {outputs} outputs; got "
+                f"{int(targets.min())}…{int(targets.max())}."
+            )
+
 
 class HuberLoss(AbstractLoss):
     """½r² where |r| ≤ `delta` and `delta`(|r| − ½`delta`) beyond, summed over outputs."""
@@ -92,11 +117,18 @@ class HuberLoss(AbstractLoss):
     delta: float = eqx.field(static=True, default=1.0)
     reduction: Reduction = eqx.field(static=True, default="mean")
 
+    def __check_init__(self):
+        if not self.delta > 0:
+            raise ValueError(f"`delta` must be positive; got {self.delta}.")
+
     def __call__(
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         residual = prediction - _like(prediction, target)
         return jnp.sum(optax.huber_loss(residual, delta=self.delta))
+
+    def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
+        del targets, outputs  # Any numbers will do.
 
 
 class Risk(eqx.Module):
@@ -127,3 +159,12 @@ def _like(prediction: Array, target: Shaped[Array, "..."]) -> Array:
             f"target has shape {jnp.shape(target)}."
         )
     return jnp.asarray(target, prediction.dtype)
+
+
+def _refuse_unless_signs(targets: Shaped[Array, "m ..."]) -> None:
+    values = np.asarray(targets)
+    if not np.all(np.abs(values) == 1):
+        raise ValueError(
+            "This loss takes labels −1 and +1; the targets hold others, such as "
+            f"{values[np.abs(values) != 1].flat[0]}. For labels 0 and 1 use 2·y − 1."
+        )

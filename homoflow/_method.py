@@ -167,7 +167,11 @@ def _default_solver(
 
 
 def _check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
-    if value is None or not is_concrete(value):
+    if value is None:
+        return
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"`{name}` must be one number; got shape {jnp.shape(value)}.")
+    if not is_concrete(value):
         return
     value = float(value)
     if not (np.isfinite(value) and (value > 0 or (name == "atol" and value == 0))):

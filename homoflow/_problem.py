@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from ._concrete import is_concrete
 from ._data import as_objective_data, as_samples, refuse_nonfinite, sample_shape
 from ._laws import Law, Laws, laws as find_laws
-from ._losses import LossLike, Risk
+from ._losses import AbstractLoss, LossLike, Risk
 from ._trainable import Trainable, trainable_mask
 
 Objective = Callable[[PyTree, PyTree], Scalar]
@@ -62,7 +63,11 @@ def pose(
     refuse_nonfinite("model's weights", weights)
     if objective is None:
         x, y = data = as_samples(model, data, dtype)
-        _refuse_unless_scalar("loss", _loss_shape(model, loss, x, y))
+        prediction = eqx.filter_eval_shape(model, sample_shape(x))
+        value = eqx.filter_eval_shape(loss, prediction, sample_shape(y))
+        _refuse_unless_scalar("loss", value)
+        if isinstance(loss, AbstractLoss) and is_concrete(y):
+            loss.check_targets(y, prediction.size)
         example, problem_objective = sample_shape(x), Risk(loss)
     else:
         example = data = as_objective_data(data, dtype)
@@ -84,11 +89,6 @@ def _common_dtype(weights: PyTree) -> jnp.dtype:
             "make them one, so that every number in the result has a known precision."
         )
     return dtypes.pop()
-
-
-def _loss_shape(model: PyTree, loss: LossLike, x: PyTree, y: PyTree) -> Any:
-    prediction = eqx.filter_eval_shape(model, sample_shape(x))
-    return eqx.filter_eval_shape(loss, prediction, sample_shape(y))
 
 
 def _refuse_unless_scalar(what: str, value: Any) -> None:

@@ -170,7 +170,7 @@ def raise_unless_successful(trajectory: Trajectory) -> Trajectory:
     if message == "":
         return trajectory
     where = f" It got to t = {float(reached):.6g}"
-    if "diverged_at_step" in trajectory.stats:
+    if int(trajectory.stats.numbers.get("diverged_at_step", -1)) >= 0:
         where += f", step {int(trajectory.stats['diverged_at_step'])}"
     raise TrajectoryError(
         f"{message}{where}. What was computed is in this error's `trajectory`; with "

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def python_blocks(text):
-    blocks = re.findall(r"^([ ]*)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^([ ]*)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE
+    )
     return [inspect.cleandoc("\n" + body) for _, body in blocks]
 
 

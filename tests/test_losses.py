@@ -223,3 +223,23 @@ class TestRisk:
     def test_targets_of_another_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"predicts shape \(2,\)"):
             Risk(hf.SquaredLoss())(self.model, (self.x, self.y[:, 0]))
+
+
+@pytest.mark.parametrize("loss", [hf.LogisticLoss(), hf.ExponentialLoss()])
+def test_margin_losses_refuse_labels_zero_and_one(loss):
+    loss.check_targets(jnp.array([-1.0, 1.0]), 1)
+    with pytest.raises(ValueError, match="2·y − 1"):
+        loss.check_targets(jnp.array([0, 1]), 1)
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 2]])
+def test_cross_entropy_refuses_classes_that_do_not_exist(labels):
+    loss = hf.SoftmaxCrossEntropy()
+    loss.check_targets(jnp.array([0, 2]), 3)
+    with pytest.raises(ValueError, match=r"0…2 for 3 outputs"):
+        loss.check_targets(jnp.array(labels), 3)
+
+
+def test_huber_loss_refuses_a_negative_delta():
+    with pytest.raises(ValueError, match="`delta` must be positive"):
+        hf.HuberLoss(delta=-1.0)

@@ -72,6 +72,7 @@ SMOOTH = {
     "silu": jax.nn.silu,
     "softmax": jax.nn.softmax,
     "log_softmax": jax.nn.log_softmax,
+    "logsumexp": jax.nn.logsumexp,
     "logaddexp": lambda w: jnp.logaddexp(w, -w),
     "polynomial": lambda w: w**3 - w,
     "sum of products": lambda w: jnp.einsum("i,j->ij", w, w).sum(),

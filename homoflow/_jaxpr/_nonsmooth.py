@@ -2,7 +2,8 @@
 
 A solver for smooth equations stalls on the gradient flow of a network with kinks, so
 the choice has to be made before the solve. When in doubt the answer is "kinked": that
-costs speed, never correctness.
+costs speed, not correctness. (A jump behind `stop_gradient`, as in a straight-through
+estimator, is not looked for.)
 """
 
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def _walk(
             continue
         outgoing = [_in(v, wanted) for v in eqn.outvars]
         names, out_depends = _visit(eqn, incoming, outgoing)
-        if not _flattened_at_once(jaxpr, eqn):
+        if not _smoothed_at_once(jaxpr, eqn):
             found |= names
         dependent |= {v for v, d in zip(eqn.outvars, out_depends, strict=True) if d}
     return found, [_in(v, dependent) for v in jaxpr.outvars]
@@ -128,19 +129,22 @@ def _reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
     return wanted
 
 
-def _flattened_at_once(jaxpr: Jaxpr, eqn) -> bool:
-    """Whether every use of the result is a power of at least two: relu(z)², |z|³, …
+def _smoothed_at_once(jaxpr: Jaxpr, eqn) -> bool:
+    """Whether every use of the result takes its kink away.
 
-    Only of a function that is zero at its kink: max(z, 1)² keeps its kink.
+    A power of at least two does, of a function that is zero at its kink: relu(z)² or
+    |z|³, but not max(z, 1)². So does the logarithm of |z|, which a stable log Σ exp has.
     """
-    named = _ZERO_AT_KINK & {eqn.primitive.name, _label(eqn)}
-    if not named and not _is_max_with_zero(eqn):
-        return False
     outputs = set(eqn.outvars)
-    if any(_in(v, outputs) for v in jaxpr.outvars):
-        return False
     uses = [e for e in jaxpr.eqns if any(_in(v, outputs) for v in e.invars)]
-    return bool(uses) and all(
+    if not uses or any(_in(v, outputs) for v in jaxpr.outvars):
+        return False
+    if eqn.primitive.name == "abs" and all(e.primitive.name == "log" for e in uses):
+        return True
+    zero_at_kink = _ZERO_AT_KINK & {eqn.primitive.name, _label(eqn)}
+    if not zero_at_kink and not _is_max_with_zero(eqn):
+        return False
+    return all(
         e.primitive.name == "square"
         or (e.primitive.name == "integer_pow" and e.params["y"] >= 2)
         for e in uses
