@@ -1,6 +1,7 @@
 """Gradient descent against Euler's method, hand-written loops and exact rates."""
 
 import functools
+from collections.abc import Callable
 
 import diffrax as dfx
 import equinox as eqx
@@ -18,6 +19,7 @@ from toys import (
     linear_regression,
     relu_gradient,
     relu_regression,
+    saved,
 )
 
 import homoflow as hf
@@ -66,7 +68,7 @@ def clipped(w, g, memory, step, largest=0.05):
     return w - RATE * np.clip(g, -largest, largest), memory
 
 
-def numpy_run(model, batches, rule=sgd) -> np.ndarray:
+def numpy_run(model, batches, rule: Callable = sgd) -> np.ndarray:
     """Weights (all layers in a row) before each step and at the end."""
     weights = arrays_of(model)
     memories = [None] * len(weights)
@@ -90,7 +92,8 @@ def history_of(trajectory: hf.Trajectory) -> np.ndarray:
 
 def descend(problem=linear_regression, steps=STEPS, **options) -> hf.Trajectory:
     options = {"learning_rate": RATE, "save_models": True, **options}
-    return hf.descend(*problem(), steps, **options)
+    model, data = problem()
+    return hf.descend(model, data, steps, **options)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +172,9 @@ def test_losses_and_norms_are_those_of_the_weights_before_each_step():
 
 @pytest.mark.parametrize("problem", [linear_regression, relu_regression])
 def test_equals_diffrax_euler(problem):
-    run = descend(problem)
+    run, (model, data) = descend(problem), problem()
     flow = hf.flow(
-        *problem(), STEPS * RATE, solver=dfx.Euler(), dt0=RATE, ts=run.ts,
+        model, data, STEPS * RATE, solver=dfx.Euler(), dt0=RATE, ts=run.ts,
         save_models=True,
     )  # fmt: skip
     np.testing.assert_allclose(history_of(run), history_of(flow), rtol=0, atol=1e-12)
@@ -203,7 +206,8 @@ def batches_drawn(key, batch_size: int, steps: int) -> np.ndarray:
         loss=minus_prediction,
         batch_size=batch_size, key=key, save_models=True,
     )  # fmt: skip
-    shares = np.diff(np.asarray(run.models.w), axis=0) * batch_size
+    weights = np.asarray(saved(run).w)
+    shares = (weights[1:] - weights[:-1]) * batch_size
     np.testing.assert_allclose(shares, np.round(shares), atol=1e-12)
     return np.stack([np.flatnonzero(row > 0.5) for row in shares])
 

@@ -20,6 +20,7 @@ from toys import (
     relative_error,
     relu_gradient,
     relu_regression,
+    saved,
 )
 
 import homoflow as hf
@@ -86,10 +87,10 @@ def test_linear_network_follows_saxes_closed_form(start):
     flow = linear_flow(aligned_net(start, left, right), t1=5.0, rtol=1e-10)
     modes = saxe_modes(start, np.asarray(flow.ts))
     expected = left * modes[:, None, :] @ right.T
-    np.testing.assert_allclose(products(flow.models), expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(products(saved(flow)), expected, rtol=0, atol=1e-8)
     losses = 0.5 * np.sum((STRENGTHS - modes) ** 2, axis=1)
     np.testing.assert_allclose(flow.losses, losses, rtol=0, atol=1e-8)
-    np.testing.assert_array_equal(products(flow.model), products(flow.models)[-1])
+    np.testing.assert_array_equal(products(flow.model), products(saved(flow))[-1])
 
 
 def test_default_tolerance_is_as_accurate_at_the_end():
@@ -110,7 +111,7 @@ def test_default_tolerance_resolves_an_escape_from_tiny_weights():
     flow = linear_flow(aligned_net(start, left, right), t1=8.0)
     modes = saxe_modes(start, np.asarray(flow.ts))
     expected = left * modes[:, None, :] @ right.T
-    errors = np.linalg.norm(products(flow.models) - expected, axis=(1, 2))
+    errors = np.linalg.norm(products(saved(flow)) - expected, axis=(1, 2))
     sizes = np.linalg.norm(expected, axis=(1, 2))
     assert np.max(errors / sizes) < 1e-5
 
@@ -153,7 +154,7 @@ def regression_flow(t1=5.0, dtype=jnp.float64, **options) -> hf.Trajectory:
 def regression_error(flow: hf.Trajectory, speed: int = 1) -> float:
     model, data = linear_regression()
     truth = quadratic_truth(model, data, speed * np.asarray(flow.ts))
-    weights = np.asarray(flow.models.layers[0].weight)
+    weights = np.asarray(saved(flow).layers[0].weight)
     return np.abs(weights - truth).max() / np.abs(truth).max()
 
 
@@ -321,7 +322,7 @@ def test_given_solver_and_controller_run_unaltered():
         model, (x, y), 4.0, ts=ts, solver=dfx.Bosh3(), dt0=0.01,
         stepsize_controller=controller, save_models=True,
     )  # fmt: skip
-    np.testing.assert_allclose(flow.models.w, expected.ys, rtol=1e-13)
+    np.testing.assert_allclose(saved(flow).w, np.asarray(expected.ys), rtol=1e-13)
     assert flow.stats["steps"] == expected.stats["num_accepted_steps"]
     assert flow.stats["rejected_steps"] == expected.stats["num_rejected_steps"]
 

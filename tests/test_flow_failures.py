@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import linear_regression, relu_regression
+from toys import linear_regression, relu_regression, saved
 
 import homoflow as hf
 
@@ -65,7 +65,7 @@ def test_too_few_steps_for_a_stiff_problem_without_throw():
     assert flow.stats["steps"] + flow.stats["rejected_steps"] == FEW_STEPS
     known = np.asarray(flow.ts) <= float(flow.stats["time_reached"])
     assert np.sum(known) > 10
-    weights = np.asarray(flow.models.layers[0].weight)[known]
+    weights = np.asarray(saved(flow).layers[0].weight)[known]
     exact = exact_weights(1e6, np.asarray(flow.ts)[known])
     np.testing.assert_allclose(weights, exact, rtol=0, atol=1e-5)
 

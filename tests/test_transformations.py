@@ -4,6 +4,7 @@ import contextlib
 import functools
 import subprocess
 import sys
+from collections.abc import Callable
 
 import diffrax as dfx
 import equinox as eqx
@@ -15,7 +16,15 @@ import optax
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
-from toys import Neuron, arrays_of, flat, linear_regression, neuron, relu_regression
+from toys import (
+    Neuron,
+    arrays_of,
+    flat,
+    linear_regression,
+    neuron,
+    relu_regression,
+    saved,
+)
 
 import homoflow as hf
 
@@ -40,9 +49,9 @@ def compilations():
     """A list that grows by one for each XLA compilation."""
     seen = []
 
-    def listen(event, duration, **_):
+    def listen(event, duration_secs, **_):
         if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(duration)
+            seen.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -305,7 +314,7 @@ class Stack(eqx.Module):
     inner: Neuron
     scale: Array
     gate: Array
-    fn: object = jnp.sin
+    fn: Callable = jnp.sin
 
     def __call__(self, x):
         return self.scale * self.fn(self.inner(jax.lax.stop_gradient(self.gate) * x))
@@ -352,7 +361,7 @@ def test_saved_models_are_the_models_at_the_recorded_times(half):
         run = hf.flow(model, (x, y), 5.0, save_models=True)
     else:
         run = hf.descend(model, (x, y), 10, learning_rate=0.1, save_models=True)
-    weights = np.asarray(run.models.layers[0].weight)
+    weights = np.asarray(saved(run).layers[0].weight)
     np.testing.assert_array_equal(weights[0], model.layers[0].weight)
     np.testing.assert_allclose(weights[-1], run.model.layers[0].weight, rtol=1e-13)
     residual = np.asarray(x) @ weights.swapaxes(1, 2) - np.asarray(y)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -49,6 +50,12 @@ def relu_regression(seed: int = 0) -> tuple[hf.MLP, tuple[Array, Array]]:
 def arrays_of(model) -> list[np.ndarray]:
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     return [np.asarray(leaf) for leaf in leaves]
+
+
+def saved(trajectory: hf.Trajectory) -> Any:
+    """The models of a run with `save_models`."""
+    assert trajectory.models is not None
+    return trajectory.models
 
 
 def flat(model) -> np.ndarray:
