@@ -69,7 +69,7 @@ def run(config: Config = Config(), *, progress: bool = False) -> Report:
     )
 
 
-Samples = tuple[Float[Array, "m 64"], Int[Array, " m"]]
+Samples = tuple[Float[Array, "_ 64"], Int[Array, " _"]]
 
 
 def digits(config: Config) -> tuple[Samples, Samples]:

@@ -1,0 +1,152 @@
+"""The paper's experiments: what they claim, what they write, and how they are stopped."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from homoflow.paper import __main__ as command, digits, figure1, figure2
+from homoflow.paper._report import as_text, table, write_table
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def factorization():
+    return figure1.run(figure1.Config())
+
+
+@pytest.fixture(scope="module")
+def balancing():
+    return figure2.run(
+        figure2.Config(sizes=(30, 12, 12, 5), samples=30, steps=400, learning_rate=0.01)
+    )
+
+
+def test_figure_1_problem_is_of_the_stated_rank_and_scale():
+    model, target = figure1.problem(figure1.Config(d1=12, d2=9, rank=2))
+    values = np.linalg.svd(np.asarray(target), compute_uv=False)
+    assert values[0] == pytest.approx(1, abs=1e-12)
+    assert np.all(values[2:] < 1e-12)
+    assert (model.U.shape, model.V.shape) == ((12, 2), (9, 2))
+
+
+def test_figure_1_claims_hold(factorization):
+    assert [claim.text for claim in factorization.claims if not claim.holds] == []
+
+
+def test_figure_1_claims_can_fail():
+    # Far too few steps to converge: the first claim has to say so.
+    report = figure1.run(figure1.Config(d1=12, d2=9, rank=2, steps=20))
+    assert not report.claims[0].holds
+
+
+def test_figure_1_descends_as_equation_9_prints_it():
+    config = figure1.Config(d1=5, d2=4, rank=2, steps=30)
+    model, target = figure1.problem(config)
+    u, v, m = (np.asarray(a) for a in (model.U, model.V, target))
+    for _ in range(config.steps):
+        residual = u @ v.T - m
+        step = config.learning_rate
+        u, v = u - step * residual @ v, v - step * residual.T @ u
+    run = figure1.run(config).runs["GD on (1)"]
+    np.testing.assert_allclose(run.model.U, u, atol=1e-13)
+    np.testing.assert_allclose(run.model.V, v, atol=1e-13)
+
+
+@pytest.mark.parametrize("start", list(figure2.PRINTED))
+def test_figure_2_starts_with_the_papers_variances(start):
+    config = figure2.Config(samples=2)
+    model, _ = figure2.problem(config, start)
+    variances = (1e-6, 1e-5, 1e-4) if start == "balanced" else (1e-4,) * 3
+    for layer, variance in zip(model.layers, variances, strict=True):
+        entries = layer.weight.size
+        measured = float(jnp.mean(layer.weight**2))
+        assert measured == pytest.approx(variance, rel=5 * np.sqrt(2 / entries))
+
+
+def test_figure_2_records_both_halves_at_the_same_times(balancing):
+    gd, flow = balancing.runs["GD, balanced"], balancing.runs["flow, balanced"]
+    assert jnp.array_equal(gd.ts, flow.ts)
+    assert len(gd.ts) == 400 // 50 + 1
+    assert set(gd.laws) == set(flow.laws)
+
+
+def test_figures_have_labelled_axes(factorization, balancing):
+    for report, draw in ((factorization, figure1.draw), (balancing, figure2.draw)):
+        figure = draw(report)
+        axes = figure.axes
+        assert all(ax.get_ylabel() and ax.get_title() for ax in axes)
+        assert all(ax.get_xlabel() for ax in axes[-2:])
+        plt.close(figure)
+
+
+def test_digits_are_all_there_and_split_without_overlap():
+    config = digits.Config()
+    (x, labels), (x_test, labels_test) = digits.digits(config)
+    assert len(x) + len(x_test) == len(labels) + len(labels_test) == 1797
+    images = {bytes(np.asarray(row)) for row in x}
+    assert len(images & {bytes(np.asarray(row)) for row in x_test}) == 0
+    assert float(x.min()) == 0.0
+    assert float(x.max()) == 1.0
+
+
+def test_table_says_what_the_runs_say(factorization, tmp_path):
+    write_table(table(factorization), tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["run"] == "GD on (1)"]
+    run = factorization.runs["GD on (1)"]
+    assert [float(row["loss"]) for row in rows] == run.losses.tolist()
+    assert [float(row["t"]) for row in rows] == run.ts.tolist()
+
+
+def test_summary_puts_the_papers_numbers_beside_ours(balancing):
+    text = as_text(balancing)
+    assert "42.90 / 43.76 / 43.68" in text
+    assert "leaves open" in text
+
+
+def test_every_experiment_can_be_named(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in command.EXPERIMENTS)
+
+
+def test_an_interrupted_run_keeps_what_it_finished(tmp_path):
+    arguments = ["--quick", "--only", "figure1", "figure2", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "homoflow.paper", "--no-progress", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[2/2]"):
+            process.send_signal(signal.SIGINT)
+            break
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Finished, and kept" in printed
+    assert "figure1" in printed
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"figure1.png", "figure1.csv", "summary.md"}
+
+
+def test_importing_homoflow_loads_no_optional_dependency():
+    code = (
+        "import sys, homoflow; "
+        "print({'matplotlib', 'sklearn', 'tqdm'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "set()"
