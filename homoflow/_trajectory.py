@@ -35,8 +35,9 @@ class RESULTS(eqx.Enumeration):
     nonfinite = (
         "The loss, its gradient or the weights became inf or NaN. Likely causes: (a) a "
         "fixed step that is larger than 2/λ_max of the Hessian; (b) a loss that "
-        "overflows, such as the exponential one at large weights; (c) an objective "
-        "that is not differentiable where the flow went."
+        "overflows, such as the exponential one at large weights; (c) weights that run off "
+        "to infinity in finite time; (d) an objective that is not differentiable where "
+        "the flow went."
     )
     diverged = (
         "Gradient descent diverged: the loss or the weights became inf or NaN. Likely "
