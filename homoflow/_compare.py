@@ -136,7 +136,8 @@ def _refuse_unless_comparable(a: Trajectory, b: Trajectory) -> None:
     if not is_concrete((a, b)) or a.ts.ndim != 1 or b.ts.ndim != 1:
         raise ValueError(
             "`compare` takes two single trajectories with known values. Take one out of "
-            "a batch first: `jax.tree.map(lambda a: a[0] if eqx.is_array(a) else a, sweep)`."
+            "a batch first: "
+            "`jax.tree.map(lambda a: a[0] if eqx.is_array(a) else a, sweep)`."
         )
     if jax.tree.structure(_arrays(a.model)) != jax.tree.structure(_arrays(b.model)):
         raise ValueError("The two trajectories are of models of different structure.")

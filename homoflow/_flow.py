@@ -30,10 +30,9 @@ from ._trajectory import (
 
 #: Times recorded when none are asked for.
 DEFAULT_TIMES = 101
-#: How much coarser the companion solve is that an error estimate compares with, and the
-#: factor on the difference: with kinks the error does not always fall in proportion, and
-#: where the two solves become unrelated their distance may understate the error of either.
-COARSENING = 4.0
+#: The error estimate is this factor times the difference to a coarser solve: with kinks the
+#: error does not always fall in proportion, and where the two solves become unrelated their
+#: distance may understate the error of either.
 SAFETY = 2.0
 
 
@@ -96,9 +95,10 @@ def flow(
     - `adjoint`: how Diffrax differentiates through the solve (its default is
         `RecursiveCheckpointAdjoint`). With `BacksolveAdjoint` observables are computed
         after the solve, from all models at `ts`.
-    - `estimate_error`: solve again at 4 times the tolerance and report twice the
-        difference. Default: for homoflow's own choice of method on models with kinks. An
-        estimate above about 0.1 says that the weights have not converged.
+    - `estimate_error`: solve again at 4 times the tolerance (or with twice the constant
+        step) and report twice the difference. Default: for homoflow's own choice of
+        method on models with kinks. An estimate above about 0.1 says that the weights
+        have not converged.
     - `max_steps`: of the solver.
     - `throw`: raise if the run does not finish; otherwise see `result`.
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.
@@ -147,9 +147,12 @@ def flow(
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         max_steps=max_steps,
     )
-    trajectory = _solve(problem, method, span, options, as_meter(progress))
+    coarser = None
     if method.is_averaging if estimate_error is None else estimate_error:
-        trajectory = _with_error_estimate(trajectory, problem, method, span, options)
+        coarser = _coarser(method)
+    trajectory = _solve(problem, method, span, options, as_meter(progress))
+    if coarser is not None:
+        trajectory = _with_error_estimate(trajectory, problem, coarser, span, options)
     return raise_unless_successful(trajectory) if throw else trajectory
 
 
@@ -365,23 +368,28 @@ def _time_reached(result, ts, valid, reached, t1) -> Float[Array, ""]:
     return jnp.where(result == RESULTS.successful, t1, stopped).astype(t1.dtype)
 
 
+def _coarser(method: Method) -> Method:
+    coarser = method.coarser()
+    if coarser is None:
+        raise ValueError(
+            "`estimate_error` compares two tolerances, which are your "
+            "`stepsize_controller`'s to choose: run the flow twice and `homoflow.compare` "
+            "the two."
+        )
+    return coarser
+
+
 def _with_error_estimate(
     trajectory: Trajectory,
     problem: Problem,
-    method: Method,
+    coarser: Method,
     span: _Span,
     options: _Options,
 ) -> Trajectory:
-    """Adds the difference to a solve at a coarser tolerance to `stats`."""
-    if method.rtol is None:
-        raise ValueError(
-            "`estimate_error` compares two tolerances, which homoflow does not control "
-            "with your `stepsize_controller` or a constant step: run the flow twice and "
-            "`homoflow.compare` the two."
-        )
+    """Adds the difference to a solve by a coarser method to `stats`."""
     # Only a figure is wanted: derivatives need not follow the second solve.
     still_problem, still_method, still_span = _without_derivatives(
-        (problem, method.coarser(COARSENING), span)
+        (problem, coarser, span)
     )
     coarse = _solve(
         still_problem, still_method, still_span, options, dfx.NoProgressMeter()

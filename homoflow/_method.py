@@ -18,6 +18,10 @@ from ._problem import Problem
 #: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
 SMOOTH_RTOL = {"float64": 1e-10, "float32": 1e-5}
 KINKED_RTOL = 1e-4
+#: How much coarser the second solve of an error estimate is. Twice the step is no more: an
+#: explicit method has to stay stable.
+COARSER_RTOL = 4.0
+COARSER_STEP = 2.0
 #: A tolerance below this many units of rounding cannot be reached.
 FLOOR_ULPS = 20
 
@@ -42,13 +46,21 @@ class Method(eqx.Module):
     def is_averaging(self) -> bool:
         return self.most_steps is not None
 
-    def coarser(self, factor: float) -> "Method":
-        """The same method at `factor` times the tolerance."""
+    def coarser(self) -> "Method | None":
+        """The same method at a coarser tolerance or step, to estimate its error with.
+
+        `None` with a user's own adaptive controller, which cannot be known.
+        """
+        if isinstance(self.controller, dfx.ConstantStepSize):
+            assert self.dt0 is not None
+            return dataclasses.replace(self, dt0=self.dt0 * COARSER_STEP)
+        if self.controller is not None:
+            return None
         assert self.rtol is not None
-        atol = None if self.atol is None else self.atol * factor
-        most = None if self.most_steps is None else self.most_steps / factor
+        atol = None if self.atol is None else self.atol * COARSER_RTOL
+        most = None if self.most_steps is None else self.most_steps / COARSER_RTOL
         return dataclasses.replace(
-            self, rtol=self.rtol * factor, atol=atol, most_steps=most
+            self, rtol=self.rtol * COARSER_RTOL, atol=atol, most_steps=most
         )
 
 
@@ -92,6 +104,11 @@ def choose_method(
             raise ValueError(
                 f"{type(solver).__name__} has no error estimate to choose its steps by: "
                 "pass `dt0`, the constant step size."
+            )
+        if rtol is not None or atol is not None:
+            raise ValueError(
+                f"{type(solver).__name__} takes constant steps: `rtol` and `atol` have no "
+                "meaning for it."
             )
         controller = dfx.ConstantStepSize()
     if controller is None and rtol is None:

@@ -13,7 +13,8 @@ def full_matmul_precision() -> Iterator[None]:
     GPUs would use 10 bits of mantissa and TPUs 7, far too few for a tolerance of 1e-5 or
     for a law to balance. A precision that the user has set in JAX's configuration stays.
     """
-    if jax.config.jax_default_matmul_precision is not None:
+    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is not None:
         yield
         return
     with jax.default_matmul_precision("highest"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +36,7 @@ def _problem(path: Path) -> str | None:
         nbclient.NotebookClient(
             notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
         ).execute()
-    except nbclient.exceptions.CellExecutionError as error:
+    except CellExecutionError as error:
         return str(error)
     return None
 

@@ -411,3 +411,23 @@ def test_error_estimate_is_not_below_the_true_error():
     estimates = np.array([flow.stats["error_estimate"] for flow in flows])
     assert np.all(errors < estimates)
     assert np.median(estimates / errors) < 10
+
+
+def test_error_estimate_of_a_constant_step_is_honest():
+    # Twice the difference to double the step: of Euler's first-order error, about 2×.
+    flow = regression_flow(solver=dfx.Euler(), dt0=1e-3, estimate_error=True)
+    model, data = linear_regression()
+    truth = quadratic_truth(model, data, [5.0])[0]
+    error = np.linalg.norm(flow.model.layers[0].weight - truth) / np.linalg.norm(truth)
+    assert 1.5 < float(flow.stats["error_estimate"]) / error < 2.5
+
+
+def test_a_users_own_controller_leaves_no_tolerance_to_compare():
+    controller = dfx.PIDController(rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="run the flow twice"):
+        regression_flow(stepsize_controller=controller, estimate_error=True)
+
+
+def test_a_tolerance_for_constant_steps_is_refused():
+    with pytest.raises(ValueError, match="no meaning"):
+        regression_flow(solver=dfx.Euler(), dt0=0.1, rtol=1e-3)
