@@ -3,6 +3,7 @@
 from ._compare import Comparison as Comparison, compare as compare
 from ._descent import descend as descend
 from ._flow import flow as flow
+from ._kinks import Filippov as Filippov
 from ._laws import Law as Law, Laws as Laws, laws as laws
 from ._losses import (
     AbstractLoss as AbstractLoss,

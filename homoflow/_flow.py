@@ -7,18 +7,19 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._concrete import is_concrete
+from ._exact_flow import exact_flow
 from ._finite import all_finite
+from ._kinks import Filippov
 from ._laws import Law
 from ._losses import LossLike, SquaredLoss
-from ._method import Method, choose_method, gradient_evaluations, tolerance_floor
+from ._method import Method, choose_method, gradient_evaluations
 from ._observables import Observation, observe
 from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._progress import Progress, as_meter
+from ._span import Span, checked_span, fault_of, time_reached
 from ._trainable import Trainable
 from ._trajectory import (
     RESULTS,
@@ -28,8 +29,6 @@ from ._trajectory import (
     raise_unless_successful,
 )
 
-#: Times recorded when none are asked for.
-DEFAULT_TIMES = 101
 #: The error estimate is this factor times the difference to a coarser solve: with kinks the
 #: error does not always fall in proportion, and where the two solves become unrelated their
 #: distance may understate the error of either.
@@ -47,7 +46,7 @@ def flow(
     ts: Float[ArrayLike, " times"] | Iterable[float] | None = None,
     rtol: float | Float[ArrayLike, ""] | None = None,
     atol: float | Float[ArrayLike, ""] | None = None,
-    solver: dfx.AbstractSolver | None = None,
+    solver: dfx.AbstractSolver | Filippov | None = None,
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
     dt0: float | Float[ArrayLike, ""] | None = None,
     laws: Iterable[Law] | None = None,
@@ -67,7 +66,8 @@ def flow(
     tolerance. For a model with kinks (ReLU, |·|, max) the flow is a differential
     inclusion, whose solutions slide along kinks, and the answer is *approximate*: the
     default method averages over kinks at a tolerance that never stalls, and solves once
-    more at a coarser one to report an `error_estimate` in `stats`.
+    more at a coarser one to report an `error_estimate` in `stats`. The exact flow of
+    networks with few enough kinks is there for the asking: `solver=hf.Filippov()`.
 
     **Arguments:**
 
@@ -87,7 +87,9 @@ def flow(
     - `solver`, `stepsize_controller`, `dt0`: any of Diffrax's, run unaltered. Default:
         `Dopri8` (float64) or `Tsit5` (float32) for smooth models, `Heun` with a smallest
         step of 2·t1/`max_steps` for models with kinks. `dt0` is the first step, or the
-        constant one for a solver without error estimate.
+        constant one for a solver without error estimate. Or `homoflow.Filippov()`, the
+        exact flow through kinks, at an `rtol` of 1e-8 if none is given; then
+        `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential.
     - `laws`: law objects to record (those of `homoflow.laws`); `()` for none.
     - `project`: project onto the conserved laws after each step. Not available in this
         version: `None` and `False` leave the solver's own drift as it is.
@@ -107,6 +109,10 @@ def flow(
     `gradient_evaluations` (explicit Runge–Kutta solvers), `time_reached`,
     `law_violation`, `error_estimate` (relative error of the final weights),
     `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
+    Those of `Filippov` also hold `crossings`, `entries` and `exits` (pairs of a sample
+    and a unit that cross their kink, begin or cease to slide on it),
+    `largest_sliding_set`, `forward_passes`, and `non_unique`: how often the inclusion
+    had two solutions to go on with, at concave kinks, and one was taken.
 
     **Raises:** `ValueError` for bad input, before anything is compiled;
     `homoflow.TrajectoryError`, which holds what was computed, if the run does not finish.
@@ -132,6 +138,24 @@ def flow(
         trainable=trainable,
         laws=laws,
     )
+    if isinstance(solver, Filippov):
+        _refuse_with_filippov(
+            atol=atol,
+            stepsize_controller=stepsize_controller,
+            dt0=dt0,
+            adjoint=adjoint,
+            estimate_error=estimate_error or None,
+            progress=progress or None,
+        )
+        trajectory = exact_flow(
+            problem,
+            solver,
+            checked_span(t1, ts, problem.dtype),
+            rtol=rtol,
+            max_steps=_checked_max_steps(max_steps),
+            save_models=save_models,
+        )
+        return raise_unless_successful(trajectory) if throw else trajectory
     method = choose_method(
         problem,
         rtol=rtol,
@@ -141,7 +165,7 @@ def flow(
         dt0=dt0,
         max_steps=_checked_max_steps(max_steps),
     )
-    span = _checked_span(t1, ts, problem.dtype)
+    span = checked_span(t1, ts, problem.dtype)
     options = _Options(
         save_models=save_models,
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
@@ -156,17 +180,6 @@ def flow(
     return raise_unless_successful(trajectory) if throw else trajectory
 
 
-class _Span(eqx.Module):
-    t1: Float[Array, ""]
-    ts: Float[Array, " times"] | None
-
-    def times(self) -> Float[Array, " times"]:
-        if self.ts is not None:
-            return self.ts
-        fractions = jnp.arange(DEFAULT_TIMES, dtype=self.t1.dtype) / (DEFAULT_TIMES - 1)
-        return self.t1 * fractions
-
-
 class _Options(eqx.Module):
     save_models: bool = eqx.field(static=True)
     adjoint: dfx.AbstractAdjoint
@@ -178,12 +191,12 @@ class _Options(eqx.Module):
 def _solve(
     problem: Problem,
     method: Method,
-    span: _Span,
+    span: Span,
     options: _Options,
     meter: dfx.AbstractProgressMeter,
 ) -> Trajectory:
     weights = problem.weights()
-    fault = _fault(problem, method, span)
+    fault = fault_of(problem, span, method.rtol)
     # A faulty problem must not be integrated: nothing would be learned, slowly.
     sound = fault == RESULTS.successful
     t1 = jnp.where(sound, span.t1, 0)
@@ -293,21 +306,6 @@ def _read(solution, adjoint, record, given):
     return seen, saved, final, solution.ts["final"][0]
 
 
-def _fault(problem: Problem, method: Method, span: _Span) -> RESULTS:
-    """What is wrong with the input, found where its values are known."""
-    fault = RESULTS.successful
-    if method.rtol is not None:
-        floor = tolerance_floor(problem.dtype)
-        fault = RESULTS.where(method.rtol >= floor, fault, RESULTS.bad_tolerance)
-    ts = span.times()
-    ordered = jnp.all(jnp.diff(ts) > 0) & (ts[0] >= 0) & (ts[-1] <= span.t1)
-    fault = RESULTS.where(ordered, fault, RESULTS.bad_times)
-    good_time = jnp.isfinite(span.t1) & (span.t1 > 0)
-    fault = RESULTS.where(good_time, fault, RESULTS.bad_time)
-    fault = RESULTS.where(all_finite(problem.data), fault, RESULTS.bad_data)
-    return RESULTS.where(all_finite(problem.weights()), fault, RESULTS.bad_weights)
-
-
 def _result(
     fault: RESULTS, solved: dfx.RESULTS, seen: Observation, final: PyTree
 ) -> RESULTS:
@@ -338,7 +336,7 @@ def _trajectory(
     numbers = {
         "steps": solution.stats["num_accepted_steps"],
         "rejected_steps": solution.stats["num_rejected_steps"],
-        "time_reached": _time_reached(result, ts, valid, reached, span.t1),
+        "time_reached": time_reached(result, ts, valid, reached, span.t1),
         "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
     }
     evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
@@ -359,15 +357,6 @@ def _trajectory(
     return masked_after(trajectory, valid)
 
 
-def _time_reached(result, ts, valid, reached, t1) -> Float[Array, ""]:
-    last_valid = jnp.max(jnp.where(valid, ts, 0), initial=0)
-    first_invalid = jnp.min(jnp.where(valid, jnp.inf, ts), initial=jnp.inf)
-    # A solver may go on for a while after the loss has overflowed.
-    known = jnp.isfinite(reached) & (reached < first_invalid)
-    stopped = jnp.where(known, reached, last_valid)
-    return jnp.where(result == RESULTS.successful, t1, stopped).astype(t1.dtype)
-
-
 def _coarser(method: Method) -> Method:
     coarser = method.coarser()
     if coarser is None:
@@ -383,7 +372,7 @@ def _with_error_estimate(
     trajectory: Trajectory,
     problem: Problem,
     coarser: Method,
-    span: _Span,
+    span: Span,
     options: _Options,
 ) -> Trajectory:
     """Adds the difference to a solve by a coarser method to `stats`."""
@@ -421,27 +410,13 @@ def _without_derivatives(tree: PyTree) -> PyTree:
     )
 
 
-def _checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> _Span:
-    if jnp.ndim(t1) != 0:
-        raise ValueError(f"`t1` must be one number; got shape {jnp.shape(t1)}.")
-    if is_concrete(t1) and not (np.isfinite(float(t1)) and float(t1) > 0):
-        raise ValueError(f"`t1` must be positive and finite; got {t1}.")
-    end = jnp.asarray(t1, dtype)
-    if ts is None:
-        return _Span(end, None)
-    times = jnp.asarray(ts if eqx.is_array_like(ts) else list(ts), dtype)
-    if times.ndim != 1 or times.shape[0] == 0:
-        raise ValueError(f"`ts` must be a sequence of times; got shape {times.shape}.")
-    if is_concrete((times, end)):
-        values = np.asarray(times)
-        if not np.all(np.diff(values) > 0):
-            raise ValueError("`ts` must be increasing, without repetition.")
-        if not (values[0] >= 0 and values[-1] <= float(end)):
+def _refuse_with_filippov(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
             raise ValueError(
-                f"`ts` must lie in [0, t1] = [0, {float(end):g}]; got "
-                f"[{values[0]:g}, {values[-1]:g}]."
+                f"`{name}` is for Diffrax's solvers: `homoflow.Filippov` takes `rtol` "
+                "and `max_steps` only."
             )
-    return _Span(end, times)
 
 
 def _checked_max_steps(max_steps: int) -> int:

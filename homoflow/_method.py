@@ -91,7 +91,7 @@ def choose_method(
             "to your `stepsize_controller` instead."
         )
     for name, value in (("rtol", rtol), ("atol", atol)):
-        _check_tolerance(name, value, dtype)
+        check_tolerance(name, value, dtype)
     dt0 = _checked_step(dt0, dtype)
     kinks = kinks_of(problem)
     averaging = solver is None and controller is None and bool(kinks)
@@ -121,11 +121,11 @@ def choose_method(
     return Method(
         solver,
         controller,
-        _as_scalar(rtol, dtype),
-        _as_scalar(atol, dtype),
+        as_scalar(rtol, dtype),
+        as_scalar(atol, dtype),
         dt0,
         # Every step at the floor, and as many rejected ones, still reach the end.
-        _as_scalar(max_steps / 2, dtype) if averaging else None,
+        as_scalar(max_steps / 2, dtype) if averaging else None,
         facts,
     )
 
@@ -184,7 +184,8 @@ def _default_solver(
     return dfx.Dopri8(), "smooth problem in float64"
 
 
-def _check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
+def check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
+    """`ValueError` for a tolerance that makes no sense or cannot be reached."""
     if value is None:
         return
     if jnp.ndim(value) != 0:
@@ -214,8 +215,9 @@ def _checked_step(dt0: Any, dtype: jnp.dtype) -> Array | None:
         return None
     if is_concrete(dt0) and not (np.isfinite(float(dt0)) and float(dt0) > 0):
         raise ValueError(f"`dt0` must be positive and finite; got {dt0}.")
-    return _as_scalar(dt0, dtype)
+    return as_scalar(dt0, dtype)
 
 
-def _as_scalar(value: Any, dtype: jnp.dtype) -> Array | None:
+def as_scalar(value: Any, dtype: jnp.dtype) -> Array | None:
+    """A number as an array of the weights' dtype."""
     return None if value is None else jnp.asarray(value, dtype)

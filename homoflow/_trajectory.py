@@ -44,6 +44,21 @@ class RESULTS(eqx.Enumeration):
         "causes: (a) a learning rate above 2/λ_max of the Hessian: lower it, or shrink "
         "the initial weights; (b) momentum that needs a smaller learning rate still."
     )
+    kink_slots_exceeded = (
+        "More pairs of a sample and a unit were at their kinks at one time than the "
+        "solver has room for: pass `solver=homoflow.Filippov(slots=...)` with more."
+    )
+    kink_mode_unsettled = (
+        "At an event no mode was found in which the flow goes on: which pairs cross and "
+        "which slide. Likely causes: (a) many kinks coincide (repeated or collinear "
+        "inputs, narrow layers); (b) the weights are at rounding's mercy there. The "
+        "default method averages over kinks instead."
+    )
+    stuck_on_kinks = (
+        "The exact flow met events without end and made no progress in time. Likely "
+        "causes: (a) kinks coincide to rounding; (b) events accumulate at one point. "
+        "The default method averages over kinks instead."
+    )
     bad_weights = "The initial weights contain NaN or inf."
     bad_data = "The data contain NaN or inf."
     bad_time = "`t1` must be positive and finite."

@@ -1,3 +1,4 @@
 """Reading a traced function: what it is made of, before any number is computed."""
 
+from ._kinks import KinkedFunction as KinkedFunction, with_kinks as with_kinks
 from ._nonsmooth import nonsmooth_primitives as nonsmooth_primitives

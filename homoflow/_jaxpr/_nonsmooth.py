@@ -59,32 +59,32 @@ def _walk(
 ) -> tuple[set[str], list[bool]]:
     """Kinks between the inputs that depend on weights and the outputs that count."""
     dependent = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
-    wanted = _reaching(jaxpr, reaches)
+    wanted = reaching(jaxpr, reaches)
     found: set[str] = set()
     for eqn in jaxpr.eqns:
-        incoming = [_in(v, dependent) for v in eqn.invars]
+        incoming = [is_in(v, dependent) for v in eqn.invars]
         if not any(incoming) or eqn.primitive.name == "stop_gradient":
             continue
-        outgoing = [_in(v, wanted) for v in eqn.outvars]
-        names, out_depends = _visit(eqn, incoming, outgoing)
-        if not _smoothed_at_once(jaxpr, eqn):
+        outgoing = [is_in(v, wanted) for v in eqn.outvars]
+        names, out_depends = visit(eqn, incoming, outgoing)
+        if not smoothed_at_once(jaxpr, eqn):
             found |= names
         dependent |= {v for v, d in zip(eqn.outvars, out_depends, strict=True) if d}
-    return found, [_in(v, dependent) for v in jaxpr.outvars]
+    return found, [is_in(v, dependent) for v in jaxpr.outvars]
 
 
-def _visit(
+def visit(
     eqn, incoming: list[bool], outgoing: list[bool]
 ) -> tuple[set[str], list[bool]]:
     everything = [True] * len(eqn.outvars)
     if not any(outgoing):
         return set(), everything
     name = eqn.primitive.name
-    label = _label(eqn)
+    label = label_of(eqn)
     if name in _CUSTOM_RULES and label in _SMOOTH_CUSTOM_RULES:
         return set(), everything
     found: set[str] = set()
-    for inner in _inner_jaxprs(eqn):
+    for inner in inner_jaxprs(eqn):
         # A loop feeds outputs back into inputs: there, be generous.
         aligned = len(inner.invars) == len(incoming) and name != "scan"
         depends = incoming if aligned else [True] * len(inner.invars)
@@ -106,7 +106,7 @@ def _is_step(eqn) -> bool:
     return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
 
 
-def _label(eqn) -> str:
+def label_of(eqn) -> str:
     """The name of the Python function that a call primitive stands for, if any."""
     if eqn.primitive.name in _CUSTOM_RULES:
         body = eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr"))
@@ -114,7 +114,7 @@ def _label(eqn) -> str:
     return eqn.params.get("name", "")
 
 
-def _reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
+def reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
     """Variables from which a derivative can flow to an output that counts."""
     wanted = {
         v
@@ -123,25 +123,25 @@ def _reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
     }
     for eqn in reversed(jaxpr.eqns):
         if eqn.primitive.name != "stop_gradient" and any(
-            _in(v, wanted) for v in eqn.outvars
+            is_in(v, wanted) for v in eqn.outvars
         ):
             wanted |= {v for v in eqn.invars if not isinstance(v, Literal)}
     return wanted
 
 
-def _smoothed_at_once(jaxpr: Jaxpr, eqn) -> bool:
+def smoothed_at_once(jaxpr: Jaxpr, eqn) -> bool:
     """Whether every use of the result takes its kink away.
 
     A power of at least two does, of a function that is zero at its kink: relu(z)² or
     |z|³, but not max(z, 1)². So does the logarithm of |z|, which a stable log Σ exp has.
     """
     outputs = set(eqn.outvars)
-    uses = [e for e in jaxpr.eqns if any(_in(v, outputs) for v in e.invars)]
-    if not uses or any(_in(v, outputs) for v in jaxpr.outvars):
+    uses = [e for e in jaxpr.eqns if any(is_in(v, outputs) for v in e.invars)]
+    if not uses or any(is_in(v, outputs) for v in jaxpr.outvars):
         return False
     if eqn.primitive.name == "abs" and all(e.primitive.name == "log" for e in uses):
         return True
-    zero_at_kink = _ZERO_AT_KINK & {eqn.primitive.name, _label(eqn)}
+    zero_at_kink = _ZERO_AT_KINK & {eqn.primitive.name, label_of(eqn)}
     if not zero_at_kink and not _is_max_with_zero(eqn):
         return False
     return all(
@@ -157,7 +157,7 @@ def _is_max_with_zero(eqn) -> bool:
     )
 
 
-def _inner_jaxprs(eqn) -> Iterator[Jaxpr]:
+def inner_jaxprs(eqn) -> Iterator[Jaxpr]:
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr):
@@ -166,5 +166,5 @@ def _inner_jaxprs(eqn) -> Iterator[Jaxpr]:
                 yield item
 
 
-def _in(atom, variables: set[Var]) -> bool:
+def is_in(atom, variables: set[Var]) -> bool:
     return not isinstance(atom, Literal) and atom in variables

@@ -1,0 +1,213 @@
+"""The exact flow of a problem with kinks, from a user's arguments to a trajectory."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._finite import all_finite
+from ._jaxpr import nonsmooth_primitives
+from ._kinks import Filippov, Solution, as_system, integrate, kinked_function
+from ._losses import AbstractLoss, Risk
+from ._method import as_scalar, check_tolerance, kinks_of
+from ._observables import observe
+from ._precision import full_matmul_precision
+from ._problem import Problem
+from ._span import Span, fault_of, time_reached
+from ._trajectory import RESULTS, Stats, Trajectory, masked_after
+
+#: Relative tolerance used when none is given.
+EXACT_RTOL = 1e-8
+
+
+def exact_flow(
+    problem: Problem,
+    solver: Filippov,
+    span: Span,
+    *,
+    rtol: Any,
+    max_steps: int,
+    save_models: bool,
+) -> Trajectory:
+    """The flow of `problem` as a differential inclusion.
+
+    Raises `ValueError` for a problem that the solver cannot do, naming the reason.
+    """
+    _refuse_unless_possible(problem)
+    check_tolerance("rtol", rtol, problem.dtype)
+    rtol = as_scalar(EXACT_RTOL if rtol is None else rtol, problem.dtype)
+    options = _Options(solver.slots, max_steps, save_models, kinks_of(problem))
+    return _solve(problem, rtol, span, options)
+
+
+class _Options(eqx.Module):
+    slots: int = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+    save_models: bool = eqx.field(static=True)
+    kinks: tuple[str, ...] = eqx.field(static=True)
+
+
+def _refuse_unless_possible(problem: Problem) -> None:
+    if problem.dtype != jnp.float64:
+        raise ValueError(
+            f"The weights are {problem.dtype}: `homoflow.Filippov` tells the sides of "
+            "kinks apart in float64 only. Run "
+            "`jax.config.update('jax_enable_x64', True)` before anything else, and make "
+            "the weights float64."
+        )
+    objective = problem.objective
+    if not isinstance(objective, Risk):
+        raise ValueError(
+            "`homoflow.Filippov` needs a `loss` over samples: it follows the kinks of "
+            "every sample, which a custom `objective` does not show."
+        )
+    function = kinked_function(problem)
+    named = (*function.refused, *_loss_kinks(problem, objective))
+    if named:
+        raise ValueError(
+            f"`homoflow.Filippov` cannot follow the kinks of {', '.join(named)}: it "
+            "knows relu, leaky relu, |z|, maximum and minimum with 0, outside of loops. "
+            "Without `solver` the flow averages over kinks of any kind."
+        )
+    if function.count == 0:
+        raise ValueError(
+            "`homoflow.Filippov` is for models with kinks, and this one has none: "
+            "leave `solver` out."
+        )
+
+
+def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:
+    if isinstance(objective.loss, AbstractLoss):
+        return ()  # Those have continuous gradients.
+    x, y = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), problem.data
+    )
+    prediction = eqx.filter_eval_shape(problem.model, x)
+    return nonsmooth_primitives(objective.loss, prediction, y)
+
+
+@eqx.filter_jit
+@full_matmul_precision()
+def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Trajectory:
+    problem, rtol, span = _without_derivatives((problem, rtol, span))
+    fault = fault_of(problem, span, rtol)
+    # A faulty problem must not be integrated: nothing would be learned, slowly.
+    sound = fault == RESULTS.successful
+    t1, ts = jnp.where(sound, span.t1, 0), jnp.where(sound, span.times(), 0)
+    system = as_system(problem)
+    w0, unravel = jax.flatten_util.ravel_pytree(problem.weights())
+
+    def record(w, loss, velocity):
+        seen = observe(problem.laws, unravel(w), loss, unravel(-velocity))
+        return seen, (w if options.save_models else None)
+
+    solution = integrate(
+        system,
+        w0,
+        t1,
+        ts,
+        record,
+        rtol=rtol,
+        room=min(options.slots, system.low.size),
+        max_steps=options.max_steps,
+    )
+    return _trajectory(problem, span, options, fault, solution, unravel)
+
+
+def _trajectory(
+    problem: Problem,
+    span: Span,
+    options: _Options,
+    fault: RESULTS,
+    solution: Solution,
+    unravel,
+) -> Trajectory:
+    seen, saved = solution.records
+    final, frozen = unravel(solution.w), problem.frozen()
+    sound = fault == RESULTS.successful
+    result = RESULTS.where(sound, _result(solution, span, (seen, final)), fault)
+    ts = span.times()
+    recorded = sound & (jnp.arange(ts.size) < solution.recorded)
+    valid = recorded & jax.vmap(all_finite)(seen)
+    reached = jnp.where(sound, solution.t, -jnp.inf)
+    counts = solution.counts
+    numbers = {
+        "steps": solution.steps,
+        "rejected_steps": solution.rejected,
+        "crossings": counts.crossings,
+        "entries": counts.entries,
+        "exits": counts.exits,
+        "largest_sliding_set": counts.largest_sliding_set,
+        "non_unique": counts.non_unique,
+        "gradient_evaluations": _in_gradients(problem, counts),
+        "forward_passes": counts.forward,
+        "time_reached": time_reached(result, ts, valid, reached, span.t1),
+        "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
+    }
+    facts = (
+        ("solver", "Filippov"),
+        ("why", "asked for"),
+        ("kinks", ", ".join(options.kinks)),
+        ("clock", "flow time"),
+        ("laws", problem.laws.note),
+    )
+    models = None
+    if options.save_models:
+        models = eqx.combine(jax.vmap(unravel)(saved), frozen)
+    trajectory = Trajectory(
+        ts=ts,
+        losses=seen.loss,
+        laws=seen.laws,
+        grad_norms=seen.grad_norm,
+        squared_norms=seen.squared_norms,
+        model=eqx.combine(final, frozen),
+        models=models,
+        result=result,
+        stats=Stats(numbers, facts),
+    )
+    return masked_after(trajectory, valid)
+
+
+def _in_gradients(problem: Problem, counts) -> Array:
+    """Evaluations of the whole gradient; a row is the gradient at one sample."""
+    samples = jax.tree.leaves(problem.data)[0].shape[0]
+    rows = counts.rows.astype(problem.dtype) / samples
+    return counts.gradients.astype(problem.dtype) + rows
+
+
+def _result(solution: Solution, span: Span, recorded: PyTree) -> RESULTS:
+    finished = solution.t >= span.t1
+    result = RESULTS.where(finished, RESULTS.successful, RESULTS.max_steps_reached)
+    ending = solution.ending
+    for happened, member in (
+        (ending.stuck, RESULTS.stuck_on_kinks),
+        (ending.mode_unsettled, RESULTS.kink_mode_unsettled),
+        (ending.overflows, RESULTS.kink_slots_exceeded),
+        (ending.nonfinite | ~all_finite(recorded), RESULTS.nonfinite),
+    ):
+        result = RESULTS.where(happened, member, result)
+    return result
+
+
+@jax.custom_jvp
+def _not_differentiable(leaf: Array) -> Array:
+    return leaf
+
+
+@_not_differentiable.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError(
+        "Derivatives through `homoflow.Filippov` are not available in this version: the "
+        "times of events depend on weights and data, and the solve does not follow that. "
+        "Leave `solver` out to differentiate the averaged flow."
+    )
+
+
+def _without_derivatives(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: _not_differentiable(leaf) if eqx.is_inexact_array(leaf) else leaf,
+        tree,
+    )

@@ -1,0 +1,239 @@
+"""Where along a step the mode ends: a pair leaves its side, or a slider its interval."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ._contact import LIFT
+from ._system import System
+
+#: z is interpolated from this many Chebyshev points of a step …
+_NODES = (1 - np.cos(np.arange(5) * np.pi / 4)) / 2
+#: … to these, between which sign changes and dips are looked for.
+_GRID = (np.arange(8) + 1) / 8
+_TO_GRID = np.array(
+    [
+        [
+            np.prod([(g - b) / (a - b) for b in _NODES if b != a])
+            for a in _NODES
+        ]
+        for g in _GRID
+    ]
+)  # fmt: skip
+#: z below this times the largest |z| is rounding.
+_ROUNDING = 1e-14
+_ROOT_STEPS = 40
+_RECHECKS = 20
+
+
+class Path(NamedTuple):
+    """w(θ) = start + Σ_j coefficients[j] θ^(j+1): one step of the flow."""
+
+    start: Float[Array, " weights"]
+    coefficients: Float[Array, "powers weights"]
+
+    def __call__(self, theta: Array) -> Array:
+        powers = jnp.arange(1, len(self.coefficients) + 1, dtype=theta.dtype)
+        return self.start + theta**powers @ self.coefficients
+
+    def slope(self, theta: Array) -> Array:
+        """dw/dθ."""
+        powers = jnp.arange(1, len(self.coefficients) + 1, dtype=theta.dtype)
+        return (powers * theta ** (powers - 1)) @ self.coefficients
+
+    def curvature(self, theta: Array) -> Array:
+        """d²w/dθ²."""
+        powers = jnp.arange(2, len(self.coefficients) + 1, dtype=theta.dtype)
+        factors = powers * (powers - 1) * theta ** (powers - 2)
+        return factors @ self.coefficients[1:]
+
+
+class Watch(NamedTuple):
+    """z of all pairs that have a side to leave, along paths at fixed slopes.
+
+    Sliding units are lifted a little: a unit above them whose z is 0 while they slide
+    then shows the side that it is about to change.
+    """
+
+    system: System
+    slopes: Float[Array, "samples kinks"]
+    side: Int[Array, "samples kinks"]
+    lift: Float[Array, "samples kinks"]
+    rounding: Float[Array, ""]
+
+    def distances(self, w: Array) -> Float[Array, " pairs"]:
+        """How far each pair is inside its side; 0 for those without one."""
+        z = self.system.preactivations(w, self.slopes, self.lift)
+        return (self.side.astype(w.dtype) * z).ravel()
+
+    def distance(self, w: Array, pair: Array) -> Float[Array, ""]:
+        z = self.system.preactivation(w, self.slopes, self.lift, pair)
+        return self.side.ravel()[pair].astype(w.dtype) * z
+
+
+class Bracket(NamedTuple):
+    """A pair that leaves its side between `low` and `high`, if `found`."""
+
+    found: Bool[Array, ""]
+    pair: Int[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    guess: Float[Array, ""]
+
+
+def watch(
+    system: System, slopes: Array, side: Array, slides: Array, largest: Array
+) -> Watch:
+    lift = LIFT * slides.astype(slopes.dtype)
+    return Watch(system, slopes, side, lift, _ROUNDING * largest)
+
+
+#: Full forward passes that `first_bracket` takes.
+BRACKET_PASSES = len(_NODES)
+
+
+def first_bracket(watched: Watch, path: Path, end: Float[Array, ""]) -> Bracket:
+    """The first cell of (0, end] in which a pair leaves its side."""
+    nodes = jnp.asarray(_NODES, end.dtype) * end
+    values = jax.vmap(lambda theta: watched.distances(path(theta)))(nodes)
+    grid = jnp.asarray(_TO_GRID, end.dtype) @ values
+    left = jnp.concatenate([values[:1], grid[:-1]])
+    right = jnp.concatenate([grid[1:], grid[-1:]])
+    # A dip between grid points: the vertex of the parabola through three of them.
+    bend = left - 2 * grid + right
+    vertex = grid - (right - left) ** 2 / (8 * jnp.where(bend > 0, bend, 1))
+    dips = (left > grid) & (right > grid) & (vertex < -watched.rounding)
+    leaves = (grid < -watched.rounding) | dips
+    cells = jnp.any(leaves, 1)
+    cell = jnp.argmax(cells)
+    before, after = left[cell], grid[cell]
+    fall = before - after
+    fraction = jnp.clip(before / jnp.where(fall != 0, fall, 1), 0, 1)
+    fraction = jnp.where(leaves[cell], fraction, 2)
+    pair = jnp.argmin(fraction)
+    width = end / len(_GRID)
+    low = cell.astype(end.dtype) * width
+    guess = low + fraction[pair] * width
+    return Bracket(cells[cell], pair, low, low + width, guess)
+
+
+def locate(
+    watched: Watch, path: Path, bracket: Bracket
+) -> tuple[Float[Array, ""], Int[Array, ""], Bool[Array, ""], Int[Array, ""]]:
+    """θ at which the first pair leaves its side, which one, whether, full passes taken.
+
+    The bracket's own pair first; then, as long as another pair has left its side by
+    that point, that one on what is before it. Without a bracketed pair only the point
+    `bracket.high` is checked in this way.
+    """
+
+    def one(carry):
+        theta, pair, low, high, found, active, passes = carry
+        theta = jnp.where(active, _root(watched, path, pair, low, high, active), theta)
+        distances = watched.distances(path(theta))
+        distances = distances.at[pair].set(jnp.where(found, 0, distances[pair]))
+        worst = jnp.argmin(distances)
+        early = distances[worst] < -10 * watched.rounding
+        pair = jnp.where(early, worst, pair)
+        zero = jnp.zeros_like(theta)
+        return theta, pair, zero, theta, found | early, early, passes + 1
+
+    def go_on(carry):
+        active, passes = carry[-2:]
+        return (passes == 0) | (active & (passes < _RECHECKS))
+
+    b = bracket
+    start = (b.high, b.pair, b.low, b.high, b.found, b.found, jnp.asarray(0))
+    theta, pair, _, _, found, _, passes = lax.while_loop(go_on, one, start)
+    return theta, pair, found, passes
+
+
+def first_exit(
+    excess: Float[Array, "3 slots"],
+    at: np.ndarray,
+    slack: Float[Array, " slots"],
+    watched: Bool[Array, " slots"],
+) -> tuple[Float[Array, " slots"], Float[Array, " slots"]]:
+    """θ > 0 at which a quadratic through `excess` falls below −slack; its end slope.
+
+    The excess of a slider is the distance of its multiplier from an end of its
+    interval, known at the three abscissae `at`. θ is inf where it stays.
+    """
+    x0, x1, x2 = (float(x) for x in at)
+    first = (excess[1] - excess[0]) / (x1 - x0)
+    second = ((excess[2] - excess[1]) / (x2 - x1) - first) / (x2 - x0)
+    c, b, a = excess[0] + slack, first - second * x1, second
+    discriminant = b * b - 4 * a * c
+    root = jnp.sqrt(jnp.maximum(discriminant, 0))
+    # The form of the two roots that does not cancel.
+    half = -0.5 * (b + jnp.where(b >= 0, root, -root))
+    one = jnp.where(a != 0, half / jnp.where(a != 0, a, 1), jnp.inf)
+    other = jnp.where(half != 0, c / jnp.where(half != 0, half, 1), jnp.inf)
+
+    def positive(theta):
+        return jnp.where((discriminant >= 0) & (theta > 0), theta, jnp.inf)
+
+    earliest = jnp.minimum(positive(one), positive(other))
+    return jnp.where(watched, earliest, jnp.inf), b + 2 * a
+
+
+def _root(
+    watched: Watch, path: Path, pair: Array, low: Array, high: Array, active: Array
+) -> Float[Array, ""]:
+    """θ in [low, high] at which the distance of one pair becomes 0 (Illinois method)."""
+
+    def distance(theta):
+        return watched.distance(path(theta), pair)
+
+    inner = low + 1e-3 * (high - low)
+    at_low, at_inner, at_high = jax.vmap(distance)(jnp.stack([low, inner, high]))
+    # A pair that has just left its kink starts at 0: bracket its return, not its start.
+    on_kink = at_low <= 10 * watched.rounding
+    low, at_low = jnp.where(on_kink, inner, low), jnp.where(on_kink, at_inner, at_low)
+    bracketed = active & (at_low > 0) & (at_high < 0)
+
+    def narrow(carry: _Illinois) -> _Illinois:
+        c = carry
+        theta = c.high - c.at_high * (c.high - c.low) / (c.at_high - c.at_low)
+        inside = (theta > c.low) & (theta < c.high)
+        theta = jnp.where(inside, theta, 0.5 * (c.low + c.high))
+        value = distance(theta)
+        up = value > 0
+        # An end that stays twice has its value halved, so that the other one moves.
+        kept_low = jnp.where(c.moved == -1, 0.5 * c.at_low, c.at_low)
+        kept_high = jnp.where(c.moved == 1, 0.5 * c.at_high, c.at_high)
+        return _Illinois(
+            low=jnp.where(up, theta, c.low),
+            high=jnp.where(up, c.high, theta),
+            at_low=jnp.where(up, value, kept_low),
+            at_high=jnp.where(up, kept_high, value),
+            moved=jnp.where(up, 1, -1),
+            steps=c.steps + 1,
+        )
+
+    def go_on(c: _Illinois):
+        small = jnp.minimum(jnp.abs(c.at_low), jnp.abs(c.at_high))
+        open_ = (small > 0.1 * watched.rounding) & (c.high - c.low > 1e-15 * high)
+        return (c.steps < _ROOT_STEPS) & open_
+
+    steps = jnp.where(bracketed, 0, _ROOT_STEPS)
+    start = _Illinois(low, high, at_low, at_high, jnp.asarray(0), steps)
+    end = lax.while_loop(go_on, narrow, start)
+    nearer_low = jnp.abs(end.at_low) < jnp.abs(end.at_high)
+    theta = jnp.where(nearer_low, end.low, end.high)
+    return jnp.where(bracketed, theta, jnp.where(at_low <= 0, low, high))
+
+
+class _Illinois(NamedTuple):
+    """A bracket, the values at its ends, and which end moved last (−1 = high)."""
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    at_low: Float[Array, ""]
+    at_high: Float[Array, ""]
+    moved: Int[Array, ""]
+    steps: Int[Array, ""]

@@ -1,0 +1,167 @@
+"""Sliding: the velocity that keeps pairs on their kinks, and what it takes.
+
+On the pairs that slide the velocity is ẇ = −P∇L, with P the projector onto {v : Jv = 0}
+and J the rows ∇_w z_k [Filippov 1988]. With one `base` slope for each pair it is
+ẇ = −(g + Jᵀλ), (JJᵀ)λ = −Jg on the sliding pairs. Telescoping from the top layer down,
+the gradient at any slopes α is exactly g + Σ_k (α_k − base_k) b_k J_k with b_k = ∂L/∂a_k
+at the slopes α above k and J_k at the base slopes: so λ_k = (α_k − base_k) b_k, and
+α_k lies between low and high where λ_k lies between 0 and the width (high − low) b_k.
+
+All multipliers here are those of rows scaled to length 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ._system import Rows, Slots, System
+
+#: Rows whose directions agree to this much belong to kinks that coincide.
+_PARALLEL = 1e-9
+#: Added to the scaled Gram matrix, whose diagonal is 1.
+_JITTER = 1e-14
+
+
+class Point(NamedTuple):
+    """Everything that the field needs at one w, for the pairs in the slots.
+
+    - `scale`: 1/‖J_k‖, 0 where there is no row.
+    - `gram`, `rates`: JJᵀ and Jg of the scaled rows.
+    - `jump`: ∂L/∂a_k at the base slopes; `above[l, k]`: ∂z_l/∂a_k.
+    - `gap`: high − low.
+    """
+
+    loss: Float[Array, ""]
+    gradient: Float[Array, " weights"]
+    z: Float[Array, "samples kinks"]
+    rows: Rows
+    scale: Float[Array, " slots"]
+    gram: Float[Array, "slots slots"]
+    rates: Float[Array, " slots"]
+    jump: Float[Array, " slots"]
+    above: Float[Array, "slots slots"]
+    gap: Float[Array, " slots"]
+
+
+class Groups(NamedTuple):
+    """Pairs with parallel rows (repeated or antipodal inputs, say) share a multiplier.
+
+    - `leader`: the slot that carries it, for each slot.
+    - `sense`: −1 where a pair's row points against its leader's, else 1.
+    """
+
+    leader: Int[Array, " slots"]
+    sense: Int[Array, " slots"]
+
+    @property
+    def leads(self) -> Bool[Array, " slots"]:
+        return self.leader == jnp.arange(self.leader.size)
+
+    def total(self, values: Array) -> Array:
+        """Sums over groups, at their leaders."""
+        return jax.ops.segment_sum(values, self.leader, self.leader.size)
+
+
+def evaluate(system: System, w: Array, base: Array, slots: Slots) -> Point:
+    """One gradient of the loss, and one row for each pair in the slots."""
+    slopes = system.slope(base)
+    (loss, z), (gradient, jump) = jax.value_and_grad(
+        system.loss, argnums=(0, 2), has_aux=True
+    )(w, slopes, jnp.zeros_like(slopes))
+    rows, sensitivity = system.rows(w, slopes, slots)
+    gram = rows.gram()
+    square = jnp.diagonal(gram)
+    present = slots.used & (square > 0)
+    scale = jnp.where(present, 1 / jnp.sqrt(jnp.where(present, square, 1)), 0)
+    sample, kink = slots.pair // system.kinks, slots.pair % system.kinks
+    together = (
+        slots.used[:, None] & slots.used[None, :] & (sample[:, None] == sample[None, :])
+    )
+    return Point(
+        loss=loss,
+        gradient=gradient,
+        z=z,
+        rows=rows,
+        scale=scale,
+        gram=gram * scale[:, None] * scale[None, :],
+        rates=system.along(rows, gradient) * scale,
+        jump=jnp.where(slots.used, slots.gathered(jump), 0),
+        above=jnp.where(together, sensitivity[:, kink], 0),
+        gap=slots.gathered(system.high - system.low),
+    )
+
+
+def group(point: Point, used: Bool[Array, " slots"]) -> Groups:
+    """Which pairs have parallel rows."""
+    numbers = jnp.arange(used.size)
+    parallel = (jnp.abs(point.gram) > 1 - _PARALLEL) & used[:, None] & used[None, :]
+    leader = jnp.where(used, jnp.argmax(parallel, 1), numbers)
+    against = point.gram[numbers, leader] < 0
+    sense = jnp.where(against, -1, 1).astype(jnp.int32)
+    return Groups(leader, sense)
+
+
+def multipliers(
+    point: Point, slides: Bool[Array, " slots"], fixed: Float[Array, " slots"]
+) -> tuple[Float[Array, " slots"], Float[Array, "slots slots"]]:
+    """λ that keeps the pairs in `slides` on their kinks, others `fixed`; and a factor.
+
+    The factor is Cholesky's, of the Gram matrix with rows of the identity elsewhere.
+    """
+    on = slides.astype(point.gram.dtype)
+    matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
+    factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
+    right = -(point.rates + point.gram @ fixed) * on
+    return fixed + solve(factor, right) * on, factor
+
+
+def solve(factor: Array, right: Array) -> Array:
+    """x in (factor factorᵀ) x = right."""
+    y = lax.linalg.triangular_solve(factor, right[:, None], left_side=True, lower=True)
+    x = lax.linalg.triangular_solve(
+        factor, y, left_side=True, lower=True, transpose_a=True
+    )
+    return x[:, 0]
+
+
+def widths(
+    system: System,
+    point: Point,
+    groups: Groups,
+    multiplier: Float[Array, " slots"],
+    used: Bool[Array, " slots"],
+) -> Float[Array, " slots"]:
+    """The largest multiplier of each group, at its leader: the gradient's whole jump.
+
+    ∂L/∂a at a kink must see the actual slopes of the kinks above it in the same sample.
+    Those enter through their multipliers, and a member of a group has the share of the
+    group's multiplier that its own jump has in the group's: so with groups the widths
+    are found from the top layer down, one layer in a pass.
+    """
+    norm = jnp.where(point.scale > 0, 1 / jnp.where(point.scale > 0, point.scale, 1), 0)
+    alone = groups.total(jnp.ones_like(multiplier))[groups.leader] == 1
+    passes = jnp.where(jnp.any(used & ~alone), system.function.depth, 1)
+
+    def total_width(jump):
+        return groups.total(jnp.where(used, point.gap * jump * norm, 0))
+
+    def one_layer(_, carry):
+        jump, width = carry
+        share = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
+        tied = (
+            groups.sense.astype(share.dtype) * share[groups.leader] * point.gap * jump
+        )
+        shift = jnp.where(used, jnp.where(alone, multiplier * point.scale, tied), 0)
+        jump = point.jump + point.above.T @ shift
+        return jump, total_width(jump)
+
+    start = point.jump, total_width(point.jump)
+    return lax.fori_loop(0, passes, one_layer, start)[1]
+
+
+def velocity(system: System, point: Point, multiplier: Array) -> Array:
+    """ẇ = −(g + Jᵀλ)."""
+    return -(point.gradient + system.against(point.rows, multiplier * point.scale))

@@ -1,0 +1,222 @@
+"""A risk minimization problem as the exact flow needs it: flat weights, open kinks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._jaxpr import KinkedFunction, with_kinks
+from .._losses import Risk
+from .._problem import Problem
+
+
+class Slots(NamedTuple):
+    """The (sample, kink) pairs that are at their kink, in room for a fixed number.
+
+    A pair's number is sample · kinks + kink; an unused slot holds 0.
+    """
+
+    pair: Int[Array, " slots"]
+    used: Bool[Array, " slots"]
+
+    def scattered(self, table: Array, values: Array, where: Array) -> Array:
+        """`table` over all pairs with the values of the slots in `where` put in."""
+        flat = table.ravel()
+        target = jnp.where(where, self.pair, flat.size)
+        return flat.at[target].set(values, mode="drop").reshape(table.shape)
+
+    def gathered(self, table: Array) -> Array:
+        """The entries of a table over all pairs that belong to the slots."""
+        return table.ravel()[self.pair]
+
+
+class Rows(NamedTuple):
+    """J_k = ∇_w z_k for the pairs k in the slots.
+
+    The weights that enter as Wx once (most of a network) have outer products for
+    gradients, kept as factors: `deltas[i][k]` ⊗ `vectors[i][k]`. The others' gradients
+    are the columns of `explicit`.
+    """
+
+    explicit: Float[Array, "slots rest"]
+    deltas: list[Float[Array, "slots _"]]
+    vectors: list[Float[Array, "slots _"]]
+
+    def gram(self) -> Float[Array, "slots slots"]:
+        """J Jᵀ."""
+        factored = (
+            (v @ v.T) * (d @ d.T)
+            for v, d in zip(self.vectors, self.deltas, strict=True)
+        )
+        return sum(factored, start=self.explicit @ self.explicit.T)
+
+
+class System(eqx.Module):
+    """L(w) for flat weights w, with the slopes at all kinks as inputs.
+
+    Tables over pairs have shape (samples, kinks). `low` and `high` are the slopes
+    below and above each kink.
+    """
+
+    function: KinkedFunction = eqx.field(static=True)
+    loss_of_sample: Callable[[Any, Any], Array]
+    is_mean: bool = eqx.field(static=True)
+    others: PyTree
+    x: PyTree
+    y: PyTree
+    low: Float[Array, "samples kinks"]
+    high: Float[Array, "samples kinks"]
+    template: PyTree
+
+    @property
+    def kinks(self) -> int:
+        return self.function.count
+
+    @property
+    def samples(self) -> int:
+        return self.low.shape[0]
+
+    def unravel(self, w: Float[Array, " weights"]) -> PyTree:
+        return jax.flatten_util.ravel_pytree(self.template)[1](w)
+
+    def slope(self, side: Int[Array, "samples kinks"]) -> Float[Array, "samples kinks"]:
+        """The slope of each pair's side."""
+        return jnp.where(side > 0, self.high, self.low)
+
+    def preactivations(self, w: Array, slopes: Array, lift: Array) -> Array:
+        """z of every pair."""
+        weights = self.unravel(w)
+
+        def of_sample(slopes, lift, x):
+            return self.function.forward(weights, slopes, lift, self.others, x)[1]
+
+        return jax.vmap(of_sample)(slopes, lift, self.x)
+
+    def preactivation(self, w: Array, slopes: Array, lift: Array, pair: Array) -> Array:
+        """z of one pair, from its own sample."""
+        i, u = pair // self.kinks, pair % self.kinks
+        x = jax.tree.map(lambda a: a[i], self.x)
+        weights = self.unravel(w)
+        z = self.function.forward(weights, slopes[i], lift[i], self.others, x)[1]
+        return z[u]
+
+    def loss(self, w: Array, slopes: Array, lift: Array) -> tuple[Array, Array]:
+        """L(w), and z of every pair."""
+        weights = self.unravel(w)
+
+        def of_sample(slopes, lift, x, y):
+            prediction, z = self.function.forward(weights, slopes, lift, self.others, x)
+            return self.loss_of_sample(prediction, y), z
+
+        losses, z = jax.vmap(of_sample)(slopes, lift, self.x, self.y)
+        return (jnp.mean(losses) if self.is_mean else jnp.sum(losses)), z
+
+    def rows(self, w: Array, slopes: Array, slots: Slots) -> tuple[Rows, Array]:
+        """J, and ∂z_k/∂a at all kinks of the sample of k."""
+        leaves, structure = jax.tree.flatten(self.unravel(w))
+        factored = {p.leaf for p in self.function.products}
+        rest = [leaf for i, leaf in enumerate(leaves) if i not in factored]
+        taps = [jnp.zeros(p.size, w.dtype) for p in self.function.products]
+        sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
+
+        def z_of(rest, taps, lift, slopes, x, kink):
+            given = iter(rest)
+            all_leaves = [
+                leaf if i in factored else next(given) for i, leaf in enumerate(leaves)
+            ]
+            weights = jax.tree.unflatten(structure, all_leaves)
+            z, vectors = self.function.tapped(
+                weights, taps, slopes, lift, self.others, x
+            )
+            return z[kink], vectors
+
+        gradient = jax.vmap(
+            jax.grad(z_of, (0, 1, 2), has_aux=True), (None, None, None, 0, 0, 0)
+        )
+        x = jax.tree.map(lambda a: a[sample], self.x)
+        lift = jnp.zeros(self.kinks, w.dtype)
+        (explicit, deltas, sensitivity), vectors = gradient(
+            rest, taps, lift, slopes[sample], x, kink
+        )
+        count = slots.pair.size
+        flat = [g.reshape(count, -1) for g in explicit]
+        none = jnp.zeros((count, 0), w.dtype)
+        return Rows(jnp.concatenate([none, *flat], 1), deltas, vectors), sensitivity
+
+    def along(self, rows: Rows, v: Float[Array, " weights"]) -> Float[Array, " slots"]:
+        """J v."""
+        leaves = jax.tree.leaves(self.unravel(v))
+        out = rows.explicit @ self._rest(leaves)
+        for p, delta, vector in zip(
+            self.function.products, rows.deltas, rows.vectors, strict=True
+        ):
+            matrix = leaves[p.leaf].T if p.is_transposed else leaves[p.leaf]
+            out = out + jnp.sum((delta @ matrix) * vector, 1)
+        return out
+
+    def against(
+        self, rows: Rows, v: Float[Array, " slots"]
+    ) -> Float[Array, " weights"]:
+        """Jᵀ v."""
+        leaves, structure = jax.tree.flatten(self.template)
+        out: list[Array | None] = [None] * len(leaves)
+        for p, delta, vector in zip(
+            self.function.products, rows.deltas, rows.vectors, strict=True
+        ):
+            matrix = (delta * v[:, None]).T @ vector
+            out[p.leaf] = matrix.T if p.is_transposed else matrix
+        rest, start = v @ rows.explicit, 0
+        for i, leaf in enumerate(leaves):
+            if out[i] is None:
+                out[i] = rest[start : start + leaf.size].reshape(leaf.shape)
+                start += leaf.size
+        return jax.flatten_util.ravel_pytree(jax.tree.unflatten(structure, out))[0]
+
+    def _rest(self, leaves: list[Array]) -> Array:
+        factored = {p.leaf for p in self.function.products}
+        flat = [a.ravel() for i, a in enumerate(leaves) if i not in factored]
+        return jnp.concatenate([jnp.zeros(0, self.low.dtype), *flat])
+
+
+def kinked_function(problem: Problem) -> KinkedFunction:
+    """The model of a problem with its kinks laid open, from shapes alone."""
+    weights, others, rest = _split(problem)
+
+    def predict(weights, others, x):
+        return eqx.combine(weights, others, rest)(x)
+
+    x = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), problem.data[0]
+    )
+    return with_kinks(predict, weights, others, x)
+
+
+def as_system(problem: Problem) -> System:
+    """The problem in the form that the exact flow needs."""
+    function = kinked_function(problem)
+    weights, others, _ = _split(problem)
+    objective = problem.objective
+    assert isinstance(objective, Risk)
+    x, y = problem.data
+    low, high = jax.vmap(lambda xi: function.slopes(weights, others, xi))(x)
+    return System(
+        function=function,
+        loss_of_sample=objective.loss,
+        is_mean=objective.is_mean,
+        others=others,
+        x=x,
+        y=y,
+        low=low,
+        high=high,
+        template=weights,
+    )
+
+
+def _split(problem: Problem) -> tuple[PyTree, PyTree, PyTree]:
+    """Trained arrays, other arrays, and what is not an array."""
+    others, rest = eqx.partition(problem.frozen(), eqx.is_array)
+    return problem.weights(), others, rest
