@@ -78,8 +78,8 @@ def descend(
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
     not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `clock`.
 
-    If the loss or a weight becomes inf or NaN the result is `diverged`: `model` keeps the
-    last finite weights and everything recorded afterwards is NaN.
+    If the loss becomes inf or NaN the result is `diverged`: `model` keeps the last weights
+    with a finite loss and everything recorded afterwards is NaN.
 
     **Raises:** `ValueError` for bad input, before anything is compiled;
     `homoflow.TrajectoryError`, which holds what was computed, if the run diverges.
@@ -185,9 +185,10 @@ class _Plan(eqx.Module):
 
 
 class _State(eqx.Module):
-    """What one step hands to the next."""
+    """What one step hands to the next; `kept` are the last weights with a finite loss."""
 
     weights: PyTree
+    kept: PyTree
     memory: PyTree
     step: Int[Array, ""]
     alive: Bool[Array, ""]
@@ -224,12 +225,12 @@ def _run(
                 value=loss, grad=gradient, value_fn=loss_fn,
             )  # fmt: skip
             proposed = optax.apply_updates(state.weights, update)
-        alive = state.alive & jnp.isfinite(loss) & all_finite(proposed)
-        weights = jax.tree.map(
-            lambda new, old: jnp.where(alive, new, old), proposed, state.weights
-        )
+        # Only the loss is looked at: to look at every weight in every step takes longer
+        # than to update them, and a weight that is not finite soon makes the loss so.
+        alive = state.alive & jnp.isfinite(loss)
+        kept = _select(alive, state.weights, state.kept)
         step = state.step + alive.astype(state.step.dtype)
-        return _State(weights, memory, step, alive, order)
+        return _State(proposed, kept, memory, step, alive, order)
 
     def plain(_, state):
         loss_fn, order = batch(state)
@@ -256,10 +257,8 @@ def _run(
     if plan.batches is not None:
         assert key is not None
         order = plan.batches.init(key)
-    start = _State(
-        problem.weights(), memory, jnp.array(0), _fault(problem) == RESULTS.successful,
-        order,
-    )  # fmt: skip
+    weights, sound = problem.weights(), _fault(problem) == RESULTS.successful
+    start = _State(weights, weights, memory, jnp.array(0), sound, order)
     carry, history = jax.lax.scan(
         functools.partial(block, plan.record_every),
         (start, meter.init()),
@@ -271,10 +270,19 @@ def _run(
         pieces.append(jax.tree.map(lambda leaf: leaf[None], last))
     state, bar = carry
     meter.close(bar)
-    ending = observed(state.weights, *jax.value_and_grad(problem.loss)(state.weights))
-    pieces.append(jax.tree.map(lambda leaf: leaf[None], (ending, state.alive)))
-    (seen, saved), alive = jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
-    return _trajectory(problem, plan, learning_rate, state, seen, saved, alive)
+    loss, gradient = jax.value_and_grad(problem.loss)(state.weights)
+    alive = state.alive & jnp.isfinite(loss) & all_finite(state.weights)
+    ending = observed(state.weights, loss, gradient)
+    pieces.append(jax.tree.map(lambda leaf: leaf[None], (ending, alive)))
+    (seen, saved), alive_then = jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
+    final = _select(alive, state.weights, state.kept)
+    return _trajectory(
+        problem, plan, learning_rate, final, state.step, seen, saved, alive_then
+    )
+
+
+def _select(choice: Bool[Array, ""], these: PyTree, those: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), these, those)
 
 
 def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:
@@ -328,7 +336,8 @@ def _trajectory(
     problem: Problem,
     plan: _Plan,
     learning_rate: Array | Callable,
-    state: _State,
+    final: PyTree,
+    steps: Int[Array, ""],
     seen: Observation,
     saved: PyTree,
     alive: Bool[Array, " times"],
@@ -344,8 +353,8 @@ def _trajectory(
     diverged = result == RESULTS.diverged
     evaluations = plan.steps + (0 if plan.batches is None else len(alive) - 1) + 1
     numbers = {
-        "steps": state.step,
-        "diverged_at_step": jnp.where(diverged, state.step, -1),
+        "steps": steps,
+        "diverged_at_step": jnp.where(diverged, steps, -1),
         "gradient_evaluations": jnp.asarray(evaluations),
         "time_reached": jnp.max(jnp.where(valid, ts, 0)),
         "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
@@ -362,7 +371,7 @@ def _trajectory(
         laws=seen.laws,
         grad_norms=seen.grad_norm,
         squared_norms=seen.squared_norms,
-        model=eqx.combine(state.weights, frozen),
+        model=eqx.combine(final, frozen),
         models=None if not plan.save_models else eqx.combine(saved, frozen),
         result=result,
         stats=Stats(numbers, facts),

@@ -345,7 +345,7 @@ LONG = 400
 
 
 def numpy_divergence() -> tuple[int, np.ndarray]:
-    """The step that first leaves the finite numbers, and the weights before it."""
+    """The step that first leaves the finite numbers, and the last weights before it."""
     model, data = linear_regression()
     with np.errstate(all="ignore"):
         rule = functools.partial(sgd, rate=DIVERGING)
@@ -355,7 +355,7 @@ def numpy_divergence() -> tuple[int, np.ndarray]:
         losses = np.sum(residual**2, axis=(1, 2))
     # A loss that overflows ends the run though the weights are finite still.
     step = int(np.argmax(~np.isfinite(losses)))
-    return step, history[step]
+    return step, history[step - 1]
 
 
 @pytest.mark.parametrize("every", [1, 7])
