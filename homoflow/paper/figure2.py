@@ -164,7 +164,7 @@ def _choices(config: Config) -> tuple[str, ...]:
         "bounded by 0.14 (42.90 may be a misprint of 43.90). They are shown for "
         "comparison, not as targets.",
         "The flow is approximate: Heun's method with constant steps, "
-        f"{config.flow_steps_per_step} for each of gradient descent's, second order but for "
+        f"{config.flow_steps_per_step} for each of gradient descent's; second order but at "
         "kinks. From so small a start final weights are extremely sensitive, to the step "
         "too; norms and laws are not.",
         f"This run: sizes {'-'.join(map(str, config.sizes))}, {config.samples} samples.",
