@@ -33,7 +33,9 @@ EXPERIMENTS = {
         figure2.run,
         figure2.draw,
         figure2.Config(),
-        figure2.Config(sizes=(100, 30, 30, 10), samples=100, steps=4000),
+        figure2.Config(
+            sizes=(100, 30, 30, 10), samples=100, steps=4000, flow_steps_per_step=3
+        ),
     ),
 }
 

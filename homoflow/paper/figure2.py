@@ -38,7 +38,7 @@ class Config:
     learning_rate: float = 0.008
     steps: int = 10_000
     record_every: int = 50
-    flow_steps_per_step: int = 1
+    flow_steps_per_step: int = 2
     seed: int = 0
 
 
