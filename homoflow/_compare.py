@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._concrete import is_concrete
+from ._data import cast_floats
 from ._trajectory import RESULTS, Trajectory
 
 #: Times closer than this fraction of the whole span are the same time.
@@ -230,13 +231,7 @@ def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, "
 def _as_inputs(x: PyTree, model: PyTree) -> PyTree[Array]:
     """Inputs as the runs saw them: floats in the dtype of the weights."""
     dtype = jax.tree.leaves(_arrays(model))[0].dtype
-
-    def cast(leaf):
-        leaf = jnp.asarray(leaf)
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype) if floating else leaf
-
-    return jax.tree.map(cast, x)
+    return cast_floats(x, dtype)
 
 
 def _along(distance, a: PyTree, b: PyTree) -> Float[Array, " times"]:

@@ -32,15 +32,19 @@ def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Arra
         raise ValueError("`data` is empty: there are no samples.")
     _refuse_complex((x, y))
     refuse_nonfinite("data", (x, y))
-    y = jax.tree.map(lambda a: _cast(a, dtype), y)
-    return _inputs_for(model, x, dtype), y
+    return _inputs_for(model, x, dtype), cast_floats(y, dtype)
 
 
 def as_objective_data(data: Any, dtype: jnp.dtype) -> PyTree:
     """Data of a custom objective: any pytree of arrays, floats cast to `dtype`."""
     data = jax.tree.map(_as_array, data)
     refuse_nonfinite("data", data)
-    return jax.tree.map(lambda a: _cast(a, dtype), data)
+    return cast_floats(data, dtype)
+
+
+def cast_floats(tree: PyTree, dtype: jnp.dtype) -> PyTree[Array]:
+    """Arrays, the floating-point ones in `dtype` and the others as they are."""
+    return jax.tree.map(lambda leaf: _cast(_as_array(leaf), dtype), tree)
 
 
 def sample_shape(x: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -90,7 +94,7 @@ def _inputs_for(model: PyTree, x: PyTree[Array], dtype: jnp.dtype) -> PyTree[Arr
     error = _why_not_applicable(model, as_floats)
     if error is None:
         return as_floats
-    as_given = jax.tree.map(lambda a: _cast(a, dtype), x)
+    as_given = cast_floats(x, dtype)
     if _why_not_applicable(model, as_given) is None:
         return as_given
     shapes = [s.shape for s in jax.tree.leaves(sample_shape(x))]

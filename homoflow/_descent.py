@@ -22,12 +22,11 @@ from ._observables import Observation, observe
 from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._progress import Progress, as_meter
+from ._recorded import recorded_trajectory
 from ._trainable import Trainable
 from ._trajectory import (
     RESULTS,
-    Stats,
     Trajectory,
-    masked_after,
     raise_unless_successful,
 )
 
@@ -357,26 +356,22 @@ def _trajectory(
         "diverged_at_step": jnp.where(diverged, steps, -1),
         "gradient_evaluations": jnp.asarray(evaluations),
         "time_reached": jnp.max(jnp.where(valid, ts, 0)),
-        "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
     }
     facts = (
         ("optimizer", plan.factory.name),
         ("clock", plan.clock.fact),
-        ("laws", problem.laws.note),
     )
-    frozen = problem.frozen()
-    trajectory = Trajectory(
-        ts=ts,
-        losses=seen.loss,
-        laws=seen.laws,
-        grad_norms=seen.grad_norm,
-        squared_norms=seen.squared_norms,
-        model=eqx.combine(final, frozen),
-        models=None if not plan.save_models else eqx.combine(saved, frozen),
+    return recorded_trajectory(
+        problem,
+        ts,
+        seen,
+        valid,
+        final=final,
+        saved=saved if plan.save_models else None,
         result=result,
-        stats=Stats(numbers, facts),
+        numbers=numbers,
+        facts=facts,
     )
-    return masked_after(trajectory, valid)
 
 
 def _check_counts(**counts: int) -> None:

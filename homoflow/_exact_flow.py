@@ -16,8 +16,9 @@ from ._method import as_scalar, check_tolerance, kinks_of
 from ._observables import observe
 from ._precision import full_matmul_precision
 from ._problem import Problem
+from ._recorded import recorded_trajectory
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Stats, Trajectory, masked_after
+from ._trajectory import RESULTS, Trajectory
 
 #: Relative tolerance used when none is given.
 EXACT_RTOL = 1e-8
@@ -126,7 +127,7 @@ def _trajectory(
     unravel,
 ) -> Trajectory:
     seen, saved = solution.records
-    final, frozen = unravel(solution.w), problem.frozen()
+    final = unravel(solution.w)
     sound = fault == RESULTS.successful
     result = RESULTS.where(sound, _result(solution, span, (seen, final)), fault)
     ts = span.times()
@@ -145,30 +146,24 @@ def _trajectory(
         "gradient_evaluations": _in_gradients(problem, counts),
         "forward_passes": counts.forward,
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
-        "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
     }
     facts = (
         ("solver", "Filippov"),
         ("why", "asked for"),
         ("kinks", ", ".join(options.kinks)),
         ("clock", "flow time"),
-        ("laws", problem.laws.note),
     )
-    models = None
-    if options.save_models:
-        models = eqx.combine(jax.vmap(unravel)(saved), frozen)
-    trajectory = Trajectory(
-        ts=ts,
-        losses=seen.loss,
-        laws=seen.laws,
-        grad_norms=seen.grad_norm,
-        squared_norms=seen.squared_norms,
-        model=eqx.combine(final, frozen),
-        models=models,
+    return recorded_trajectory(
+        problem,
+        ts,
+        seen,
+        valid,
+        final=final,
+        saved=jax.vmap(unravel)(saved) if options.save_models else None,
         result=result,
-        stats=Stats(numbers, facts),
+        numbers=numbers,
+        facts=facts,
     )
-    return masked_after(trajectory, valid)
 
 
 def _in_gradients(problem: Problem, counts) -> Array:

@@ -19,13 +19,13 @@ from ._observables import Observation, observe
 from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._progress import Progress, as_meter
+from ._recorded import recorded_trajectory
 from ._span import Span, checked_span, fault_of, time_reached
 from ._trainable import Trainable
 from ._trajectory import (
     RESULTS,
     Stats,
     Trajectory,
-    masked_after,
     raise_unless_successful,
 )
 
@@ -332,29 +332,26 @@ def _trajectory(
     finite = jax.vmap(all_finite)(seen)
     # Times the solver never came to were left at inf by Diffrax.
     valid = finite & (ok | (ts <= reached)) & (jnp.cumsum(~finite) == 0)
-    frozen = problem.frozen()
     numbers = {
         "steps": solution.stats["num_accepted_steps"],
         "rejected_steps": solution.stats["num_rejected_steps"],
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
-        "law_violation": jnp.max(jnp.where(valid, seen.law_violation, 0)),
     }
     evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
     if evaluations is not None:
         numbers["gradient_evaluations"] = evaluations + ts.shape[0]
-    facts = (*method.facts, ("clock", "flow time"), ("laws", problem.laws.note))
-    trajectory = Trajectory(
-        ts=ts,
-        losses=seen.loss,
-        laws=seen.laws,
-        grad_norms=seen.grad_norm,
-        squared_norms=seen.squared_norms,
-        model=eqx.combine(final, frozen),
-        models=None if not options.save_models else eqx.combine(saved, frozen),
+    facts = (*method.facts, ("clock", "flow time"))
+    return recorded_trajectory(
+        problem,
+        ts,
+        seen,
+        valid,
+        final=final,
+        saved=saved if options.save_models else None,
         result=result,
-        stats=Stats(numbers, facts),
+        numbers=numbers,
+        facts=facts,
     )
-    return masked_after(trajectory, valid)
 
 
 def _coarser(method: Method) -> Method:
