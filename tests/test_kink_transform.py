@@ -158,6 +158,22 @@ def test_slopes_of_each_kind():
         np.testing.assert_array_equal(highs, high)
 
 
+def test_operations_are_named_in_order_of_evaluation():
+    def fn(w, x):
+        z = jax.nn.leaky_relu(jax.nn.relu(jnp.outer(w[:3], x)), 0.1)
+        return jnp.where(z > 0, 2.0 * z, -z).sum() + jnp.abs(w[0]) + max_of(w, x)
+
+    def max_of(w, x):
+        return jax.jit(lambda z: jnp.clip(z, 0.0))(w[:4] * x).sum()
+
+    operations = opened(fn, *weights_and_sample()).operations
+    names = [(o.name, o.shape) for o in operations]
+    assert names == [
+        ("relu", (3, 4)), ("leaky_relu", (3, 4)), ("select_n", (3, 4)), ("abs", ()),
+        ("max", (4,)),
+    ]  # fmt: skip
+
+
 def test_lift_adds_to_what_the_kink_returns():
     w, x = weights_and_sample()
     function = opened(FOLLOWED["two layers"][0], w, x)

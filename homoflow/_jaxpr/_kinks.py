@@ -18,7 +18,15 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
-from ._nonsmooth import inner_jaxprs, is_in, label_of, reaching, smoothed_at_once, visit
+from ._nonsmooth import (
+    ACTIVATIONS,
+    inner_jaxprs,
+    is_in,
+    label_of,
+    reaching,
+    smoothed_at_once,
+    visit,
+)
 
 #: Calls that are no more than their body.
 _TRANSPARENT = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "remat"})
@@ -47,10 +55,20 @@ class Product:
 
 
 @dataclasses.dataclass(frozen=True)
+class Operation:
+    """A kinked operation as a person would call it (relu, abs, …), and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class KinkedFunction:
     """`fn(weights, others, x)` with its kinks laid open; made by `with_kinks`.
 
     - `count`: how many kinks there are.
+    - `operations`: what they are the kinks of, in order of evaluation; the kinks of one
+        are numbered as the entries of its array.
     - `depth`: the largest number of kinks in a row between input and output.
     - `refused`: what else is not smooth in the weights, by name. If there is any, the
         transformed function still holds these operations as they are.
@@ -58,6 +76,7 @@ class KinkedFunction:
     """
 
     count: int
+    operations: tuple[Operation, ...]
     depth: int
     refused: tuple[str, ...]
     products: tuple[Product, ...]
@@ -137,6 +156,7 @@ def with_kinks(
     products = tuple(p for p in reader.products if reader.uses[p.leaf] == 1)
     return KinkedFunction(
         count=reader.offset,
+        operations=tuple(reader.operations),
         depth=reader.depth,
         refused=tuple(sorted(reader.refused)),
         products=products,
@@ -186,6 +206,8 @@ class _Reader:
         self.weight_count = weight_count
         self.given_slopes, self.given_lift, self.taps = slopes, lift, taps
         self.offset, self.depth = 0, 0
+        self.within: list[str] = []
+        self.operations: list[Operation] = []
         self.pre: list[Array] = []
         self.low: list[Array] = []
         self.high: list[Array] = []
@@ -245,15 +267,20 @@ class _Reader:
             return self._enter(eqn, incoming, outgoing)
         kink = _kink_of(eqn, incoming)
         if kink is not None:
-            return [self._open(*kink)]
+            named = (label for label in self.within[::-1] if label in ACTIVATIONS)
+            return [self._open(next(named, eqn.primitive.name), *kink)]
         self.refused |= _refusal(eqn, names)
         return self._bind(eqn, incoming)
 
     def _enter(self, eqn, incoming: list[_Value], outgoing: list[bool]):
         (body,) = (v for v in eqn.params.values() if isinstance(v, ClosedJaxpr | Jaxpr))
+        consts = ()
         if isinstance(body, ClosedJaxpr):
-            return self.run(body.jaxpr, body.consts, incoming, outgoing)
-        return self.run(body, (), incoming, outgoing)
+            body, consts = body.jaxpr, body.consts
+        self.within.append(label_of(eqn))
+        results = self.run(body, consts, incoming, outgoing)
+        self.within.pop()
+        return results
 
     def _bind(self, eqn, incoming: list[_Value]) -> list[_Value]:
         self._count_uses(incoming)
@@ -280,8 +307,9 @@ class _Reader:
         if leaf in self.taps:
             results[0].array = results[0].array + self.taps[leaf]
 
-    def _open(self, z: _Value, low, high) -> _Value:
+    def _open(self, name: str, z: _Value, low, high) -> _Value:
         shape, dtype = z.array.shape, z.array.dtype
+        self.operations.append(Operation(name, shape))
         start, self.offset = self.offset, self.offset + z.array.size
         low, high = (
             jnp.broadcast_to(jnp.asarray(slope, dtype), shape) for slope in (low, high)

@@ -30,6 +30,8 @@ _CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})
 _CHOICES = frozenset({"cond", "select_n"})
 #: Functions that are zero where their kink is.
 _ZERO_AT_KINK = frozenset({"abs", "leaky_relu", "relu"})
+#: Functions that are named as such, whatever operations they are made of.
+ACTIVATIONS = frozenset({"leaky_relu", "relu", "relu6"})
 
 
 def nonsmooth_primitives(
@@ -94,7 +96,7 @@ def visit(
         found |= names
     if name in _KINKED or (name in _CHOICES and incoming[0]) or _is_step(eqn):
         found.add(name)
-    named = label if label in ("relu", "relu6", "leaky_relu") else None
+    named = label if label in ACTIVATIONS else None
     return ({named} if named and found else found), everything
 
 
