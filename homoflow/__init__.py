@@ -1,5 +1,6 @@
 """Gradient flow and gradient descent of homogeneous networks, side by side."""
 
+from ._averaged import Averaged as Averaged
 from ._compare import Comparison as Comparison, compare as compare
 from ._descent import descend as descend
 from ._flow import flow as flow

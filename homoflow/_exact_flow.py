@@ -1,5 +1,6 @@
 """The exact flow of a problem with kinks, from a user's arguments to a trajectory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,11 +9,13 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._concrete import is_concrete
+from ._error_estimate import with_error_estimate
 from ._finite import all_finite
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import Filippov, Solution, as_system, integrate, kinked_function
 from ._losses import AbstractLoss, Risk
-from ._method import as_scalar, check_tolerance, kinks_of
+from ._method import COARSER_RTOL, as_scalar, check_tolerance, kinks_of
 from ._observables import observe
 from ._precision import full_matmul_precision
 from ._problem import Problem
@@ -24,6 +27,10 @@ from ._trajectory import RESULTS, Trajectory
 EXACT_RTOL = 1e-8
 
 
+#: Slots to begin with where their number is left open, and to grow to.
+FIRST_SLOTS, MOST_SLOTS = 128, 1024
+
+
 def exact_flow(
     problem: Problem,
     solver: Filippov,
@@ -32,52 +39,94 @@ def exact_flow(
     rtol: Any,
     max_steps: int,
     save_models: bool,
+    estimate_error: bool = False,
+    why: str = "asked for",
 ) -> Trajectory:
     """The flow of `problem` as a differential inclusion.
 
     Raises `ValueError` for a problem that the solver cannot do, naming the reason.
     """
-    _refuse_unless_possible(problem)
+    reason = obstacle(problem)
+    if reason is not None:
+        raise ValueError(f"`homoflow.Filippov` cannot follow this flow: {reason}.")
     check_tolerance("rtol", rtol, problem.dtype)
     rtol = as_scalar(EXACT_RTOL if rtol is None else rtol, problem.dtype)
-    options = _Options(solver.slots, max_steps, save_models, kinks_of(problem))
-    return _solve(problem, rtol, span, options)
+    # Not inside of what is compiled: reasons differ between runs that do not.
+    facts = (
+        ("solver", "Filippov"),
+        ("why", why),
+        ("kinks", ", ".join(kinks_of(problem))),
+    )
+
+    def solved(rtol: Array, slots: int) -> Trajectory:
+        options = _Options(slots, max_steps, save_models)
+        trajectory = _solve(problem, rtol, span, options)
+        return eqx.tree_at(
+            lambda t: t.stats, trajectory, trajectory.stats.with_facts(facts)
+        )
+
+    if solver.slots is None:
+        slots, trajectory = _with_room(lambda slots: solved(rtol, slots))
+    else:
+        slots, trajectory = solver.slots, solved(rtol, solver.slots)
+    if not estimate_error:
+        return trajectory
+    coarse = solved(COARSER_RTOL * rtol, slots)
+    return with_error_estimate(trajectory, coarse, problem.mask)
+
+
+def _with_room(solved: Callable[[int], Trajectory]) -> tuple[int, Trajectory]:
+    """A run with as many slots as it needs, by compiling again with more.
+
+    Inside jit or vmap it has `FIRST_SLOTS`: what happens there is not seen from here.
+    """
+    slots = FIRST_SLOTS
+    while True:
+        trajectory = solved(slots)
+        result = trajectory.result
+        enough = is_concrete(result) and result != RESULTS.kink_slots_exceeded
+        if not is_concrete(result) or enough or slots >= MOST_SLOTS:
+            return slots, trajectory
+        slots *= 2
 
 
 class _Options(eqx.Module):
     slots: int = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
     save_models: bool = eqx.field(static=True)
-    kinks: tuple[str, ...] = eqx.field(static=True)
 
 
-def _refuse_unless_possible(problem: Problem) -> None:
+def obstacle(problem: Problem) -> str | None:
+    """Why the exact flow of a problem cannot be had, or `None` if it can."""
     if problem.dtype != jnp.float64:
-        raise ValueError(
-            f"The weights are {problem.dtype}: `homoflow.Filippov` tells the sides of "
-            "kinks apart in float64 only. Run "
-            "`jax.config.update('jax_enable_x64', True)` before anything else, and make "
-            "the weights float64."
+        return (
+            f"the weights are {problem.dtype}, and the sides of kinks are told apart in "
+            "float64 only. Run `jax.config.update('jax_enable_x64', True)` before "
+            "anything else, and make the weights float64"
         )
     objective = problem.objective
     if not isinstance(objective, Risk):
-        raise ValueError(
-            "`homoflow.Filippov` needs a `loss` over samples: it follows the kinks of "
-            "every sample, which a custom `objective` does not show."
+        return (
+            "it follows the kinks of every sample, which a custom `objective` does not "
+            "show; give a `loss` over samples"
         )
     function = kinked_function(problem)
     named = (*function.refused, *_loss_kinks(problem, objective))
     if named:
-        raise ValueError(
-            f"`homoflow.Filippov` cannot follow the kinks of {', '.join(named)}: it "
-            "knows relu, leaky relu, |z|, maximum and minimum with 0, outside of loops. "
-            "Without `solver` the flow averages over kinks of any kind."
+        return (
+            f"it has {', '.join(named)}, and the kinks that can be followed are those "
+            "of relu, leaky relu, |z|, maximum and minimum with 0, outside of loops. "
+            "`homoflow.Averaged()` averages over kinks of any kind"
         )
     if function.count == 0:
-        raise ValueError(
-            "`homoflow.Filippov` is for models with kinks, and this one has none: "
-            "leave `solver` out."
-        )
+        return "the model has no kinks; leave `solver` out"
+    return None
+
+
+def exact_pairs(problem: Problem) -> int:
+    """How many pairs of a sample and a kink the exact flow of a problem follows."""
+    samples = jax.tree.leaves(problem.data)[0].shape[0]
+    return samples * kinked_function(problem).count
 
 
 def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:
@@ -147,12 +196,6 @@ def _trajectory(
         "forward_passes": counts.forward,
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
-    facts = (
-        ("solver", "Filippov"),
-        ("why", "asked for"),
-        ("kinks", ", ".join(options.kinks)),
-        ("clock", "flow time"),
-    )
     return recorded_trajectory(
         problem,
         ts,
@@ -162,7 +205,7 @@ def _trajectory(
         saved=jax.vmap(unravel)(saved) if options.save_models else None,
         result=result,
         numbers=numbers,
-        facts=facts,
+        facts=(("clock", "flow time"),),
     )
 
 

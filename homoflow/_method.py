@@ -73,11 +73,13 @@ def choose_method(
     controller: dfx.AbstractStepSizeController | None,
     dt0: Any,
     max_steps: int,
+    note: str | None = None,
 ) -> Method:
     """The method for a problem: what the user asked for, defaults for the rest.
 
-    Everything is decided from static facts (the model's operations, dtypes, what was
-    given), so a new value of a tolerance never recompiles.
+    `note` is added to why the default was taken. Everything is decided from static
+    facts (the model's operations, dtypes, what was given), so a new value of a
+    tolerance never recompiles.
     """
     dtype = problem.dtype
     if dtype.name not in SMOOTH_RTOL:
@@ -99,6 +101,8 @@ def choose_method(
         solver, why = _default_solver(kinks, dtype)
     else:
         why = "asked for"
+    if note is not None:
+        why = f"{why} ({note})"
     if controller is None and not isinstance(solver, dfx.AbstractAdaptiveSolver):
         if dt0 is None:
             raise ValueError(

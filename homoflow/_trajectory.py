@@ -46,18 +46,19 @@ class RESULTS(eqx.Enumeration):
     )
     kink_slots_exceeded = (
         "More pairs of a sample and a unit were at their kinks at one time than the "
-        "solver has room for: pass `solver=homoflow.Filippov(slots=...)` with more."
+        "exact flow had room for: pass `solver=homoflow.Filippov(slots=...)` with more, "
+        "or `solver=homoflow.Averaged()`."
     )
     kink_mode_unsettled = (
         "At an event no mode was found in which the flow goes on: which pairs cross and "
         "which slide. Likely causes: (a) many kinks coincide (repeated or collinear "
-        "inputs, narrow layers); (b) the weights are at rounding's mercy there. The "
-        "default method averages over kinks instead."
+        "inputs, narrow layers); (b) the weights are at rounding's mercy there. "
+        "`solver=homoflow.Averaged()` averages over kinks instead."
     )
     stuck_on_kinks = (
         "The exact flow met events without end and made no progress in time. Likely "
         "causes: (a) kinks coincide to rounding; (b) events accumulate at one point. "
-        "The default method averages over kinks instead."
+        "`solver=homoflow.Averaged()` averages over kinks instead."
     )
     bad_weights = "The initial weights contain NaN or inf."
     bad_data = "The data contain NaN or inf."
@@ -101,6 +102,10 @@ class Stats(eqx.Module, Mapping):
 
     def __len__(self) -> int:
         return len(self.numbers) + len(self.facts)
+
+    def with_facts(self, facts: tuple[tuple[str, str], ...]) -> "Stats":
+        """These and more facts, which come first."""
+        return Stats(self.numbers, (*facts, *self.facts))
 
     def __repr__(self) -> str:
         items = "\n".join(f"  {name}: {self[name]}" for name in self)

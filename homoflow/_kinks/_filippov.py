@@ -20,13 +20,16 @@ class Filippov(eqx.Module):
     **Arguments:**
 
     - `slots`: how many pairs may be at their kinks at one time. A run that needs more
-        ends with a result that says so. Time and memory grow with its square.
+        ends with a result that says so. Time and memory grow with its square. By
+        default 128, and outside of jit and vmap a run that needs more is done again
+        with twice as many, up to 1024.
 
     It needs float64, a loss over samples (mean or sum), and a model whose kinks it
     finds: relu, leaky relu, |z|, max and min with 0 or of multiples of one value,
     choices by a sign; dense, convolutional, residual, shared weights, any Equinox
     module. Anything else that is not smooth is refused by name. No derivatives through
-    the run. It does not report an error estimate.
+    the run. An error estimate is made where `estimate_error=True` asks for a second
+    solve.
 
     **Raises:** `ValueError` if `slots` is not a positive integer.
 
@@ -38,8 +41,9 @@ class Filippov(eqx.Module):
     ```
     """
 
-    slots: int = eqx.field(static=True, default=128)
+    slots: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        if not isinstance(self.slots, int) or self.slots < 1:
-            raise ValueError(f"`slots` must be a positive integer; got {self.slots!r}.")
+        slots = self.slots
+        if slots is not None and (not isinstance(slots, int) or slots < 1):
+            raise ValueError(f"`slots` must be a positive integer; got {slots!r}.")

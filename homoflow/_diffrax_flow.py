@@ -1,0 +1,238 @@
+"""The flow of a problem by one of Diffrax's solvers: smooth, or averaged over kinks."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._error_estimate import with_error_estimate
+from ._finite import all_finite
+from ._method import Method, gradient_evaluations
+from ._observables import Observation, observe
+from ._precision import full_matmul_precision
+from ._problem import Problem
+from ._progress import Progress, as_meter
+from ._recorded import recorded_trajectory
+from ._span import Span, fault_of, time_reached
+from ._trajectory import RESULTS, Trajectory
+
+
+def diffrax_flow(
+    problem: Problem,
+    span: Span,
+    method: Method,
+    *,
+    max_steps: int,
+    save_models: bool,
+    adjoint: dfx.AbstractAdjoint | None,
+    estimate_error: bool | None,
+    progress: Progress,
+) -> Trajectory:
+    """The flow of `problem` by `method`, with an error estimate where it averages."""
+    options = _Options(
+        save_models=save_models,
+        adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=max_steps,
+    )
+    coarser = None
+    if method.is_averaging if estimate_error is None else estimate_error:
+        coarser = _coarser(method)
+    trajectory = _solve(problem, method, span, options, as_meter(progress))
+    if coarser is None:
+        return trajectory
+    # Only a figure is wanted: derivatives need not follow the second solve.
+    problem, coarser, span = _without_derivatives((problem, coarser, span))
+    coarse = _solve(problem, coarser, span, options, dfx.NoProgressMeter())
+    return with_error_estimate(trajectory, coarse, problem.mask)
+
+
+class _Options(eqx.Module):
+    save_models: bool = eqx.field(static=True)
+    adjoint: dfx.AbstractAdjoint
+    max_steps: int = eqx.field(static=True)
+
+
+@eqx.filter_jit
+@full_matmul_precision()
+def _solve(
+    problem: Problem,
+    method: Method,
+    span: Span,
+    options: _Options,
+    meter: dfx.AbstractProgressMeter,
+) -> Trajectory:
+    weights = problem.weights()
+    fault = fault_of(problem, span, method.rtol)
+    # A faulty problem must not be integrated: nothing would be learned, slowly.
+    sound = fault == RESULTS.successful
+    t1 = jnp.where(sound, span.t1, 0)
+    ts = jnp.where(sound, span.times(), 0)
+
+    # Diffrax gets plain lists: a model's tree may hold more than arrays. And it
+    # differentiates with respect to `args`, not to what a closure holds.
+    leaves, structure = jax.tree.flatten(weights)
+    given, fixed = eqx.partition((problem.frozen(), problem.data), eqx.is_array)
+
+    def loss(w, given):
+        frozen, data = eqx.combine(given, fixed)
+        return problem.objective(eqx.combine(w, frozen), data)
+
+    def field(t, leaves, given):
+        del t
+        gradient = jax.grad(loss)(jax.tree.unflatten(structure, leaves), given)
+        return [-g for g in jax.tree.leaves(gradient)]
+
+    def record(t, leaves, given):
+        del t
+        w = jax.tree.unflatten(structure, leaves)
+        value, gradient = jax.value_and_grad(loss)(w, given)
+        seen = observe(problem.laws, w, value, gradient)
+        return seen, (leaves if options.save_models else None)
+
+    controller = _controller(method, weights, t1)
+    solution = dfx.diffeqsolve(
+        dfx.ODETerm(field),
+        method.solver,
+        jnp.zeros_like(t1),
+        t1,
+        method.dt0,
+        leaves,
+        args=given,
+        saveat=_saveat(options.adjoint, ts, t1, record),
+        stepsize_controller=controller,
+        adjoint=options.adjoint,
+        event=_event(options.adjoint),
+        max_steps=options.max_steps,
+        throw=False,
+        progress_meter=meter,
+    )
+    seen, saved, final, reached = _read(solution, options.adjoint, record, given)
+    # Of a faulty problem nothing is recorded, not even the start.
+    reached = jnp.where(sound, reached, -jnp.inf)
+    final = jax.tree.unflatten(structure, final)
+    if options.save_models:
+        saved = jax.tree.unflatten(structure, saved)
+    result = _result(fault, solution.result, seen, final)
+    return _trajectory(
+        problem, method, span, options, seen, saved, final, reached, result, solution
+    )
+
+
+def _controller(method: Method, weights: PyTree, t1: Array):
+    if method.controller is not None:
+        return method.controller
+    assert method.rtol is not None
+    atol = method.rtol * _scale(weights) if method.atol is None else method.atol
+    if method.most_steps is None:
+        # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
+        dtmin = jnp.finfo(t1.dtype).eps * t1
+        return dfx.PIDController(rtol=method.rtol, atol=atol, dtmin=dtmin)
+    return dfx.PIDController(
+        rtol=method.rtol, atol=atol, dtmin=t1 / method.most_steps, force_dtmin=True
+    )
+
+
+def _scale(weights: PyTree) -> Float[Array, ""]:
+    """Root mean square of the weights; 1 where they are all zero."""
+    leaves = jax.tree.leaves(jax.lax.stop_gradient(weights))
+    square = jnp.sum(jnp.stack([jnp.sum(w**2) for w in leaves]))
+    mean = square / sum(w.size for w in leaves)
+    return jnp.sqrt(jnp.where(mean > 0, mean, 1))
+
+
+def _saveat(adjoint, ts: Array, t1: Array, record) -> dfx.SaveAt:
+    if isinstance(adjoint, dfx.BacksolveAdjoint):
+        # It can differentiate through saved states only, not through observables.
+        return dfx.SaveAt(ts=jnp.append(ts, t1))
+    return dfx.SaveAt(
+        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)}
+    )
+
+
+def _event(adjoint) -> dfx.Event | None:
+    if isinstance(adjoint, dfx.BacksolveAdjoint):
+        return None
+
+    def nonfinite(t, y, args, **kwargs):
+        del t, args, kwargs
+        return ~all_finite(y)
+
+    return dfx.Event(nonfinite)
+
+
+def _read(solution, adjoint, record, given):
+    """Observations, saved weights, final weights and the time they belong to."""
+    if isinstance(adjoint, dfx.BacksolveAdjoint):
+        states = jax.tree.map(lambda y: y[:-1], solution.ys)
+        final = jax.tree.map(lambda y: y[-1], solution.ys)
+        seen, saved = jax.lax.map(lambda w: record(None, w, given), states)
+        return seen, saved, final, solution.ts[-1]
+    seen, saved = solution.ys["ts"]
+    final = jax.tree.map(lambda y: y[0], solution.ys["final"])
+    return seen, saved, final, solution.ts["final"][0]
+
+
+def _result(
+    fault: RESULTS, solved: dfx.RESULTS, seen: Observation, final: PyTree
+) -> RESULTS:
+    finite = all_finite((seen, final))
+    result = RESULTS.where(finite, RESULTS.successful, RESULTS.nonfinite)
+    known = (
+        (dfx.RESULTS.max_steps_reached, RESULTS.max_steps_reached),
+        (dfx.RESULTS.dt_min_reached, RESULTS.step_size_too_small),
+        (dfx.RESULTS.event_occurred, RESULTS.nonfinite),
+    )
+    failed = RESULTS.where(
+        solved == dfx.RESULTS.successful, result, RESULTS.solver_failed
+    )
+    for theirs, ours in known:
+        failed = RESULTS.where(solved == theirs, ours, failed)
+    return RESULTS.where(fault == RESULTS.successful, failed, fault)
+
+
+def _trajectory(
+    problem, method, span, options, seen, saved, final, reached, result, solution
+) -> Trajectory:
+    ts = span.times()
+    ok = result == RESULTS.successful
+    finite = jax.vmap(all_finite)(seen)
+    # Times the solver never came to were left at inf by Diffrax.
+    valid = finite & (ok | (ts <= reached)) & (jnp.cumsum(~finite) == 0)
+    numbers = {
+        "steps": solution.stats["num_accepted_steps"],
+        "rejected_steps": solution.stats["num_rejected_steps"],
+        "time_reached": time_reached(result, ts, valid, reached, span.t1),
+    }
+    evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
+    if evaluations is not None:
+        numbers["gradient_evaluations"] = evaluations + ts.shape[0]
+    facts = (*method.facts, ("clock", "flow time"))
+    return recorded_trajectory(
+        problem,
+        ts,
+        seen,
+        valid,
+        final=final,
+        saved=saved if options.save_models else None,
+        result=result,
+        numbers=numbers,
+        facts=facts,
+    )
+
+
+def _coarser(method: Method) -> Method:
+    coarser = method.coarser()
+    if coarser is None:
+        raise ValueError(
+            "`estimate_error` compares two tolerances, which are your "
+            "`stepsize_controller`'s to choose: run the flow twice and `homoflow.compare` "
+            "the two."
+        )
+    return coarser
+
+
+def _without_derivatives(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree
+    )

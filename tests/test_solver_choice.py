@@ -1,0 +1,151 @@
+"""When `flow` follows kinks exactly without being asked, and what it says of it."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jaxtyping import Array
+from toys import flat, linear_regression, relative_error, relu_regression
+
+import homoflow as hf
+
+T1 = 10.0
+TS = np.linspace(0, T1, 3)
+
+
+def flow(seed=0, **options):
+    return hf.flow(*relu_regression(seed), T1, **{"ts": TS, "laws": (), **options})
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return flow(solver=hf.Filippov(), rtol=1e-8)
+
+
+def test_a_tight_tolerance_gets_the_exact_flow(exact):
+    chosen = flow(rtol=1e-8)
+    assert chosen.stats["solver"] == "Filippov"
+    assert "96 pairs" in chosen.stats["why"]
+    assert "asked for" in exact.stats["why"]
+    np.testing.assert_array_equal(flat(chosen.model), flat(exact.model))
+    np.testing.assert_array_equal(chosen.losses, exact.losses)
+
+
+class Recurrent(eqx.Module):
+    """A user's model with kinks inside a loop, where they are not followed."""
+
+    weight: Array
+    out: Array
+
+    def __call__(self, x):
+        def step(h, _):
+            return jax.nn.relu(self.weight @ h + x), None
+
+        return self.out @ jax.lax.scan(step, x, None, length=2)[0]
+
+
+def total(model, data):
+    x, y = data
+    return 0.5 * jnp.mean(jnp.sum((jax.vmap(model)(x) - y) ** 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "it is considered at rtol ≤ 1e-05"),
+        ({"rtol": 1e-4}, "it is considered at rtol ≤ 1e-05"),
+        ({"rtol": 1e-5, "dt0": 1e-3}, "`dt0`"),
+        ({"rtol": 1e-5, "adjoint": dfx.DirectAdjoint()}, "`adjoint`"),
+        ({"rtol": 1e-5, "objective": total}, "custom `objective`"),
+    ],
+)
+def test_otherwise_it_averages_and_says_why(options, reason):
+    averaged = flow(**{"max_steps": 2000, **options})
+    assert averaged.stats["solver"] == "Heun"
+    assert "approximate (not the exact flow: " in averaged.stats["why"]
+    assert reason in averaged.stats["why"]
+    assert averaged.stats["error_estimate"] > 0
+
+
+def test_float32_averages():
+    x, y = relu_regression()[1]
+    model = hf.MLP((3, 8, 2), key=jr.key(0), dtype=jnp.float32)
+    averaged = hf.flow(model, (x, y), 1.0, rtol=1e-5, max_steps=2000)
+    assert "the weights are float32" in averaged.stats["why"]
+
+
+def test_kinks_in_a_loop_are_named():
+    keys = jr.split(jr.key(0), 2)
+    model = Recurrent(*(jr.normal(key, (3, 3)) for key in keys))
+    x = jr.normal(jr.key(1), (5, 3))
+    averaged = hf.flow(model, (x, x), 1.0, rtol=1e-5, max_steps=2000)
+    assert averaged.stats["solver"] == "Heun"
+    assert "scan" in averaged.stats["why"]
+
+
+def test_too_many_pairs_average(monkeypatch):
+    monkeypatch.setattr("homoflow._solver_choice.MOST_PAIRS", 95)
+    averaged = flow(rtol=1e-5, max_steps=2000)
+    assert averaged.stats["solver"] == "Heun"
+    assert "96 pairs of a sample and a kink" in averaged.stats["why"]
+
+
+def test_averaging_can_be_asked_for(exact):
+    averaged = flow(rtol=1e-5, solver=hf.Averaged())
+    assert averaged.stats["solver"] == "Heun"
+    assert "not the exact flow" not in averaged.stats["why"]
+    error = relative_error(averaged.model, flat(exact.model))
+    assert 1e-8 < error < averaged.stats["error_estimate"]
+
+
+def test_averaging_is_for_smooth_models_what_nothing_is():
+    model, data = linear_regression()
+    plain = hf.flow(model, data, 1.0)
+    named = hf.flow(model, data, 1.0, solver=hf.Averaged())
+    assert dict(plain.stats) == dict(named.stats)
+    np.testing.assert_array_equal(flat(plain.model), flat(named.model))
+
+
+def test_a_tolerance_unknown_before_the_run_averages():
+    unknown = eqx.filter_jit(lambda rtol: flow(rtol=rtol, max_steps=2000))(
+        1e-6 + 0 * jnp.ones(())
+    )
+    assert "rtol is not known" in unknown.stats["why"]
+
+
+def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
+    for name in ("FIRST_SLOTS", "MOST_SLOTS"):
+        monkeypatch.setattr(f"homoflow._exact_flow.{name}", 2)
+    averaged = flow(rtol=1e-5, max_steps=4000)
+    assert averaged.result == hf.RESULTS.successful
+    assert averaged.stats["solver"] == "Heun"
+    assert "not the exact flow: at t = " in averaged.stats["why"]
+    assert "More pairs of a sample and a unit" in averaged.stats["why"]
+    assert averaged.stats["error_estimate"] > 0
+    # Asked for by name, it is not replaced by something else.
+    with pytest.raises(hf.TrajectoryError, match="More pairs"):
+        flow(rtol=1e-5, solver=hf.Filippov())
+
+
+def test_slots_grow_outside_of_jit(exact, monkeypatch):
+    most = int(exact.stats["largest_sliding_set"])
+    monkeypatch.setattr("homoflow._exact_flow.FIRST_SLOTS", most - 1)
+    grown = flow(rtol=1e-8)
+    assert grown.result == hf.RESULTS.successful
+    assert relative_error(grown.model, flat(exact.model)) < 1e-10
+    inside = eqx.filter_jit(lambda: flow(rtol=1e-8, throw=False))()
+    assert inside.result == hf.RESULTS.kink_slots_exceeded
+
+
+def test_error_estimate_of_the_exact_flow_is_honest():
+    ratios = []
+    for seed in range(4):
+        finest = flow(seed, rtol=1e-11)
+        loose = flow(seed, rtol=1e-6, estimate_error=True)
+        error = relative_error(loose.model, flat(finest.model))
+        ratios.append(float(loose.stats["error_estimate"]) / error)
+    assert np.all(np.array(ratios) > 1)
+    assert np.median(ratios) < 20
