@@ -351,7 +351,7 @@ def absolute_error(prediction, target):
     [
         (Pooled(jnp.ones((4, 3))), {}, "reduce_window_max"),
         (hf.MLP((3, 4, 2), activation=jax.nn.relu6, key=jr.key(0)), {}, "relu6"),
-        (hf.MLP((3, 4, 2), activation="linear", key=jr.key(0)), {}, "none"),
+        (hf.MLP((3, 4, 2), activation="linear", key=jr.key(0)), {}, "no kinks"),
         (plain()[0], {"loss": absolute_error}, "abs"),
         (plain()[0], {"objective": lambda m, d: jnp.sum(m(d[0][0]))}, "objective"),
         (plain()[0], {"rtol": 1e-20}, "tightest"),
