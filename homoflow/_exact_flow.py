@@ -187,13 +187,13 @@ def _trajectory(
     numbers = {
         "steps": solution.steps,
         "rejected_steps": solution.rejected,
-        "crossings": counts.crossings,
-        "entries": counts.entries,
-        "exits": counts.exits,
-        "largest_sliding_set": counts.largest_sliding_set,
-        "non_unique": counts.non_unique,
+        "crossings": counts["crossings"],
+        "entries": counts["entries"],
+        "exits": counts["exits"],
+        "largest_sliding_set": counts["largest_sliding_set"],
+        "non_unique": counts["non_unique"],
         "gradient_evaluations": _in_gradients(problem, counts),
-        "forward_passes": counts.forward,
+        "forward_passes": counts["forward"],
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
     return recorded_trajectory(
@@ -212,8 +212,8 @@ def _trajectory(
 def _in_gradients(problem: Problem, counts) -> Array:
     """Evaluations of the whole gradient; a row is the gradient at one sample."""
     samples = jax.tree.leaves(problem.data)[0].shape[0]
-    rows = counts.rows.astype(problem.dtype) / samples
-    return counts.gradients.astype(problem.dtype) + rows
+    rows = counts["rows"].astype(problem.dtype) / samples
+    return counts["gradients"].astype(problem.dtype) + rows
 
 
 def _result(solution: Solution, span: Span, recorded: PyTree) -> RESULTS:

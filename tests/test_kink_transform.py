@@ -199,10 +199,10 @@ def test_products_give_the_gradient_as_an_outer_product(transpose):
     slopes, lift = jnp.ones(IN), jnp.zeros(IN)
 
     def z_of_unit_1(taps):
-        return function.tapped(weights, taps, slopes, lift, (), x)[0][1]
+        return function.tapped(weights, taps, slopes, lift, (), x)[1]
 
     (delta,) = jax.grad(z_of_unit_1)([jnp.zeros(IN)])
-    (vector,) = function.tapped(weights, [jnp.zeros(IN)], slopes, lift, (), x)[1]
+    (vector,) = function.opened(weights, slopes, lift, (), x)[2]
     truth = jax.grad(lambda w: function.forward(w, slopes, lift, (), x)[1][1])(weights)
     outer = np.outer(delta, vector)
     np.testing.assert_allclose(outer.T if transpose else outer, truth[0], rtol=1e-14)

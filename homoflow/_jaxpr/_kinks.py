@@ -92,8 +92,21 @@ class KinkedFunction:
         x: PyTree[Array],
     ) -> tuple[PyTree[Array], Float[Array, " kinks"]]:
         """The prediction with a = slopes·z + lift at every kink, and all z."""
+        return self.opened(weights, slopes, lift, others, x)[:2]
+
+    def opened(
+        self,
+        weights: PyTree[Array],
+        slopes: Float[Array, " kinks"],
+        lift: Float[Array, " kinks"],
+        others: PyTree[Array],
+        x: PyTree[Array],
+    ) -> tuple[PyTree[Array], Float[Array, " kinks"], list[Array]]:
+        """The prediction, all z, and the vectors that `products` are products with."""
         reader = self._read((weights, others, x), slopes, lift)
-        return reader.prediction(self._structure), reader.preactivations(slopes)
+        vectors = [reader.vectors[p.leaf] for p in self.products]
+        prediction = reader.prediction(self._structure)
+        return prediction, reader.preactivations(slopes), vectors
 
     def tapped(
         self,
@@ -103,12 +116,11 @@ class KinkedFunction:
         lift: Float[Array, " kinks"],
         others: PyTree[Array],
         x: PyTree[Array],
-    ) -> tuple[Float[Array, " kinks"], list[Array]]:
-        """All z with `taps[i]` added to the i-th product, and the products' vectors."""
+    ) -> Float[Array, " kinks"]:
+        """All z with `taps[i]` added to the i-th product."""
         given = {p.leaf: tap for p, tap in zip(self.products, taps, strict=True)}
         reader = self._read((weights, others, x), slopes, lift, given)
-        vectors = [reader.vectors[p.leaf] for p in self.products]
-        return reader.preactivations(slopes), vectors
+        return reader.preactivations(slopes)
 
     def slopes(
         self, weights: PyTree[Array], others: PyTree[Array], x: PyTree[Array]

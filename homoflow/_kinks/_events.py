@@ -27,6 +27,8 @@ _TO_GRID = np.array(
 #: z below this times the largest |z| is rounding.
 _ROUNDING = 1e-14
 _ROOT_STEPS = 40
+#: Evaluations before those: both ends of the bracket, and a point inside the lower one.
+_ENDS = 3
 _RECHECKS = 20
 
 
@@ -37,19 +39,24 @@ class Path(NamedTuple):
     coefficients: Float[Array, "powers weights"]
 
     def __call__(self, theta: Array) -> Array:
-        powers = jnp.arange(1, len(self.coefficients) + 1, dtype=theta.dtype)
-        return self.start + theta**powers @ self.coefficients
+        return self.start + theta * _horner(theta, list(self.coefficients))
 
     def slope(self, theta: Array) -> Array:
         """dw/dθ."""
-        powers = jnp.arange(1, len(self.coefficients) + 1, dtype=theta.dtype)
-        return (powers * theta ** (powers - 1)) @ self.coefficients
+        return _horner(theta, [j * c for j, c in enumerate(self.coefficients, 1)])
 
     def curvature(self, theta: Array) -> Array:
         """d²w/dθ²."""
-        powers = jnp.arange(2, len(self.coefficients) + 1, dtype=theta.dtype)
-        factors = powers * (powers - 1) * theta ** (powers - 2)
-        return factors @ self.coefficients[1:]
+        terms = [j * (j - 1) * c for j, c in enumerate(self.coefficients, 1)]
+        return _horner(theta, terms[1:])
+
+
+def _horner(theta: Array, coefficients: list[Array]) -> Array:
+    """Σ_j coefficients[j] θ^j."""
+    value = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        value = c + theta * value
+    return value
 
 
 class Watch(NamedTuple):
@@ -185,47 +192,45 @@ def _root(
     watched: Watch, path: Path, pair: Array, low: Array, high: Array, active: Array
 ) -> Float[Array, ""]:
     """θ in [low, high] at which the distance of one pair becomes 0 (Illinois method)."""
-
-    def distance(theta):
-        return watched.distance(path(theta), pair)
-
     inner = low + 1e-3 * (high - low)
-    at_low, at_inner, at_high = jax.vmap(distance)(jnp.stack([low, inner, high]))
-    # A pair that has just left its kink starts at 0: bracket its return, not its start.
-    on_kink = at_low <= 10 * watched.rounding
-    low, at_low = jnp.where(on_kink, inner, low), jnp.where(on_kink, at_inner, at_low)
-    bracketed = active & (at_low > 0) & (at_high < 0)
 
-    def narrow(carry: _Illinois) -> _Illinois:
-        c = carry
-        theta = c.high - c.at_high * (c.high - c.low) / (c.at_high - c.at_low)
-        inside = (theta > c.low) & (theta < c.high)
-        theta = jnp.where(inside, theta, 0.5 * (c.low + c.high))
-        value = distance(theta)
-        up = value > 0
+    def one(c: _Illinois) -> _Illinois:
+        # First the ends. A pair that has just left its kink starts at 0: its return is
+        # bracketed, not its start.
+        secant = c.high - c.at_high * (c.high - c.low) / (c.at_high - c.at_low)
+        inside = (secant > c.low) & (secant < c.high)
+        secant = jnp.where(inside, secant, 0.5 * (c.low + c.high))
+        on_kink = (c.steps == 2) & (c.at_low <= 10 * watched.rounding)
+        end = jnp.where(c.steps == 0, high, jnp.where(c.steps == 1, low, inner))
+        theta = jnp.where(c.steps < _ENDS, end, secant)
+        value = watched.distance(path(theta), pair)
+        up = jnp.where(c.steps < _ENDS, (c.steps == 1) | on_kink, value > 0)
+        down = jnp.where(c.steps < _ENDS, c.steps == 0, value <= 0)
         # An end that stays twice has its value halved, so that the other one moves.
         kept_low = jnp.where(c.moved == -1, 0.5 * c.at_low, c.at_low)
         kept_high = jnp.where(c.moved == 1, 0.5 * c.at_high, c.at_high)
+        moved = jnp.where(up, 1, -1)
         return _Illinois(
             low=jnp.where(up, theta, c.low),
-            high=jnp.where(up, c.high, theta),
+            high=jnp.where(down, theta, c.high),
             at_low=jnp.where(up, value, kept_low),
-            at_high=jnp.where(up, kept_high, value),
-            moved=jnp.where(up, 1, -1),
+            at_high=jnp.where(down, value, kept_high),
+            moved=jnp.where(c.steps < _ENDS, 0, moved),
             steps=c.steps + 1,
         )
 
     def go_on(c: _Illinois):
         small = jnp.minimum(jnp.abs(c.at_low), jnp.abs(c.at_high))
         open_ = (small > 0.1 * watched.rounding) & (c.high - c.low > 1e-15 * high)
-        return (c.steps < _ROOT_STEPS) & open_
+        open_ = open_ & (c.at_low > 0) & (c.at_high < 0)
+        return active & ((c.steps < _ENDS) | ((c.steps < _ENDS + _ROOT_STEPS) & open_))
 
-    steps = jnp.where(bracketed, 0, _ROOT_STEPS)
-    start = _Illinois(low, high, at_low, at_high, jnp.asarray(0), steps)
-    end = lax.while_loop(go_on, narrow, start)
-    nearer_low = jnp.abs(end.at_low) < jnp.abs(end.at_high)
-    theta = jnp.where(nearer_low, end.low, end.high)
-    return jnp.where(bracketed, theta, jnp.where(at_low <= 0, low, high))
+    zero, none = jnp.zeros_like(low), jnp.asarray(0)
+    c = lax.while_loop(go_on, one, _Illinois(low, high, zero, zero, none, none))
+    nearer_low = jnp.abs(c.at_low) < jnp.abs(c.at_high)
+    bracketed = active & (c.at_low > 0) & (c.at_high <= 0)
+    theta = jnp.where(nearer_low, c.low, c.high)
+    return jnp.where(bracketed, theta, jnp.where(c.at_low <= 0, c.low, high))
 
 
 class _Illinois(NamedTuple):

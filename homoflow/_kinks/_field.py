@@ -31,12 +31,13 @@ class Point(NamedTuple):
     - `scale`: 1/‖J_k‖, 0 where there is no row.
     - `gram`, `rates`: JJᵀ and Jg of the scaled rows.
     - `jump`: ∂L/∂a_k at the base slopes; `above[l, k]`: ∂z_l/∂a_k.
-    - `gap`: high − low.
+    - `gap`: high − low; `off`: z, in units of the scaled rows.
+    - `largest`: the largest |z| of all pairs.
     """
 
     loss: Float[Array, ""]
+    largest: Float[Array, ""]
     gradient: Float[Array, " weights"]
-    z: Float[Array, "samples kinks"]
     rows: Rows
     scale: Float[Array, " slots"]
     gram: Float[Array, "slots slots"]
@@ -44,6 +45,7 @@ class Point(NamedTuple):
     jump: Float[Array, " slots"]
     above: Float[Array, "slots slots"]
     gap: Float[Array, " slots"]
+    off: Float[Array, " slots"]
 
 
 class Groups(NamedTuple):
@@ -58,20 +60,25 @@ class Groups(NamedTuple):
 
     @property
     def leads(self) -> Bool[Array, " slots"]:
-        return self.leader == jnp.arange(self.leader.size)
+        return self.leader == self._numbers
+
+    @property
+    def _numbers(self) -> Int[Array, " slots"]:
+        return jnp.arange(self.leader.size, dtype=self.leader.dtype)
 
     def total(self, values: Array) -> Array:
         """Sums over groups, at their leaders."""
-        return jax.ops.segment_sum(values, self.leader, self.leader.size)
+        is_member = self.leader[None, :] == self._numbers[:, None]
+        return is_member.astype(values.dtype) @ values
 
 
 def evaluate(system: System, w: Array, base: Array, slots: Slots) -> Point:
     """One gradient of the loss, and one row for each pair in the slots."""
     slopes = system.slope(base)
-    (loss, z), (gradient, jump) = jax.value_and_grad(
+    (loss, (z, vectors)), (gradient, jump) = jax.value_and_grad(
         system.loss, argnums=(0, 2), has_aux=True
     )(w, slopes, jnp.zeros_like(slopes))
-    rows, sensitivity = system.rows(w, slopes, slots)
+    rows, sensitivity = system.rows(w, slopes, slots, vectors)
     gram = rows.gram()
     square = jnp.diagonal(gram)
     present = slots.used & (square > 0)
@@ -82,8 +89,8 @@ def evaluate(system: System, w: Array, base: Array, slots: Slots) -> Point:
     )
     return Point(
         loss=loss,
+        largest=jnp.max(jnp.abs(z)),
         gradient=gradient,
-        z=z,
         rows=rows,
         scale=scale,
         gram=gram * scale[:, None] * scale[None, :],
@@ -91,14 +98,16 @@ def evaluate(system: System, w: Array, base: Array, slots: Slots) -> Point:
         jump=jnp.where(slots.used, slots.gathered(jump), 0),
         above=jnp.where(together, sensitivity[:, kink], 0),
         gap=slots.gathered(system.high - system.low),
+        off=slots.gathered(z) * scale,
     )
 
 
 def group(point: Point, used: Bool[Array, " slots"]) -> Groups:
     """Which pairs have parallel rows."""
-    numbers = jnp.arange(used.size)
+    numbers = jnp.arange(used.size, dtype=jnp.int32)
     parallel = (jnp.abs(point.gram) > 1 - _PARALLEL) & used[:, None] & used[None, :]
-    leader = jnp.where(used, jnp.argmax(parallel, 1), numbers)
+    first = jnp.argmax(parallel, 1).astype(jnp.int32)
+    leader = jnp.where(used, first, numbers)
     against = point.gram[numbers, leader] < 0
     sense = jnp.where(against, -1, 1).astype(jnp.int32)
     return Groups(leader, sense)
@@ -106,25 +115,22 @@ def group(point: Point, used: Bool[Array, " slots"]) -> Groups:
 
 def multipliers(
     point: Point, slides: Bool[Array, " slots"], fixed: Float[Array, " slots"]
-) -> tuple[Float[Array, " slots"], Float[Array, "slots slots"]]:
-    """λ that keeps the pairs in `slides` on their kinks, others `fixed`; and a factor.
+) -> tuple[Float[Array, " slots"], Float[Array, " slots"]]:
+    """λ that keeps the pairs in `slides` on their kinks, others `fixed`.
 
-    The factor is Cholesky's, of the Gram matrix with rows of the identity elsewhere.
+    And the multipliers of the rows that lead back to the kinks of those pairs.
     """
     on = slides.astype(point.gram.dtype)
     matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
     factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
-    right = -(point.rates + point.gram @ fixed) * on
-    return fixed + solve(factor, right) * on, factor
-
-
-def solve(factor: Array, right: Array) -> Array:
-    """x in (factor factorᵀ) x = right."""
-    y = lax.linalg.triangular_solve(factor, right[:, None], left_side=True, lower=True)
+    right = jnp.stack([-(point.rates + point.gram @ fixed), point.off], 1)
+    y = lax.linalg.triangular_solve(
+        factor, right * on[:, None], left_side=True, lower=True
+    )
     x = lax.linalg.triangular_solve(
         factor, y, left_side=True, lower=True, transpose_a=True
     )
-    return x[:, 0]
+    return fixed + x[:, 0] * on, x[:, 1] * on
 
 
 def widths(
@@ -145,21 +151,20 @@ def widths(
     alone = groups.total(jnp.ones_like(multiplier))[groups.leader] == 1
     passes = jnp.where(jnp.any(used & ~alone), system.function.depth, 1)
 
-    def total_width(jump):
-        return groups.total(jnp.where(used, point.gap * jump * norm, 0))
-
-    def one_layer(_, carry):
+    def one_layer(number, carry):
         jump, width = carry
         share = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
         tied = (
             groups.sense.astype(share.dtype) * share[groups.leader] * point.gap * jump
         )
-        shift = jnp.where(used, jnp.where(alone, multiplier * point.scale, tied), 0)
+        shift = jnp.where(alone, multiplier * point.scale, tied)
+        # The first pass is at the base slopes: there is no width yet to share.
+        shift = jnp.where(used & (number > 0), shift, 0)
         jump = point.jump + point.above.T @ shift
-        return jump, total_width(jump)
+        return jump, groups.total(jnp.where(used, point.gap * jump * norm, 0))
 
-    start = point.jump, total_width(point.jump)
-    return lax.fori_loop(0, passes, one_layer, start)[1]
+    start = point.jump, jnp.zeros_like(point.jump)
+    return lax.fori_loop(0, passes + 1, one_layer, start)[1]
 
 
 def velocity(system: System, point: Point, multiplier: Array) -> Array:

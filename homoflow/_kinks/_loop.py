@@ -3,13 +3,27 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._settle import Counts, Settled, settle
-from ._step import Pending, State, advance, blank_path
+from ._counts import Counts
+from ._settle import Outcome, Settled, Target, arrival, conclude, rounds
+from ._step import (
+    STAGES,
+    Ahead,
+    Pending,
+    State,
+    as_pending,
+    blank_ahead,
+    blank_path,
+    follow,
+    stage_target,
+    with_stage,
+)
 from ._system import Slots, System
 
 #: The local error is about this times step · |w'(θ) − velocity there|.
@@ -20,17 +34,34 @@ _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0
 _STALLED_STEPS, _STALLED = 30, 1e-12
 
 
-class Ending(NamedTuple):
+class Ending(eqx.Module):
     """What went wrong, if anything did. Running out of steps is not among it."""
 
-    overflows: Bool[Array, ""]
-    mode_unsettled: Bool[Array, ""]
-    stuck: Bool[Array, ""]
-    nonfinite: Bool[Array, ""]
+    flags: Bool[Array, "4"]
+
+    @staticmethod
+    def of(*, overflows, mode_unsettled, stuck, nonfinite) -> "Ending":
+        return Ending(jnp.stack([overflows, mode_unsettled, stuck, nonfinite]))
 
     @property
     def any(self) -> Bool[Array, ""]:
-        return jnp.any(jnp.stack(self))
+        return jnp.any(self.flags)
+
+    @property
+    def overflows(self) -> Bool[Array, ""]:
+        return self.flags[0]
+
+    @property
+    def mode_unsettled(self) -> Bool[Array, ""]:
+        return self.flags[1]
+
+    @property
+    def stuck(self) -> Bool[Array, ""]:
+        return self.flags[2]
+
+    @property
+    def nonfinite(self) -> Bool[Array, ""]:
+        return self.flags[3]
 
 
 class Solution(NamedTuple):
@@ -46,16 +77,46 @@ class Solution(NamedTuple):
     rejected: Int[Array, ""]
 
 
-class _Carry(NamedTuple):
+class _Progress(NamedTuple):
+    """How far the flow has got.
+
+    - `accepted`: whether the last step was; `due`: whether it ended on the next of the
+        times to record, of which `recorded` have been reached.
+    """
+
     state: State
-    pending: Pending
-    records: PyTree
+    accepted: Bool[Array, ""]
+    due: Bool[Array, ""]
     recorded: Int[Array, ""]
     ending: Ending
     stalled: Int[Array, ""]
     counts: Counts
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
+
+
+class _Goal(NamedTuple):
+    """What is asked for."""
+
+    t1: Float[Array, ""]
+    ts: Float[Array, " times"]
+    rtol: Float[Array, ""]
+    max_steps: int
+
+    def is_ahead(self, p: _Progress) -> Bool[Array, ""]:
+        tried = p.steps + p.rejected
+        return (p.state.t < self.t1) & ~p.ending.any & (tried < self.max_steps)
+
+    def next_time(self, recorded: Int[Array, ""]) -> Float[Array, ""]:
+        """The next time to stop at."""
+        later = self.ts[jnp.minimum(recorded, self.ts.size - 1)]
+        return jnp.where(recorded < self.ts.size, later, self.t1)
+
+
+class _Carry(NamedTuple):
+    progress: _Progress
+    pending: Pending
+    records: Float[Array, "times_and_waste _"]
 
 
 def integrate(
@@ -75,107 +136,188 @@ def integrate(
     pairs may be at their kinks at one time, `max_steps` counts accepted and rejected
     steps.
     """
-    state, pending = _start(system, w0, room)
-    shapes = jax.eval_shape(record, w0, state.loss, w0)
-    records = jax.tree.map(lambda s: jnp.zeros((ts.size, *s.shape), s.dtype), shapes)
-    zero, no = jnp.asarray(0), jnp.asarray(False)
-    ending = Ending(no, no, no, no)
-    carry = _Carry(
-        state, pending, records, zero, ending, zero, Counts.zeros(), -1 + zero, zero
-    )
+    progress, pending = _start(system, w0, room)
+    as_row, as_records = _in_rows(record, w0)
+    row = jax.eval_shape(as_row, progress.state)
+    records = jnp.zeros((ts.size + 1, row.size), row.dtype)
 
-    def running(c: _Carry):
-        tried = c.steps + c.rejected
-        return (c.state.t < t1) & ~c.ending.any & (tried < max_steps)
+    goal = _Goal(t1, ts, rtol, max_steps)
 
     def one(c: _Carry) -> _Carry:
-        c, accepted = _commit(system, c, rtol, t1, room)
-        c = _recorded(c, ts, record, accepted)
-        later = ts[jnp.minimum(c.recorded, ts.size - 1)]
-        until = jnp.where(c.recorded < ts.size, later, t1)
-        pending, counts = advance(system, c.state, until, c.counts)
-        # The step beyond the end is not taken.
-        counts = jax.tree.map(
-            lambda new, old: jnp.where(running(c), new, old), counts, c.counts
+        progress, ahead = _one_step(system, c.progress, c.pending, goal)
+        until = goal.next_time(progress.recorded)
+        pending = as_pending(progress.state, ahead, until)
+        row = lax.cond(
+            progress.due, as_row, lambda _: jnp.zeros_like(records[0]), progress.state
         )
-        return c._replace(pending=pending, counts=counts)
+        place = jnp.where(progress.due, progress.recorded - 1, ts.size)
+        return _Carry(progress, pending, c.records.at[place].set(row))
 
     # No time, no start: nothing is recorded of a problem that is not to be solved.
-    c = lax.while_loop(running, one, carry)
+    c = lax.while_loop(
+        lambda c: goal.is_ahead(c.progress), one, _Carry(progress, pending, records)
+    )
+    p = c.progress
     return Solution(
-        w=c.state.w,
-        t=c.state.t,
-        records=c.records,
-        recorded=c.recorded,
-        ending=c.ending,
-        counts=c.counts,
-        steps=jnp.maximum(c.steps, 0),
-        rejected=c.rejected,
+        w=p.state.w,
+        t=p.state.t,
+        records=as_records(c.records[:-1]),
+        recorded=p.recorded,
+        ending=p.ending,
+        counts=p.counts,
+        steps=jnp.maximum(p.steps, 0),
+        rejected=p.rejected,
     )
 
 
-def _commit(
-    system: System, c: _Carry, rtol: Array, t1: Array, room: int
-) -> tuple[_Carry, Bool[Array, ""]]:
-    """Settle the pending point; accept it if its defect allows, else go back."""
-    state, pending = c.state, c.pending
-    w = pending.path(pending.theta)
+def _in_rows(record: Callable, w: Array) -> tuple[Callable, Callable]:
+    """What is recorded of a state in one row, and what rows hold."""
+    shapes = jax.eval_shape(record, w, w[0], w)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    _, unravel = ravel_pytree(zeros)
+
+    def as_row(state: State):
+        return ravel_pytree(record(state.w, state.loss, state.velocity))[0]
+
+    return as_row, jax.vmap(unravel)
+
+
+def _one_step(
+    system: System, progress: _Progress, pending: Pending, goal: _Goal
+) -> tuple[_Progress, Ahead]:
+    """Settle the pending point; from there, or from where it began, step ahead.
+
+    In a loop of evaluations, with one place for each thing that is computed more than
+    once: compiling takes as long as there are such places.
+    """
+    state = progress.state
+    room = state.leads.size
     trigger = jnp.arange(state.side.size) == pending.pair
-    starting = c.steps < 0
-    settled, counts = settle(
-        system, w, state.side, state.base, trigger.reshape(state.side.shape),
-        state.largest, c.counts, room=room, starting=starting,
+    arrived, overflows = arrival(
+        system, pending.path(pending.theta), state.side, state.base,
+        trigger.reshape(state.side.shape), state.largest, room,
     )  # fmt: skip
+
+    def evaluation(number, work):
+        progress, ahead = work
+        settles = number == 0
+
+        def commit(p: _Progress):
+            p = _committed(p, pending, target, last, overflows, goal)
+            return p, (p.state.velocity, p.state.multiplier, p.state.width)
+
+        def keep(p: _Progress):
+            return p, (last.velocity_before, last.mode.before, last.mode.width)
+
+        target = lax.cond(
+            settles,
+            lambda: arrived,
+            lambda: stage_target(progress.state, ahead, number),
+        )
+        last = rounds(system, target)
+        progress, field = lax.cond(settles, commit, keep, progress)
+        ahead = with_stage(ahead, number, *field)
+        until = goal.next_time(progress.recorded)
+        ahead = lax.cond(
+            settles | (number == STAGES - 1),
+            lambda a: follow(system, progress.state, a, until, settles),
+            lambda a: a,
+            ahead,
+        )
+        return progress, ahead
+
+    start = progress, blank_ahead(state.w, room)
+    progress, ahead = lax.fori_loop(0, STAGES, evaluation, start)
+    # The step beyond the end is not taken.
+    taken = goal.is_ahead(progress).astype(int)
+    stages = (STAGES - 1) * taken
+    counts = progress.counts.plus(
+        gradients=stages,
+        rows=stages * jnp.sum(progress.state.slots.used),
+        forward=ahead.passes * taken,
+    )
+    return progress._replace(counts=counts), ahead
+
+
+def _committed(
+    p: _Progress,
+    pending: Pending,
+    target: Target,
+    last: Outcome,
+    overflows: Array,
+    goal: _Goal,
+) -> _Progress:
+    """The pending point accepted if its defect allows, else the one before."""
+    state, starting = p.state, p.steps < 0
+    settled, counts = conclude(
+        target, last, p.counts, sliders=state.slots.used, starting=starting
+    )
     step = pending.theta * pending.step
-    error = jnp.where(starting, 0, _error(state, pending, settled, step, rtol))
+    sizes = _Sizes.of(state, pending, settled)
+    error = jnp.where(starting, 0, _error(sizes, step, goal.rtol))
     accepted = error <= 1
     allowed = jnp.where(
-        starting, _first_step(settled, rtol, t1), _next_step(state, step, error)
+        starting, _first_step(sizes, goal.rtol, goal.t1), _next_step(state, step, error)
     )
-    stalled = jnp.where(step < _STALLED * state.step, c.stalled + 1, 0)
+    stalled = jnp.where(step < _STALLED * state.step, p.stalled + 1, 0)
     stalled = jnp.where(starting, 0, stalled)
-    ending = Ending(
-        settled.overflows,
-        ~settled.is_settled & ~settled.overflows,
-        stalled > _STALLED_STEPS,
-        ~jnp.all(jnp.isfinite(settled.w)) | ~jnp.isfinite(settled.loss),
+    ending = Ending.of(
+        overflows=overflows,
+        mode_unsettled=~settled.is_settled & ~overflows,
+        stuck=stalled > _STALLED_STEPS,
+        nonfinite=~jnp.isfinite(sizes.after + settled.loss),
     )
-    new = _accepted_state(pending, settled)
-    state = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, state)
-    # What was counted at a point that is given up was still computed, but did not happen.
-    undone = c.counts._replace(
-        gradients=counts.gradients, rows=counts.rows, forward=counts.forward
+    state, counts = lax.cond(
+        accepted,
+        lambda: (_accepted_state(pending, settled, state.largest), counts),
+        lambda: (state, counts.undone(p.counts)),
     )
-    counts = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), counts, undone)
-    c = c._replace(
+    is_time = (state.t == goal.next_time(p.recorded)) & (p.recorded < goal.ts.size)
+    due = accepted & ~ending.any & is_time
+    return p._replace(
         state=state._replace(step=allowed),
+        accepted=accepted,
+        due=due,
+        recorded=p.recorded + due.astype(int),
         ending=ending,
         stalled=stalled,
         counts=counts,
-        steps=c.steps + accepted.astype(c.steps.dtype),
-        rejected=c.rejected + (~accepted).astype(c.steps.dtype),
+        steps=p.steps + accepted.astype(int),
+        rejected=p.rejected + (~accepted).astype(int),
     )
-    return c, accepted & ~ending.any
 
 
-def _error(
-    state: State, pending: Pending, settled: Settled, step: Array, rtol: Array
-) -> Float[Array, ""]:
+class _Sizes(NamedTuple):
+    """Lengths: of w before and after a step, of the new velocity, and the defect."""
+
+    before: Float[Array, ""]
+    after: Float[Array, ""]
+    speed: Float[Array, ""]
+    defect: Float[Array, ""]
+
+    @staticmethod
+    def of(state: State, pending: Pending, settled: Settled) -> "_Sizes":
+        slope = pending.path.slope(pending.theta) / pending.step
+        defect = slope - settled.velocity_before
+        vectors = jnp.stack([state.w, settled.w, settled.velocity, defect])
+        # One product: XLA compiles two kernels for each sum.
+        return _Sizes(*jnp.sqrt(jnp.diagonal(vectors @ vectors.T)))
+
+
+def _error(sizes: _Sizes, step: Array, rtol: Array) -> Float[Array, ""]:
     """The step's error in units of what is allowed, from its defect at its end.
 
     Where the old mode's velocity is not known (a slider has lost all that reaches it,
     or pairs have come to share a multiplier) there is nothing to judge by: it passes.
     """
-    slope = pending.path.slope(pending.theta) / pending.step
-    defect = jnp.linalg.norm(slope - settled.velocity_before)
-    error = _DEFECT_WEIGHT * step * defect / (rtol * jnp.linalg.norm(state.w))
+    error = _DEFECT_WEIGHT * step * sizes.defect / (rtol * sizes.before)
     return jnp.where(jnp.isfinite(error), error, 0)
 
 
-def _first_step(settled: Settled, rtol: Array, t1: Array) -> Float[Array, ""]:
+def _first_step(sizes: _Sizes, rtol: Array, t1: Array) -> Float[Array, ""]:
     """A step in which the weights change by about rtol^(1/4) of their size."""
-    speed = jnp.linalg.norm(settled.velocity)
-    time = jnp.linalg.norm(settled.w) / jnp.where(speed > 0, speed, 1)
+    speed = sizes.speed
+    time = sizes.after / jnp.where(speed > 0, speed, 1)
     step = jnp.where(speed > 0, rtol ** (1 / _ORDER) * time, t1)
     return jnp.clip(step, 1e-9 * t1, t1)
 
@@ -189,7 +331,7 @@ def _next_step(state: State, step: Array, error: Array) -> Float[Array, ""]:
     return jnp.where(informative, proposal, state.step)
 
 
-def _accepted_state(pending: Pending, settled: Settled) -> State:
+def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State:
     return State(
         t=pending.t,
         w=settled.w,
@@ -200,45 +342,31 @@ def _accepted_state(pending: Pending, settled: Settled) -> State:
         base=settled.base,
         held=settled.held,
         slots=settled.slots,
-        leads=settled.slots.used & settled.groups.leads,
+        leads=settled.leads,
         multiplier=settled.multiplier,
         width=settled.width,
         multiplier_rate=pending.multiplier_rate,
         width_rate=pending.width_rate,
         step=pending.step,
-        largest=settled.largest,
+        largest=jnp.maximum(largest, settled.largest),
     )
 
 
-def _recorded(c: _Carry, ts: Array, record: Callable, accepted: Array) -> _Carry:
-    """The carry with a record of its state, if its time is the next of `ts`."""
-    state, room = c.state, ts.size
-    due = accepted & (state.t == ts[jnp.minimum(c.recorded, room - 1)])
-    due = due & (c.recorded < room)
-    place = jnp.where(due, c.recorded, room)
-    new = record(state.w, state.loss, state.velocity)
-    records = jax.tree.map(
-        lambda kept, value: kept.at[place].set(value, mode="drop"), c.records, new
-    )
-    return c._replace(
-        records=records, recorded=c.recorded + due.astype(c.recorded.dtype)
-    )
-
-
-def _start(system: System, w0: Array, room: int) -> tuple[State, Pending]:
+def _start(system: System, w0: Array, room: int) -> tuple[_Progress, Pending]:
     """The sides at w0, as a pending point: its mode is settled like any other's."""
     shape = (system.samples, system.kinks)
     none, table = jnp.zeros(room, w0.dtype), jnp.zeros(shape, w0.dtype)
 
-    def one_layer(_, side):
+    def one_layer(_, carry):
+        side, _ = carry
         z = system.preactivations(w0, system.slope(side), table)
-        return jnp.where(z > 0, 1, -1).astype(jnp.int32)
+        return jnp.where(z > 0, 1, -1).astype(jnp.int32), z
 
     below = jnp.full(shape, -1, jnp.int32)
-    side = lax.fori_loop(0, system.function.depth, one_layer, below)
-    z = system.preactivations(w0, system.slope(side), table)
+    side, z = lax.fori_loop(0, system.function.depth + 1, one_layer, (below, table))
     tiny = jnp.finfo(w0.dtype).tiny
     now, one = jnp.zeros((), w0.dtype), jnp.ones((), w0.dtype)
+    zero, no = jnp.asarray(0), jnp.asarray(False)
     state = State(
         t=now,
         w=w0,
@@ -248,16 +376,27 @@ def _start(system: System, w0: Array, room: int) -> tuple[State, Pending]:
         side=side,
         base=side,
         held=jnp.zeros(shape, bool),
-        slots=Slots(jnp.zeros(room, int), jnp.zeros(room, bool)),
+        slots=Slots.none(shape, room),
         leads=jnp.zeros(room, bool),
         multiplier=none,
         width=none,
         multiplier_rate=table,
         width_rate=table,
         step=one,
-        largest=jnp.maximum(jnp.max(jnp.abs(z), initial=0), tiny),
+        largest=jnp.maximum(jnp.max(jnp.abs(z)), tiny),
     )
     pending = Pending(
         now, blank_path(w0), one, one, jnp.asarray(side.size), table, table
     )
-    return state, pending
+    progress = _Progress(
+        state=state,
+        accepted=no,
+        due=no,
+        recorded=zero,
+        ending=Ending(jnp.zeros(4, bool)),
+        stalled=zero,
+        counts=Counts.zeros(),
+        steps=zero - 1,
+        rejected=zero,
+    )
+    return progress, pending

@@ -28,12 +28,17 @@ _BOUND_TOLERANCE = 1e-11
 
 
 class Mode(NamedTuple):
-    """State (−1, 0 = slides, 1), multiplier and width of each group, at its leader."""
+    """State (−1, 0 = slides, 1), multiplier and width of each group, at its leader.
+
+    - `before`: the multiplier in the states that the search began with.
+    - `back`: multipliers of the rows that lead back to the sliders' kinks.
+    """
 
     state: Int[Array, " slots"]
     multiplier: Float[Array, " slots"]
     width: Float[Array, " slots"]
-    factor: Float[Array, "slots slots"]
+    before: Float[Array, " slots"]
+    back: Float[Array, " slots"]
     is_settled: Bool[Array, ""]
 
 
@@ -43,32 +48,28 @@ def find_mode(
     groups: Groups,
     used: Bool[Array, " slots"],
     based_on_plus: Bool[Array, " slots"],
-    start: Mode,
+    start: Int[Array, " slots"],
+    settles: Bool[Array, ""],
 ) -> Mode:
-    """The mode in which the flow goes on.
+    """The mode in which the flow goes on, or the multipliers in a mode that is known.
 
-    `start` holds the states to begin with and the multipliers and factor that belong to
-    them. Multipliers count from the base slopes: from the plus side's for the groups
+    `start` holds the states to begin with, and to end with unless `settles`.
+    Multipliers count from the base slopes: from the plus side's for the groups
     `based_on_plus`.
     """
+    pivots = jnp.where(settles, _PIVOTS, 1)
     leads = used & groups.leads
     plus = based_on_plus.astype(point.gram.dtype)
-
-    def multipliers_of(state, width):
-        on_plus = (state > 0).astype(width.dtype)
-        fixed = jnp.where(leads & (state != 0), width * (on_plus - plus), 0)
-        return multipliers(point, leads & (state == 0), fixed)
 
     def pivot(carry):
         count, old, proposed, _ = carry
         one = jnp.arange(used.size) == jnp.argmax(proposed != old.state)
         block = count < _BLOCK_PIVOTS
         state = jnp.where(block | one, proposed, old.state)
-        multiplier, factor = lax.cond(
-            count > 0,
-            lambda: multipliers_of(state, old.width),
-            lambda: (old.multiplier, old.factor),
-        )
+        on_plus = (state > 0).astype(plus.dtype)
+        fixed = jnp.where(leads & (state != 0), old.width * (on_plus - plus), 0)
+        multiplier, back = multipliers(point, leads & (state == 0), fixed)
+        before = jnp.where(count == 0, multiplier, old.before)
         width = widths(system, point, groups, multiplier, used)
         proposed = jnp.where(
             leads, _proposal(point, state, multiplier, width, plus), state
@@ -77,17 +78,19 @@ def find_mode(
         off_base = leads & (state != 0) & ((state > 0) != based_on_plus)
         change = jnp.abs(width - old.width)
         moved = jnp.any(off_base & (change > 1e-12 * jnp.max(jnp.abs(width))))
-        new = Mode(state, multiplier, width, factor, old.is_settled)
+        new = Mode(state, multiplier, width, before, back, old.is_settled)
         return count + 1, new, proposed, moved
 
     def unsettled(carry):
         count, mode, proposed, moved = carry
         again = moved | jnp.any(proposed != mode.state)
-        return (count == 0) | (again & (count < _PIVOTS))
+        return (count == 0) | (again & (count < pivots))
 
-    first = (jnp.asarray(0), start, start.state, jnp.asarray(False))
+    no, zeros = jnp.asarray(False), jnp.zeros_like(point.scale)
+    blank = Mode(start, zeros, zeros, zeros, zeros, no)
+    first = (jnp.asarray(0), blank, start, no)
     count, mode, _, _ = lax.while_loop(unsettled, pivot, first)
-    return mode._replace(is_settled=count < _PIVOTS)
+    return mode._replace(is_settled=count < pivots)
 
 
 def rate_of_change(point: Point, multiplier: Array) -> Array:

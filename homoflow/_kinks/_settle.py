@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._contact import Contact, find_contact
-from ._field import Groups, Point, evaluate, group, multipliers, solve, velocity
+from ._contact import find_contact
+from ._counts import Counts
+from ._field import Groups, Point, evaluate, group
 from ._mode import Mode, find_mode, rate_of_change
 from ._system import Slots, System
 
@@ -20,24 +20,46 @@ _INTERIOR = 1e-3
 _HELD = 1e-11
 
 
-class Counts(NamedTuple):
-    """How often things happened, for `stats`."""
+class Target(NamedTuple):
+    """A point at which the field is wanted.
 
-    gradients: Int[Array, ""]
-    rows: Int[Array, ""]
-    forward: Int[Array, ""]
-    crossings: Int[Array, ""]
-    entries: Int[Array, ""]
-    exits: Int[Array, ""]
-    non_unique: Int[Array, ""]
-    largest_sliding_set: Int[Array, ""]
+    - `side`, `base`: of every pair, as it arrives there; `was`: side of those in slots.
+    - `settles`: whether the mode is to be settled, or is known: all in slots slide.
+    """
 
-    @staticmethod
-    def zeros() -> "Counts":
-        return Counts(*(jnp.asarray(0) for _ in Counts._fields))
+    w: Float[Array, " weights"]
+    side: Int[Array, "samples kinks"]
+    base: Int[Array, "samples kinks"]
+    slots: Slots
+    was: Int[Array, " slots"]
+    settles: Bool[Array, ""]
 
-    def plus(self, **more: Array | int) -> "Counts":
-        return self._replace(**{k: getattr(self, k) + v for k, v in more.items()})
+
+class Outcome(NamedTuple):
+    """The field at a target, from the last of the rounds that it took.
+
+    - `base`: side of the base slopes; `next_base`, `start`: for another round, `again`.
+    - `velocity_before`: in the mode that the target was reached with; `velocity`: goes
+        on from there; `back`: the way back onto the kinks, of rounding's size.
+    - `rate`: ż of the scaled rows, `still` where others hold it at 0.
+    """
+
+    number: Int[Array, ""]
+    base: Int[Array, " slots"]
+    next_base: Int[Array, " slots"]
+    start: Int[Array, " slots"]
+    again: Bool[Array, ""]
+    loss: Float[Array, ""]
+    largest: Float[Array, ""]
+    groups: Groups
+    mode: Mode
+    multiplier_before: Float[Array, " slots"]
+    velocity_before: Float[Array, " weights"]
+    velocity: Float[Array, " weights"]
+    back: Float[Array, " weights"]
+    rate: Float[Array, " slots"]
+    still: Bool[Array, " slots"]
+    is_consistent: Bool[Array, ""]
 
 
 class Settled(NamedTuple):
@@ -45,7 +67,7 @@ class Settled(NamedTuple):
 
     - `w`: the weights, moved back onto the constraints by rounding's worth.
     - `side`, `base`: of every pair; `held`: pairs whose z others keep at 0.
-    - `slides`: slots that slide.
+    - `slots`: those that slide.
     - `velocity` goes on from here; `velocity_before` is that of the mode that a step
         arrived with, NaN where that cannot be told.
     """
@@ -56,162 +78,151 @@ class Settled(NamedTuple):
     base: Int[Array, "samples kinks"]
     held: Bool[Array, "samples kinks"]
     slots: Slots
-    groups: Groups
+    leads: Bool[Array, " slots"]
     multiplier: Float[Array, " slots"]
     width: Float[Array, " slots"]
     velocity: Float[Array, " weights"]
     velocity_before: Float[Array, " weights"]
     largest: Float[Array, ""]
-    overflows: Bool[Array, ""]
     is_settled: Bool[Array, ""]
-    changed: Bool[Array, ""]
 
 
-class _Round(NamedTuple):
-    """One evaluation at the point, at the base slopes `base`."""
-
-    number: Int[Array, ""]
-    base: Int[Array, " slots"]
-    next_base: Int[Array, " slots"]
-    start: Int[Array, " slots"]
-    again: Bool[Array, ""]
-    velocity_before: Float[Array, " weights"]
-    multiplier_before: Float[Array, " slots"]
-    point: Point
-    groups: Groups
-    mode: Mode
-    is_consistent: Bool[Array, ""]
-
-
-def settle(
+def arrival(
     system: System,
     w: Float[Array, " weights"],
     side: Int[Array, "samples kinks"],
     base: Int[Array, "samples kinks"],
     trigger: Bool[Array, "samples kinks"],
     largest: Float[Array, ""],
-    counts: Counts,
-    *,
     room: int,
-    starting: Bool[Array, ""],
-) -> tuple[Settled, Counts]:
-    """Find the mode in which the flow goes on from w.
+) -> tuple[Target, Bool[Array, ""]]:
+    """The target at which a mode is to be settled, and whether its slots overflow.
 
     `side` and `base` are those that the step arrived with, `trigger` marks the pair
     that ended it, `largest` is the scale of z.
     """
     contact = find_contact(system, w, side, base, trigger, largest)
-    slots = _as_slots(contact.at_kink, room)
+    slots = Slots.of(contact.at_kink, room)
     was = jnp.where(slots.used, slots.gathered(contact.side), -1)
-    base_then = slots.gathered(contact.base)
-    first = jnp.where(slots.used & (was == 0), base_then, was)
-    last, rounds = _rounds(system, w, contact.base, slots, was, first)
-    counts = counts.plus(gradients=rounds, rows=rounds * jnp.sum(slots.used), forward=2)
-    settled, now = _conclude(system, w, contact, slots, was, last)
-    # A slider that went dormant took its constraint with it: the step that led here
-    # cannot be judged by the old mode's velocity.
-    lost = jnp.any((side == 0) & ~contact.at_kink)
-    settled = settled._replace(
-        velocity_before=jnp.where(lost, jnp.nan, settled.velocity_before),
-        largest=jnp.maximum(largest, settled.largest),
-    )
-    return settled, _counted(counts, slots, was, now, last, starting)
+    overflows = jnp.sum(contact.at_kink) > room
+    settles = jnp.asarray(True)
+    return Target(w, contact.side, contact.base, slots, was, settles), overflows
 
 
-def _as_slots(at_kink: Array, room: int) -> Slots:
-    size = at_kink.size
-    index = jnp.nonzero(at_kink.ravel(), size=room, fill_value=size)[0]
-    used = index < size
-    return Slots(jnp.where(used, index, 0), used)
-
-
-def _rounds(
-    system: System, w: Array, base: Array, slots: Slots, was: Array, first: Array
-) -> tuple[_Round, Array]:
-    """Evaluate until base slopes and mode fit.
+def rounds(system: System, target: Target) -> Outcome:
+    """Evaluate at the target, again until base slopes and mode fit.
 
     They do not at once if a group's members have base slopes of different sides, or if
     a pair changes side below another pair at its kink, whose row it then changes.
     """
-    round_ = _first_round(system, w, base, slots, first)
 
-    def one(r: _Round) -> _Round:
-        return _one_round(system, w, base, slots, was, r)
+    def one(outcome: Outcome) -> Outcome:
+        return _round(system, target, outcome)
 
-    def go_on(r: _Round):
-        return r.again & (r.number < _ROUNDS)
+    def go_on(outcome: Outcome):
+        more = outcome.again & target.settles & (outcome.number < _ROUNDS)
+        return (outcome.number == 0) | more
 
-    last = lax.while_loop(go_on, one, round_)
-    return last, last.number
+    return lax.while_loop(go_on, one, _blank(target))
 
 
-def _first_round(system, w, base, slots: Slots, first) -> _Round:
-    shapes = jax.eval_shape(lambda: evaluate(system, w, base, slots))
-    point = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    room = slots.used.size
-    zeros, states = jnp.zeros(room, w.dtype), jnp.zeros(room, jnp.int32)
-    numbers = jnp.arange(room)
-    factor, no = jnp.zeros((room, room), w.dtype), jnp.asarray(False)
-    return _Round(
-        number=jnp.asarray(0),
+def _blank(target: Target) -> Outcome:
+    slots, was, w = target.slots, target.was, target.w
+    first = jnp.where(was == 0, slots.gathered(target.base), was)
+    none, nowhere = jnp.zeros(was.size, w.dtype), jnp.zeros_like(w)
+    states, no = jnp.zeros_like(was), jnp.asarray(False)
+    zero, number = jnp.zeros((), w.dtype), jnp.asarray(0)
+    return Outcome(
+        number=number,
         base=first,
         next_base=first,
         start=states,
-        again=jnp.asarray(True),
-        velocity_before=jnp.full_like(w, jnp.nan),
-        multiplier_before=zeros,
-        point=point,
-        groups=Groups(numbers, states),
-        mode=Mode(states, zeros, zeros, factor, no),
+        again=no,
+        loss=zero,
+        largest=zero,
+        groups=Groups(states, states),
+        mode=Mode(states, none, none, none, none, no),
+        multiplier_before=none,
+        velocity_before=nowhere,
+        velocity=nowhere,
+        back=nowhere,
+        rate=none,
+        still=slots.used,
         is_consistent=no,
     )
 
 
-def _one_round(
-    system: System, w: Array, table: Array, slots: Slots, was: Array, r: _Round
-) -> _Round:
-    used, base = slots.used, r.next_base
-    point = evaluate(system, w, slots.scattered(table, base, used), slots)
+def _round(system: System, target: Target, r: Outcome) -> Outcome:
+    slots, was, base = target.slots, target.was, r.next_base
+    used = slots.used
+    table = slots.scattered(target.base, base, used)
+    point = evaluate(system, target.w, table, slots)
     groups = group(point, used)
-    leads = used & groups.leads
     is_first = r.number == 0
     # The side of its group on which a member's base slope lies.
     on_plus = (base * groups.sense) > 0
     plus = on_plus[groups.leader]
     mixed = jnp.any(used & (on_plus != plus))
-    slid = groups.total((was == 0).astype(jnp.int32)) > 0
+    slid = groups.total((was == 0).astype(point.scale.dtype)) > 0
     start = jnp.where(is_first, jnp.where(slid, 0, was * groups.sense), r.start)
-    zeros = jnp.zeros_like(point.scale)
-    multiplier, factor = multipliers(point, leads & (start == 0), zeros)
-    before = jnp.where(
-        is_first & ~mixed, velocity(system, point, multiplier), r.velocity_before
-    )
-    given = Mode(start, multiplier, zeros, factor, jnp.asarray(False))
-    mode = find_mode(system, point, groups, used, plus, given)
+    mode = find_mode(system, point, groups, used, plus, start, target.settles)
     side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
     moved = used & (side != 0) & (side != base)
     nested = jnp.any(moved[None, :] & (point.above != 0))
     again = mixed | nested
     fitting = jnp.where(mixed | (side == 0), -groups.sense, side)
-    return _Round(
+    before, after, back = _velocities(system, point, mode, target.settles)
+    before = jnp.where(mixed & target.settles, jnp.nan, before)
+    rate = rate_of_change(point, mode.multiplier)
+    return Outcome(
         number=r.number + 1,
         base=base,
         next_base=jnp.where(again & used, fitting, base),
         start=jnp.where(mixed, start, mode.state),
         again=again,
-        velocity_before=before,
-        multiplier_before=jnp.where(is_first, multiplier, r.multiplier_before),
-        point=point,
+        loss=point.loss,
+        largest=point.largest,
         groups=groups,
         mode=mode,
+        multiplier_before=jnp.where(is_first, mode.before, r.multiplier_before),
+        velocity_before=jnp.where(is_first, before, r.velocity_before),
+        velocity=after,
+        back=back,
+        rate=rate,
+        still=jnp.abs(rate) <= _HELD * jnp.sqrt(point.gradient @ point.gradient),
         is_consistent=~mixed,
     )
 
 
-def _conclude(
-    system: System, w: Array, contact: Contact, slots: Slots, was: Array, last: _Round
-) -> tuple[Settled, Array]:
-    used, groups, point, mode = slots.used, last.groups, last.point, last.mode
+def _velocities(
+    system: System, point: Point, mode: Mode, settles: Array
+) -> Float[Array, "3 weights"]:
+    """ẇ = −(g + Jᵀλ) before and after the search for the mode; and the way back."""
+    lams = jnp.stack([mode.before, mode.multiplier, mode.back]) * point.scale
+    drive = jnp.array([1, 1, 0], point.scale.dtype)
+
+    def one(i, out):
+        forced = drive[i] * point.gradient + system.against(point.rows, lams[i])
+        return out.at[i].set(-forced)
+
+    nothing = jnp.zeros((3, point.gradient.size), point.scale.dtype)
+    return lax.fori_loop(0, jnp.where(settles, 3, 1), one, nothing)
+
+
+def conclude(
+    target: Target,
+    last: Outcome,
+    counts: Counts,
+    *,
+    sliders: Bool[Array, " slots"],
+    starting: Bool[Array, ""],
+) -> tuple[Settled, Counts]:
+    """The settled point, and the counts with what has happened there.
+
+    `sliders` are the slots that slid on the way to it.
+    """
+    slots, was, groups, mode = target.slots, target.was, last.groups, last.mode
+    used = slots.used
     side = jnp.where(used, mode.state[groups.leader] * groups.sense, 1)
     side = side.astype(jnp.int32)
     slides = used & (side == 0)
@@ -219,60 +230,69 @@ def _conclude(
     # Sliders are based on their group's minus side: their multipliers count from there.
     base = jnp.where(side == 0, -groups.sense, side)
     on_plus = ((last.base * groups.sense) > 0)[groups.leader]
-    from_minus = mode.multiplier + mode.width * on_plus.astype(w.dtype)
-    # Take away the drift off the constraints with the Gram matrix at hand.
-    off = jnp.where(leads, slots.gathered(point.z) * point.scale, 0)
-    back = jnp.where(leads, solve(mode.factor, off), 0)
-    rate = rate_of_change(point, mode.multiplier)
-    still = jnp.abs(rate) <= _HELD * jnp.linalg.norm(point.gradient)
-    nothing = jnp.zeros_like(contact.at_kink)
+    from_minus = mode.multiplier + mode.width * on_plus.astype(mode.width.dtype)
+    nothing = jnp.zeros(target.side.shape, bool)
+    # A slider that went dormant took its constraint with it: the step that led here
+    # cannot be judged by the old mode's velocity.
+    arrived, departed = _how_many([used & (was == 0), sliders])
+    before = jnp.where(arrived < departed, jnp.nan, last.velocity_before)
     settled = Settled(
-        w=w - system.against(point.rows, back * point.scale),
-        loss=point.loss,
-        side=slots.scattered(contact.side, side, used),
-        base=slots.scattered(contact.base, base, used),
-        held=slots.scattered(nothing, used & (side != 0) & still, used),
-        slots=Slots(slots.pair, slides),
-        groups=groups,
+        w=target.w + last.back,
+        loss=last.loss,
+        side=slots.scattered(target.side, side, used),
+        base=slots.scattered(target.base, base, used),
+        held=slots.scattered(nothing, used & (side != 0) & last.still, used),
+        slots=slots._replace(used=slides),
+        leads=leads,
         multiplier=jnp.where(leads, from_minus, 0),
-        width=jnp.where(slides & groups.leads, mode.width, 0),
-        velocity=velocity(system, point, mode.multiplier),
-        velocity_before=last.velocity_before,
-        largest=jnp.max(jnp.abs(point.z), initial=0),
-        overflows=jnp.sum(contact.at_kink) > used.size,
+        width=jnp.where(leads, mode.width, 0),
+        velocity=last.velocity,
+        velocity_before=before,
+        largest=last.largest,
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
-        changed=jnp.any(used & (was != side)),
     )
-    return settled, side
+    return settled, _counted(counts, target, side, last, starting)
 
 
 def _counted(
-    counts: Counts, slots: Slots, was: Array, now: Array, last: _Round, starting: Array
+    counts: Counts, target: Target, now: Array, last: Outcome, starting: Array
 ) -> Counts:
-    used, mode = slots.used, last.mode
+    used, was, mode = target.slots.used, target.was, last.mode
     width = mode.width
     share = last.multiplier_before / jnp.where(width != 0, width, 1)
     inside = (share > _INTERIOR) & (share < 1 - _INTERIOR)
     turned = ((width <= 0) & inside)[last.groups.leader] & (was == 0) & (now != 0)
-    counts = counts.plus(
-        crossings=jnp.where(starting, 0, jnp.sum(used & (was * now == -1))),
-        entries=jnp.sum(used & (was != 0) & (now == 0)),
-        exits=jnp.sum(used & (was == 0) & (now != 0)),
-        non_unique=jnp.sum(used & turned)
-        + jnp.where(starting, _repelled(slots, last), 0),
-    )
-    sliding = jnp.sum(used & (now == 0))
-    return counts._replace(
-        largest_sliding_set=jnp.maximum(counts.largest_sliding_set, sliding)
-    )
+    happened = [
+        used,
+        used & (was * now == -1) & ~starting,
+        used & (was != 0) & (now == 0),
+        used & (was == 0) & (now != 0),
+        (used & turned) | (_repelled(used, last) & starting),
+        used & (now == 0),
+    ]
+    rows, crossings, entries, exits, non_unique, sliding = _how_many(happened)
+    return counts.plus(
+        gradients=last.number,
+        rows=last.number * rows,
+        forward=2,
+        crossings=crossings,
+        entries=entries,
+        exits=exits,
+        non_unique=non_unique,
+    ).with_sliding(sliding)
 
 
-def _repelled(slots: Slots, last: _Round) -> Array:
-    """How many groups at a concave kink could go on to either side."""
-    mode, point = last.mode, last.point
-    rate = rate_of_change(point, mode.multiplier)
+def _how_many(masks: list[Array]) -> Int[Array, " masks"]:
+    """How many entries are true in each, in one product: XLA splits every sum in two."""
+    ones = jnp.ones(masks[0].size, jnp.float32)
+    return (jnp.stack(masks).astype(jnp.float32) @ ones).astype(jnp.int32)
+
+
+def _repelled(used: Array, last: Outcome) -> Bool[Array, " slots"]:
+    """Groups at a concave kink that could go on to either side, at their leaders."""
+    mode, rate = last.mode, last.rate
     # On the other side the multiplier is larger or smaller by the (negative) width.
     other = rate + mode.state.astype(rate.dtype) * mode.width
     both = jnp.where(mode.state < 0, other >= 0, other <= 0)
     concave = mode.width < -1e-9 * jnp.max(jnp.abs(mode.width))
-    return jnp.sum(slots.used & last.groups.leads & (mode.state != 0) & concave & both)
+    return used & last.groups.leads & (mode.state != 0) & concave & both

@@ -7,6 +7,7 @@ passes alone, to end where the next event is.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -21,8 +22,7 @@ from ._events import (
     locate,
     watch,
 )
-from ._field import evaluate, group, multipliers, velocity, widths
-from ._settle import Counts
+from ._settle import Target
 from ._system import Slots, System
 
 _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])
@@ -30,6 +30,7 @@ _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])
 _WEIGHTS = np.array(
     [[1, -1.5, 2 / 3], [0, 1, -2 / 3], [0, 1, -2 / 3], [0, -0.5, 2 / 3]]
 )
+STAGES = len(_STAGES)
 _POWERS = _WEIGHTS.shape[1]
 #: Stages from which multipliers are interpolated, and where in the step they are.
 _SEEN, _AT = np.array([0, 2, 3]), np.array([0, 0.5, 1])
@@ -88,89 +89,116 @@ class Pending(NamedTuple):
     width_rate: Float[Array, "samples kinks"]
 
 
-class _Ahead(NamedTuple):
-    """A path ahead, multipliers and widths of the sliders along it, and its end."""
+class Ahead(NamedTuple):
+    """A step in the making: how it goes on, up to which event.
+
+    - `velocities`, `multipliers`, `widths`: of the Runge–Kutta stages.
+    - `step`, and the event's `theta`, `pair`, whether it `has_left` its side.
+    - `rates`: of multipliers and widths at the end, in units of the step.
+    """
 
     path: Path
-    multipliers: Float[Array, "3 slots"]
-    widths: Float[Array, "3 slots"]
+    velocities: Float[Array, "4 weights"]
+    multipliers: Float[Array, "4 slots"]
+    widths: Float[Array, "4 slots"]
     step: Float[Array, ""]
     theta: Float[Array, ""]
     pair: Int[Array, ""]
     has_left: Bool[Array, ""]
-    rates: tuple[Array, Array]
+    rates: Float[Array, "2 slots"]
     passes: Int[Array, ""]
 
 
-def advance(
-    system: System, state: State, until: Float[Array, ""], counts: Counts
-) -> tuple[Pending, Counts]:
-    """Step from `state` to the first event, to time `until`, or one step on."""
+def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
+    """Where the stage `number` wants the field."""
+    stages = jnp.asarray(_STAGES, ahead.step.dtype)
+    w = state.w + ahead.step * (stages[number] @ ahead.velocities)
+    was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
+    known = jnp.asarray(False)
+    return Target(w, state.side, state.base, state.slots, was, known)
+
+
+def with_stage(
+    ahead: Ahead, number: Array, velocity: Array, multiplier: Array, width: Array
+) -> Ahead:
+    """With the field at the stage `number`."""
+    return ahead._replace(
+        velocities=ahead.velocities.at[number].set(velocity),
+        multipliers=ahead.multipliers.at[number].set(multiplier),
+        widths=ahead.widths.at[number].set(width),
+    )
+
+
+def follow(
+    system: System,
+    state: State,
+    ahead: Ahead,
+    until: Float[Array, ""],
+    predicts: Bool[Array, ""],
+) -> Ahead:
+    """Up to the first event, to time `until`, or one step on.
+
+    Without its stages yet the step is predicted, to find how long it should be.
+    """
     left = until - state.t
-    longest = jnp.minimum(state.step, left)
+    step = jnp.where(predicts, jnp.minimum(state.step, left), ahead.step)
+    ahead = ahead._replace(step=step)
+    path, lams, betas = lax.cond(predicts, _predicted, _stepped, state, ahead)
+    beyond = jnp.minimum(jnp.asarray(_BEYOND, left.dtype), left / step)
+    end = jnp.where(predicts, 1, beyond)
+    ahead = ahead._replace(path=path)
+    return _followed(system, state, ahead, lams, betas, end, predicts)
 
-    def phase(number, ahead: _Ahead) -> _Ahead:
-        """Predict in phase 0, step in phase 1; traced once for both."""
-        predicts = number == 0
-        path, lams, betas = lax.cond(
-            predicts,
-            lambda: _predicted(state, ahead.step),
-            lambda: _stepped(system, state, ahead.step),
-        )
-        beyond = jnp.minimum(jnp.asarray(_BEYOND, left.dtype), left / ahead.step)
-        end = jnp.where(predicts, 1, beyond)
-        return _followed(system, state, path, lams, betas, ahead, end, predicts)
 
-    last = lax.fori_loop(0, 2, phase, _blank(state, longest))
-    counts = counts.plus(
-        gradients=len(_AT),
-        rows=len(_AT) * jnp.sum(state.slots.used),
-        forward=last.passes,
-    )
-    ends = last.theta * last.step >= left * (1 - 1e-15)
-    zeros = jnp.zeros_like(system.low)
+def as_pending(state: State, ahead: Ahead, until: Float[Array, ""]) -> Pending:
+    """The point at the end of a step."""
+    left = until - state.t
+    ends = ahead.theta * ahead.step >= left * (1 - 1e-15)
+    zeros = jnp.zeros(state.side.shape, left.dtype)
     lam_rate, width_rate = (
-        state.slots.scattered(zeros, rate / last.step, state.leads)
-        for rate in last.rates
+        state.slots.scattered(zeros, rate / ahead.step, state.leads)
+        for rate in ahead.rates
     )
-    pending = Pending(
-        t=jnp.where(ends, until, state.t + last.theta * last.step),
-        path=last.path,
-        theta=last.theta,
-        step=last.step,
-        pair=jnp.where(last.has_left, last.pair, state.side.size),
+    return Pending(
+        t=jnp.where(ends, until, state.t + ahead.theta * ahead.step),
+        path=ahead.path,
+        theta=ahead.theta,
+        step=ahead.step,
+        pair=jnp.where(ahead.has_left, ahead.pair, state.side.size),
         multiplier_rate=lam_rate,
         width_rate=width_rate,
     )
-    return pending, counts
 
 
 def blank_path(w: Array) -> Path:
     return Path(w, jnp.zeros((_POWERS, w.size), w.dtype))
 
 
-def _blank(state: State, step: Array) -> _Ahead:
-    none = jnp.zeros_like(state.width)
-    return _Ahead(
-        path=blank_path(state.w),
-        multipliers=jnp.zeros((len(_AT), none.size), none.dtype),
-        widths=jnp.zeros((len(_AT), none.size), none.dtype),
-        step=step,
-        theta=jnp.ones_like(step),
+def blank_ahead(w: Array, room: int) -> Ahead:
+    one = jnp.ones((), w.dtype)
+    none = jnp.zeros((STAGES, room), w.dtype)
+    return Ahead(
+        path=blank_path(w),
+        velocities=jnp.zeros((STAGES, w.size), w.dtype),
+        multipliers=none,
+        widths=none,
+        step=one,
+        theta=one,
         pair=jnp.asarray(0),
         has_left=jnp.asarray(False),
-        rates=(none, none),
+        rates=none[:2],
         passes=jnp.asarray(0),
     )
 
 
-def _predicted(state: State, step: Array) -> tuple[Path, Array, Array]:
+def _predicted(state: State, ahead: Ahead) -> tuple[Path, Array, Array]:
     """Second-order path and linear multipliers, from the end of the last step."""
+    step = ahead.step
     rows = jnp.zeros((_POWERS - 2, state.w.size), state.w.dtype)
     taylor = jnp.stack([step * state.velocity, 0.5 * step**2 * state.acceleration])
-    ahead = jnp.asarray(_AT, step.dtype)[:, None] * step
+    times = jnp.asarray(_AT, step.dtype)[:, None] * step
     lams, betas = (
-        now + ahead * state.slots.gathered(rate)
+        now + times * state.slots.gathered(rate)
         for now, rate in (
             (state.multiplier, state.multiplier_rate),
             (state.width, state.width_rate),
@@ -179,55 +207,34 @@ def _predicted(state: State, step: Array) -> tuple[Path, Array, Array]:
     return Path(state.w, jnp.concatenate([taylor, rows])), lams, betas
 
 
-def _stepped(system: System, state: State, step: Array) -> tuple[Path, Array, Array]:
-    """The Runge–Kutta step at the state's slopes and sliding set."""
-    stages = jnp.asarray(_STAGES, step.dtype)
-
-    def stage(i, carry):
-        velocities, lams, betas = carry
-        w = state.w + step * (stages[i] @ velocities)
-        v, lam, beta = _slide(system, state, w)
-        return velocities.at[i].set(v), lams.at[i].set(lam), betas.at[i].set(beta)
-
-    def first(values):
-        return jnp.zeros((len(_STAGES), values.size), step.dtype).at[0].set(values)
-
-    start = first(state.velocity), first(state.multiplier), first(state.width)
-    velocities, lams, betas = lax.fori_loop(1, len(_STAGES), stage, start)
-    weights = jnp.asarray(_WEIGHTS.T, step.dtype)
-    path = Path(state.w, step * (weights @ velocities))
-    return path, lams[_SEEN], betas[_SEEN]
-
-
-def _slide(system: System, state: State, w: Array) -> tuple[Array, Array, Array]:
-    """Velocity, multipliers and widths at w in the state's mode."""
-    point = evaluate(system, w, state.base, state.slots)
-    groups = group(point, state.slots.used)
-    leads = state.slots.used & groups.leads
-    lam, _ = multipliers(point, leads, jnp.zeros_like(state.width))
-    width = widths(system, point, groups, lam, state.slots.used)
-    return velocity(system, point, lam), lam, width
+def _stepped(state: State, ahead: Ahead) -> tuple[Path, Array, Array]:
+    """The Runge–Kutta step from its stages."""
+    weights = jnp.asarray(_WEIGHTS.T, ahead.step.dtype)
+    path = Path(state.w, ahead.step * (weights @ ahead.velocities))
+    return path, ahead.multipliers[_SEEN], ahead.widths[_SEEN]
 
 
 def _followed(
     system: System,
     state: State,
-    path: Path,
+    ahead: Ahead,
     lams: Array,
     betas: Array,
-    ahead: _Ahead,
     end: Array,
     predicts: Array,
-) -> _Ahead:
+) -> Ahead:
     """A path up to its first event, or to its end."""
+    path = ahead.path
     slides = state.side == 0
     side = jnp.where(state.held, 0, state.side)
     slopes = system.slope(state.base)
     watched = watch(system, slopes, side, slides, state.largest)
     slack = _EXIT_SLACK * state.width
-    exit_low, lam_rate = first_exit(lams, _AT, slack, state.leads)
-    exit_high, gap_rate = first_exit(betas - lams, _AT, slack, state.leads)
-    exit_ = jnp.minimum(jnp.min(exit_low), jnp.min(exit_high))
+    # Distances of the multipliers from both ends of their intervals.
+    exits, rates = jax.vmap(lambda excess: first_exit(excess, _AT, slack, state.leads))(
+        jnp.stack([lams, betas - lams])
+    )
+    exit_ = jnp.min(exits)
     bracket = first_bracket(watched, path, end)
     found = bracket.found & (bracket.low <= exit_)
     # Without a crossing to go to, the end is checked for pairs that the scan missed.
@@ -237,18 +244,15 @@ def _followed(
     theta, pair, found, passes = lax.cond(
         predicts, _guessed, lambda b: locate(watched, path, b), bracket
     )
-    exits = (exit_ <= end) & ~(found & (theta <= exit_))
-    theta = jnp.where(exits, exit_, theta)
+    leaves = (exit_ <= end) & ~(found & (theta <= exit_))
+    theta = jnp.where(leaves, exit_, theta)
     shorter = jnp.maximum(theta, _SHORTEST) * ahead.step
-    return _Ahead(
-        path=path,
-        multipliers=lams,
-        widths=betas,
+    return ahead._replace(
         step=jnp.where(predicts, shorter, ahead.step),
         theta=theta,
         pair=pair,
-        has_left=found & ~exits,
-        rates=(lam_rate, lam_rate + gap_rate),
+        has_left=found & ~leaves,
+        rates=jnp.stack([rates[0], rates[0] + rates[1]]),
         passes=ahead.passes + passes + BRACKET_PASSES,
     )
 

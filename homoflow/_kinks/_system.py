@@ -1,5 +1,7 @@
 """A risk minimization problem as the exact flow needs it: flat weights, open kinks."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +9,8 @@ import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._jaxpr import KinkedFunction, with_kinks
@@ -17,21 +21,51 @@ from .._problem import Problem
 class Slots(NamedTuple):
     """The (sample, kink) pairs that are at their kink, in room for a fixed number.
 
-    A pair's number is sample · kinks + kink; an unused slot holds 0.
+    A pair's number is sample · kinks + kink; an unused slot holds 0. `place` is the
+    slot of a pair, or the number of slots for a pair that has none.
     """
 
     pair: Int[Array, " slots"]
     used: Bool[Array, " slots"]
+    place: Int[Array, "samples kinks"]
+
+    @staticmethod
+    def none(shape: tuple[int, int], room: int) -> "Slots":
+        place = jnp.full(shape, room, jnp.int32)
+        return Slots(jnp.zeros(room, jnp.int32), jnp.zeros(room, bool), place)
+
+    @staticmethod
+    def of(chosen: Bool[Array, "samples kinks"], room: int) -> "Slots":
+        """Slots for the chosen pairs, the first `room` of them."""
+        place = jnp.where(chosen, jnp.minimum(_ranks(chosen), room), room)
+        numbers = jnp.arange(chosen.size, dtype=jnp.int32).reshape(chosen.shape)
+        nothing = jnp.full(room, chosen.size, jnp.int32)
+        pair = nothing.at[place].set(numbers, mode="drop")
+        used = pair < chosen.size
+        return Slots(jnp.where(used, pair, 0), used, place)
 
     def scattered(self, table: Array, values: Array, where: Array) -> Array:
         """`table` over all pairs with the values of the slots in `where` put in."""
-        flat = table.ravel()
-        target = jnp.where(where, self.pair, flat.size)
-        return flat.at[target].set(values, mode="drop").reshape(table.shape)
+        room = self.pair.size
+        slot = jnp.minimum(self.place, room - 1)
+        return jnp.where((self.place < room) & where[slot], values[slot], table)
 
     def gathered(self, table: Array) -> Array:
         """The entries of a table over all pairs that belong to the slots."""
         return table.ravel()[self.pair]
+
+
+def _ranks(chosen: Bool[Array, "samples kinks"]) -> Int[Array, "samples kinks"]:
+    """How many chosen entries come before each entry.
+
+    As two matrix products: XLA makes a cumulative sum of many small kernels.
+    """
+    width = math.isqrt(chosen.size - 1) + 1
+    square = jnp.pad(chosen.ravel(), (0, width**2 - chosen.size)).reshape(width, width)
+    square, lower = square.astype(jnp.float32), np.tri(width, k=-1, dtype=np.float32)
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    ranks = product(square, lower.T) + product(lower, square.sum(1))[:, None]
+    return ranks.ravel()[: chosen.size].reshape(chosen.shape).astype(jnp.int32)
 
 
 class Rows(NamedTuple):
@@ -104,19 +138,28 @@ class System(eqx.Module):
         z = self.function.forward(weights, slopes[i], lift[i], self.others, x)[1]
         return z[u]
 
-    def loss(self, w: Array, slopes: Array, lift: Array) -> tuple[Array, Array]:
-        """L(w), and z of every pair."""
+    def loss(
+        self, w: Array, slopes: Array, lift: Array
+    ) -> tuple[Array, tuple[Array, list[Array]]]:
+        """L(w); z of every pair, and of every sample the vectors in products."""
         weights = self.unravel(w)
 
         def of_sample(slopes, lift, x, y):
-            prediction, z = self.function.forward(weights, slopes, lift, self.others, x)
-            return self.loss_of_sample(prediction, y), z
+            prediction, z, vectors = self.function.opened(
+                weights, slopes, lift, self.others, x
+            )
+            return self.loss_of_sample(prediction, y), (z, vectors)
 
-        losses, z = jax.vmap(of_sample)(slopes, lift, self.x, self.y)
-        return (jnp.mean(losses) if self.is_mean else jnp.sum(losses)), z
+        losses, seen = jax.vmap(of_sample)(slopes, lift, self.x, self.y)
+        return (jnp.mean(losses) if self.is_mean else jnp.sum(losses)), seen
 
-    def rows(self, w: Array, slopes: Array, slots: Slots) -> tuple[Rows, Array]:
-        """J, and ∂z_k/∂a at all kinks of the sample of k."""
+    def rows(
+        self, w: Array, slopes: Array, slots: Slots, vectors: list[Array]
+    ) -> tuple[Rows, Array]:
+        """J, and ∂z_k/∂a at all kinks of the sample of k.
+
+        `vectors` are those that `loss` has found.
+        """
         leaves, structure = jax.tree.flatten(self.unravel(w))
         factored = {p.leaf for p in self.function.products}
         rest = [leaf for i, leaf in enumerate(leaves) if i not in factored]
@@ -129,19 +172,16 @@ class System(eqx.Module):
                 leaf if i in factored else next(given) for i, leaf in enumerate(leaves)
             ]
             weights = jax.tree.unflatten(structure, all_leaves)
-            z, vectors = self.function.tapped(
-                weights, taps, slopes, lift, self.others, x
-            )
-            return z[kink], vectors
+            z = self.function.tapped(weights, taps, slopes, lift, self.others, x)
+            return z[kink]
 
-        gradient = jax.vmap(
-            jax.grad(z_of, (0, 1, 2), has_aux=True), (None, None, None, 0, 0, 0)
-        )
+        gradient = jax.vmap(jax.grad(z_of, (0, 1, 2)), (None, None, None, 0, 0, 0))
         x = jax.tree.map(lambda a: a[sample], self.x)
         lift = jnp.zeros(self.kinks, w.dtype)
-        (explicit, deltas, sensitivity), vectors = gradient(
+        explicit, deltas, sensitivity = gradient(
             rest, taps, lift, slopes[sample], x, kink
         )
+        vectors = [v[sample] for v in vectors]
         count = slots.pair.size
         flat = [g.reshape(count, -1) for g in explicit]
         none = jnp.zeros((count, 0), w.dtype)
