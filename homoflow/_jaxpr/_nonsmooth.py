@@ -6,13 +6,26 @@ costs speed, not correctness. (A jump behind `stop_gradient`, as in a straight-t
 estimator, is not looked for.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
+
+from ._facts import Facts, NOTHING, facts_of_number, facts_of_result, is_idle_maximum
+from ._interpreter import (
+    CUSTOM_RULES,
+    inner_jaxprs,
+    is_in,
+    is_of_jax_nn,
+    label_of,
+    Site,
+    TRANSPARENT,
+    walk,
+)
 
 #: Primitives with a kink or a jump somewhere.
 _KINKED = frozenset(
@@ -25,13 +38,19 @@ _KINKED = frozenset(
 #: Functions with a derivative rule of their own that are smooth, though the formula
 #: that computes them is not.
 _SMOOTH_CUSTOM_RULES = frozenset({"logaddexp", "logaddexp2", "log_softmax", "softmax"})
-_CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})
 #: Choices: kinked only where the choice itself, their first input, depends on weights.
 _CHOICES = frozenset({"cond", "select_n"})
 #: Functions that are zero where their kink is.
 _ZERO_AT_KINK = frozenset({"abs", "leaky_relu", "relu"})
 #: Functions that are named as such, whatever operations they are made of.
-ACTIVATIONS = frozenset({"leaky_relu", "relu", "relu6"})
+ACTIVATIONS = frozenset({"elu", "hard_tanh", "leaky_relu", "relu", "relu6", "selu"})
+
+
+class Trace(NamedTuple):
+    """What is followed of an array: whether it depends on weights, and its facts."""
+
+    depends: bool
+    facts: Facts = NOTHING
 
 
 def nonsmooth_primitives(
@@ -42,62 +61,106 @@ def nonsmooth_primitives(
     `fn(weights, *others)` is traced on shapes alone; arrays or
     `jax.ShapeDtypeStruct`s will do. Operations behind `stop_gradient`, and relu, leaky
     relu or |·| squared or raised to a higher power at once (the gradient is then
-    continuous), do not count. Sorted, without repetition; empty for a function that is
-    smooth.
+    continuous), do not count; nor do `jax.nn.elu` with α = 1 and `jax.nn.celu`, whose
+    gradients are continuous too, and a maximum of 0 and what is never negative. Sorted,
+    without repetition; empty for a function that is smooth.
     """
     shapes = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (weights, *others)
     )
-    jaxpr = jax.make_jaxpr(fn)(*shapes).jaxpr
+    closed = jax.make_jaxpr(fn)(*shapes)
     weight_count = len(jax.tree.leaves(weights))
-    depends = [i < weight_count for i in range(len(jaxpr.invars))]
-    reaches = [True] * len(jaxpr.outvars)
-    found, _ = _walk(jaxpr, depends, reaches)
+    inputs = [Trace(i < weight_count) for i in range(len(closed.jaxpr.invars))]
+    found, _ = _look(closed, inputs, [True] * len(closed.jaxpr.outvars))
     return tuple(sorted(found))
 
 
-def _walk(
-    jaxpr: Jaxpr, depends: list[bool], reaches: list[bool]
-) -> tuple[set[str], list[bool]]:
+def _look(
+    closed: ClosedJaxpr, inputs: list[Trace], reaches: list[bool]
+) -> tuple[set[str], list[Trace]]:
     """Kinks between the inputs that depend on weights and the outputs that count."""
-    dependent = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
-    wanted = reaching(jaxpr, reaches)
     found: set[str] = set()
-    for eqn in jaxpr.eqns:
-        incoming = [is_in(v, dependent) for v in eqn.invars]
-        if not any(incoming) or eqn.primitive.name == "stop_gradient":
-            continue
-        outgoing = [is_in(v, wanted) for v in eqn.outvars]
-        names, out_depends = visit(eqn, incoming, outgoing)
-        if not smoothed_at_once(jaxpr, eqn):
-            found |= names
-        dependent |= {v for v, d in zip(eqn.outvars, out_depends, strict=True) if d}
-    return found, [is_in(v, dependent) for v in jaxpr.outvars]
+
+    def visit(eqn, operands: list[Trace], site: Site) -> list[Trace]:
+        names, results = kinks_in(eqn, operands, site)
+        found.update(names)
+        return results
+
+    outputs = walk(closed, inputs, visit, _known, reaches)
+    return found, outputs
 
 
-def visit(
-    eqn, incoming: list[bool], outgoing: list[bool]
-) -> tuple[set[str], list[bool]]:
-    everything = [True] * len(eqn.outvars)
-    if not any(outgoing):
-        return set(), everything
+def _known(number) -> Trace:
+    return Trace(False, facts_of_number(number))
+
+
+def kinks_in(
+    eqn, operands: list[Trace], site: Site
+) -> tuple[set[str], list[Trace]]:
+    """Names of an equation's kinks, and what is known about its results."""
     name = eqn.primitive.name
-    label = label_of(eqn)
-    if name in _CUSTOM_RULES and label in _SMOOTH_CUSTOM_RULES:
-        return set(), everything
+    depends = name != "stop_gradient" and any(t.depends for t in operands)
+    rest = [Trace(depends)] * (len(eqn.outvars) - 1)
+    first = Trace(depends, facts_of_result(eqn, [t.facts for t in operands]))
+    results = [first, *rest][: len(eqn.outvars)]
     found: set[str] = set()
-    for inner in inner_jaxprs(eqn):
-        # A loop feeds outputs back into inputs: there, be generous.
-        aligned = len(inner.invars) == len(incoming) and name != "scan"
-        depends = incoming if aligned else [True] * len(inner.invars)
-        matched = len(inner.outvars) == len(outgoing) and name not in ("scan", "while")
-        reaches = outgoing if matched else [True] * len(inner.outvars)
-        names, _ = _walk(inner, depends, reaches)
-        found |= names
-    if name in _KINKED or (name in _CHOICES and incoming[0]) or _is_step(eqn):
+    if _is_its_body(eqn, operands):
+        found, results = _look(next(inner_jaxprs(eqn)), operands, site.reaches)
+    elif depends:
+        for inner in inner_jaxprs(eqn):
+            found |= _kinks_of_body(inner, eqn, operands, site)
+    if not depends or not any(site.reaches) or is_smooth_call(eqn, operands):
+        return set(), results
+    if is_idle_maximum(eqn, [t.facts for t in operands]) is not None:
+        return set(), results
+    if smoothed_at_once(site.jaxpr, eqn):
+        return set(), results
+    if name in _KINKED or (name in _CHOICES and operands[0].depends) or _is_step(eqn):
         found.add(name)
+    label = label_of(eqn)
     named = label if label in ACTIVATIONS else None
-    return ({named} if named and found else found), everything
+    return ({named} if named and found else found), results
+
+
+def _is_its_body(eqn, operands: list[Trace]) -> bool:
+    """Whether an equation is a call, whose results are those of its body."""
+    if eqn.primitive.name not in TRANSPARENT | CUSTOM_RULES:
+        return False
+    body = next(inner_jaxprs(eqn), None)
+    return (
+        body is not None
+        and len(body.jaxpr.invars) == len(operands)
+        and len(body.jaxpr.outvars) == len(eqn.outvars)
+    )
+
+
+def _kinks_of_body(
+    inner: ClosedJaxpr, eqn, operands: list[Trace], site: Site
+) -> set[str]:
+    jaxpr, name = inner.jaxpr, eqn.primitive.name
+    # A loop feeds outputs back into inputs: there, be generous.
+    if name == "cond" and len(jaxpr.invars) == len(operands) - 1:
+        operands = operands[1:]
+    aligned = len(jaxpr.invars) == len(operands) and name not in ("scan", "while")
+    inputs = operands if aligned else [Trace(True)] * len(jaxpr.invars)
+    matched = len(jaxpr.outvars) == len(site.reaches) and name not in ("scan", "while")
+    reaches = site.reaches if matched else [True] * len(jaxpr.outvars)
+    return _look(inner, inputs, reaches)[0]
+
+
+def is_smooth_call(eqn, operands: list[Trace]) -> bool:
+    """Whether a call's gradient is continuous, though its formula has choices in it.
+
+    elu with α = 1 and celu have second derivatives that jump, which a solver meets as a
+    loss of order in a step, like relu(z)².
+    """
+    label = label_of(eqn)
+    if eqn.primitive.name in CUSTOM_RULES:
+        return label in _SMOOTH_CUSTOM_RULES
+    if eqn.primitive.name not in TRANSPARENT or not is_of_jax_nn(eqn):
+        return False
+    is_elu = label == "elu" and all(t.facts.constant == 1 for t in operands[1:])
+    return is_elu or label == "celu"
 
 
 def _is_step(eqn) -> bool:
@@ -108,44 +171,22 @@ def _is_step(eqn) -> bool:
     return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
 
 
-def label_of(eqn) -> str:
-    """The name of the Python function that a call primitive stands for, if any."""
-    if eqn.primitive.name in _CUSTOM_RULES:
-        body = eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr"))
-        return "" if body is None else body.jaxpr.debug_info.func_name
-    return eqn.params.get("name", "")
-
-
-def reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
-    """Variables from which a derivative can flow to an output that counts."""
-    wanted = {
-        v
-        for v, r in zip(jaxpr.outvars, reaches, strict=True)
-        if r and not isinstance(v, Literal)
-    }
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.primitive.name != "stop_gradient" and any(
-            is_in(v, wanted) for v in eqn.outvars
-        ):
-            wanted |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    return wanted
-
-
 def smoothed_at_once(jaxpr: Jaxpr, eqn) -> bool:
     """Whether every use of the result takes its kink away.
 
     A power of at least two does, of a function that is zero at its kink: relu(z)² or
     |z|³, but not max(z, 1)². So does the logarithm of |z|, which a stable log Σ exp has.
     """
+    name = eqn.primitive.name
+    zero_at_kink = _ZERO_AT_KINK & {name, label_of(eqn)} or _is_max_with_zero(eqn)
+    if not zero_at_kink:
+        return False
     outputs = set(eqn.outvars)
     uses = [e for e in jaxpr.eqns if any(is_in(v, outputs) for v in e.invars)]
     if not uses or any(is_in(v, outputs) for v in jaxpr.outvars):
         return False
-    if eqn.primitive.name == "abs" and all(e.primitive.name == "log" for e in uses):
+    if name == "abs" and all(e.primitive.name == "log" for e in uses):
         return True
-    zero_at_kink = _ZERO_AT_KINK & {eqn.primitive.name, label_of(eqn)}
-    if not zero_at_kink and not _is_max_with_zero(eqn):
-        return False
     return all(
         e.primitive.name == "square"
         or (e.primitive.name == "integer_pow" and e.params["y"] >= 2)
@@ -157,16 +198,3 @@ def _is_max_with_zero(eqn) -> bool:
     return eqn.primitive.name == "max" and any(
         isinstance(v, Literal) and np.all(v.val == 0) for v in eqn.invars
     )
-
-
-def inner_jaxprs(eqn) -> Iterator[Jaxpr]:
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
-
-
-def is_in(atom, variables: set[Var]) -> bool:
-    return not isinstance(atom, Literal) and atom in variables

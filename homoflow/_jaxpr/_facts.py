@@ -1,0 +1,108 @@
+"""What is known about an array without computing it: constant, never negative."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+#: Operations that hand a constant on.
+_KEEPS_CONSTANT = frozenset(
+    {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"}
+)
+#: Operations whose results are never negative.
+_NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "square", "sqrt"})
+#: Operations that make nothing negative of what is not.
+_KEEPS_SIGN = frozenset(
+    {
+        "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type",
+        "copy", "div", "gather", "min", "mul", "reduce_max", "reduce_min", "reduce_sum",
+        "reduce_window_sum", "reshape", "rev", "slice", "squeeze", "transpose",
+    }
+)  # fmt: skip
+
+
+class Facts(NamedTuple):
+    """- `constant`: the only entry, if that is known.
+    - `nonnegative`: no entry is below 0 (one may be NaN).
+    """
+
+    constant: float | None = None
+    nonnegative: bool = False
+
+
+NOTHING = Facts()
+
+
+def facts_of_number(number: Any) -> Facts:
+    """Of a literal or a constant of a jaxpr."""
+    if isinstance(number, jax.core.Tracer) or not hasattr(number, "dtype"):
+        number = number if np.isscalar(number) else None
+    array = None if number is None else np.asarray(number)
+    if array is None or array.size == 0 or array.dtype.kind not in "bfiu":
+        return NOTHING
+    first = float(array.flat[0])
+    is_constant = bool(np.all(array == first)) or bool(np.all(np.isnan(array)))
+    return Facts(first if is_constant else None, not bool(np.any(array < 0)))
+
+
+def facts_of_result(eqn, operands: list[Facts]) -> Facts:
+    """Of the first result of an equation."""
+    name = eqn.primitive.name
+    constant = _constant(name, [fact.constant for fact in operands])
+    if constant is not None and _holds(eqn.outvars[0].aval.dtype, constant):
+        return Facts(constant, constant >= 0)
+    return Facts(None, _is_nonnegative(eqn, name, operands))
+
+
+def _constant(name: str, numbers: list[float | None]) -> float | None:
+    match name, numbers:
+        case _, [number, *_] if name in _KEEPS_CONSTANT:
+            return number
+        case "neg", [float(a)]:
+            return -a
+        case "add", [float(a), float(b)]:
+            return a + b
+        case "sub", [float(a), float(b)]:
+            return a - b
+    return None
+
+
+def _is_nonnegative(eqn, name: str, operands: list[Facts]) -> bool:
+    signs = [fact.nonnegative for fact in operands]
+    match name:
+        case "max":
+            return any(signs)
+        case "select_n":
+            cases = operands[1:]
+            return all(f.nonnegative or _is_nan(f) for f in cases)
+        case "integer_pow":
+            return eqn.params["y"] % 2 == 0 or signs[0]
+        case "mul":
+            return eqn.invars[0] is eqn.invars[1] or all(signs)
+        case _ if name in _NEVER_NEGATIVE:
+            return True
+        case _:
+            return name in _KEEPS_SIGN and bool(signs) and all(signs)
+
+
+def _holds(dtype, constant: float) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact) or constant.is_integer()
+
+
+def _is_nan(fact: Facts) -> bool:
+    return fact.constant is not None and math.isnan(fact.constant)
+
+
+def is_idle_maximum(eqn, operands: list[Facts]) -> int | None:
+    """Which operand max(a, b) always is: one that is never negative, of a bound ≤ 0.
+
+    Variances are kept from being negative in this way.
+    """
+    if eqn.primitive.name == "max":
+        for i, other in ((0, 1), (1, 0)):
+            bound = operands[other].constant
+            if operands[i].nonnegative and bound is not None and bound <= 0:
+                return i
+    return None
