@@ -115,8 +115,9 @@ def obstacle(problem: Problem) -> str | None:
     if named:
         return (
             f"it has {', '.join(named)}, and the kinks that can be followed are those "
-            "of relu, leaky relu, |z|, maximum and minimum with 0, outside of loops. "
-            "`homoflow.Averaged()` averages over kinks of any kind"
+            "of maximum and minimum, |z|, continuous piecewise-linear activations and "
+            "max-pooling without overlap, outside of loops. `homoflow.Averaged()` "
+            "averages over kinks of any kind"
         )
     if function.count == 0:
         return "the model has no kinks; leave `solver` out"

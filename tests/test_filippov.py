@@ -158,8 +158,8 @@ class Pooled(eqx.Module):
 
 def pooled():
     conv = eqx.nn.Conv1d(1, 2, 3, use_bias=False, key=jr.key(3))
-    model = Pooled(conv, normal(12, (1, 6)))
-    return model, (normal(10, (10, 1, 8)), normal(11, (10, 1)))
+    model = Pooled(conv, 0.3 * normal(12, (1, 6)))
+    return model, (0.7 * normal(10, (10, 1, 8)), normal(11, (10, 1)))
 
 
 class Maxout(eqx.Module):

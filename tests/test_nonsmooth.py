@@ -24,6 +24,16 @@ abs_with_own_rule.defvjp(
     lambda w: (jnp.abs(w), jnp.sign(w)), lambda sign, g: (sign * g,)
 )
 
+
+@jax.jit
+def elu(w, alpha=1.0):
+    return jnp.where(w > 0, w, alpha * w)
+
+
+def namesake(w):
+    return elu(w, 0.5)
+
+
 KINKED = {
     "relu": (jax.nn.relu, "relu"),
     "relu6": (jax.nn.relu6, "relu6"),
@@ -56,6 +66,12 @@ KINKED = {
     "branch of cond": (lambda w: lax.cond(jnp.array(True), jnp.abs, jnp.sin, w), "abs"),
     "choice of cond": (lambda w: lax.cond(w[0] > 0, jnp.sin, jnp.cos, w), "cond"),
     "custom_vjp": (abs_with_own_rule, "abs"),
+    "elu with alpha 2": (lambda w: jax.nn.elu(w, 2.0), "elu"),
+    "selu": (jax.nn.selu, "selu"),
+    "namesake of elu": (namesake, "elu"),
+    "maximum of 0 and a difference": (
+        lambda w: jnp.maximum(0.0, jnp.mean(w**2) - jnp.mean(w) ** 2 - 1), "max",
+    ),
     "square of relu6, at 6": (lambda w: jax.nn.relu6(w) ** 2, "relu6"),
     "square of max(w, 1)": (lambda w: jnp.maximum(w, 1.0) ** 2, "max"),
     "square of the largest": (lambda w: jnp.max(w) ** 2, "reduce_max"),
@@ -74,6 +90,11 @@ SMOOTH = {
     "log_softmax": jax.nn.log_softmax,
     "logsumexp": jax.nn.logsumexp,
     "logaddexp": lambda w: jnp.logaddexp(w, -w),
+    "elu": jax.nn.elu,
+    "elu with a given alpha": jax.vmap(lambda w: jax.nn.elu(w, 1)),
+    "celu": lambda w: jax.nn.celu(w, 0.5),
+    "layer normalization": eqx.nn.LayerNorm(4),
+    "maximum of 0 and a sum of squares": lambda w: jnp.maximum(jnp.sum(w * w), 0.0),
     "polynomial": lambda w: w**3 - w,
     "sum of products": lambda w: jnp.einsum("i,j->ij", w, w).sum(),
     "square of relu": lambda w: jax.nn.relu(w) ** 2,
@@ -110,6 +131,7 @@ def largest_gradient_change(fn, step):
 
 @pytest.mark.parametrize(
     "name", ["relu", "clip", "where", "mask times number", "choice of cond"]
+    + ["elu with alpha 2", "selu", "namesake of elu"]
     + [name for name in KINKED if name.startswith("square of")]
 )  # fmt: skip
 def test_gradient_of_a_kinked_function_does_jump(name):
@@ -118,10 +140,15 @@ def test_gradient_of_a_kinked_function_does_jump(name):
     assert fine > 0.5 * coarse
 
 
-@pytest.mark.parametrize("name", [name for name in SMOOTH if "square" in name])
-def test_gradient_of_a_flattened_kink_is_continuous(name):
+@pytest.mark.parametrize(
+    ("name", "rtol"),
+    # The gradients of the powers are linear between their kinks.
+    [(name, 1e-6) for name in SMOOTH if name.startswith("square of")]
+    + [("elu", 1e-2), ("celu", 1e-2)],
+)
+def test_gradient_of_a_flattened_kink_is_continuous(name, rtol):
     coarse, fine = (largest_gradient_change(SMOOTH[name], s) for s in (1e-2, 1e-3))
-    np.testing.assert_allclose(fine, coarse / 10, rtol=1e-6)
+    np.testing.assert_allclose(fine, coarse / 10, rtol=rtol)
 
 
 def test_only_kinks_in_the_weights_count():

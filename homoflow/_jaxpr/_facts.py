@@ -3,9 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .._concrete import is_concrete
 
 #: Operations that hand a constant on.
 _KEEPS_CONSTANT = frozenset(
@@ -37,7 +38,7 @@ NOTHING = Facts()
 
 def facts_of_number(number: Any) -> Facts:
     """Of a literal or a constant of a jaxpr."""
-    if isinstance(number, jax.core.Tracer) or not hasattr(number, "dtype"):
+    if not is_concrete(number) or not hasattr(number, "dtype"):
         number = number if np.isscalar(number) else None
     array = None if number is None else np.asarray(number)
     if array is None or array.size == 0 or array.dtype.kind not in "bfiu":

@@ -15,15 +15,15 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
-from ._facts import Facts, NOTHING, facts_of_number, facts_of_result, is_idle_maximum
+from ._facts import NOTHING, Facts, facts_of_number, facts_of_result, is_idle_maximum
 from ._interpreter import (
     CUSTOM_RULES,
+    TRANSPARENT,
+    Site,
     inner_jaxprs,
     is_in,
     is_of_jax_nn,
     label_of,
-    Site,
-    TRANSPARENT,
     walk,
 )
 
@@ -94,9 +94,7 @@ def _known(number) -> Trace:
     return Trace(False, facts_of_number(number))
 
 
-def kinks_in(
-    eqn, operands: list[Trace], site: Site
-) -> tuple[set[str], list[Trace]]:
+def kinks_in(eqn, operands: list[Trace], site: Site) -> tuple[set[str], list[Trace]]:
     """Names of an equation's kinks, and what is known about its results."""
     name = eqn.primitive.name
     depends = name != "stop_gradient" and any(t.depends for t in operands)

@@ -164,9 +164,7 @@ def _extremum_of_lines(
     return _split(crossing, left, right, low, high)
 
 
-def _split(
-    at: float, left: Line, right: Line, low: float, high: float
-) -> Piecewise:
+def _split(at: float, left: Line, right: Line, low: float, high: float) -> Piecewise:
     if at <= low:
         return Piecewise((), (right,))
     return Piecewise((), (left,)) if at >= high else Piecewise((at,), (left, right))

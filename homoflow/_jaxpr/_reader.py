@@ -13,22 +13,22 @@ from jaxtyping import Array
 from ._facts import facts_of_number, facts_of_result
 from ._interpreter import (
     CUSTOM_RULES,
+    TRANSPARENT,
+    Site,
     evaluated,
     inner_jaxprs,
     is_of_jax_nn,
     label_of,
-    Site,
-    TRANSPARENT,
     walk,
 )
 from ._maxima import contests_of, have_pairs_in_common
-from ._nonsmooth import ACTIVATIONS, is_smooth_call, kinks_in, smoothed_at_once, Trace
+from ._nonsmooth import ACTIVATIONS, Trace, is_smooth_call, kinks_in, smoothed_at_once
 from ._piecewise import (
     ABSOLUTE_VALUE,
-    absolute_value,
-    Piecewise,
-    plus,
     RELU,
+    Piecewise,
+    absolute_value,
+    plus,
     times,
 )
 from ._products import Product, product_of
@@ -39,17 +39,34 @@ from ._relations import (
     is_jump,
     note_relations,
 )
-from ._values import pending, Value
+from ._values import Value, pending
 
 #: Functions whose own derivative rule is that of their body off the kinks.
 _OWN_RULE_AGREES = frozenset({"relu", "relu6"})
 #: Operations that move entries about and keep every one of them once.
 _MOVES = frozenset(
-    {"broadcast_in_dim", "copy", "expand_dims", "reshape", "rev", "squeeze", "transpose"}
+    {
+        "broadcast_in_dim",
+        "copy",
+        "expand_dims",
+        "reshape",
+        "rev",
+        "squeeze",
+        "transpose",
+    }
 )
 #: Operations whose results jump.
 _JUMPS = frozenset(
-    {"argmax", "argmin", "ceil", "convert_element_type", "floor", "rem", "round", "sign"}
+    {
+        "argmax",
+        "argmin",
+        "ceil",
+        "convert_element_type",
+        "floor",
+        "rem",
+        "round",
+        "sign",
+    }
 )
 
 
@@ -78,7 +95,9 @@ class Reader:
     - `products`, `vectors`: see `Product`; `uses`: how often each weight enters.
     """
 
-    def __init__(self, closed: ClosedJaxpr, leaves: Sequence, weights: int, given: Given):
+    def __init__(
+        self, closed: ClosedJaxpr, leaves: Sequence, weights: int, given: Given
+    ):
         self.given = given
         self.count, self.depth = 0, 0
         self.operations: list[Operation] = []
@@ -148,16 +167,16 @@ class Reader:
 
     def _moved(self, eqn, operands: list[Value]) -> list[Value] | None:
         """A pending value with its entries moved about is still pending."""
-        if not operands or not operands[0].is_pending:
+        if eqn.primitive.name not in _MOVES or len(operands) != 1:
             return None
-        assert operands[0].parent is not None
-        base, p = operands[0].parent
-        size = eqn.outvars[0].aval.size
-        if eqn.primitive.name in _MOVES and len(operands) == 1 and p.is_known:
-            if size == base.array.size:
-                (moved,) = self._bound(eqn, [base])
-                return [dataclasses.replace(pending(moved, p), name=operands[0].name)]
-        return None
+        (v,) = operands
+        if not v.is_pending:
+            return None
+        base, p = v.origin
+        if not p.is_known or eqn.outvars[0].aval.size != base.array.size:
+            return None
+        (moved,) = self._bound(eqn, [base])
+        return [dataclasses.replace(pending(moved, p), name=v.name)]
 
     def _kinked(self, eqn, operands: list[Value]) -> Value | None:
         """The result of an equation with kinks, or `None` if it is not understood."""
@@ -165,13 +184,16 @@ class Reader:
             case "abs":
                 return self._absolute_value(operands[0])
             case "max" | "min" as name:
-                return self._extremum(*operands, name == "max")
+                a, b = operands
+                return self._extremum(a, b, name == "max")
             case "clamp":
                 low, z, high = operands
                 return self._extremum(self._extremum(z, low, True), high, False)
             case "select_n":
                 return self._choice(operands)
-            case "reduce_max" | "reduce_min" | "reduce_window_max" | "reduce_window_min":
+            case (
+                "reduce_max" | "reduce_min" | "reduce_window_max" | "reduce_window_min"
+            ):
                 return self._contest(eqn, operands[0], eqn.primitive.name[-3:] == "max")
             case _ if label_of(eqn) == "elu" and is_of_jax_nn(eqn):
                 return self._elu(*operands)
@@ -179,8 +201,7 @@ class Reader:
 
     def _absolute_value(self, z: Value) -> Value:
         if z.is_pending:
-            assert z.parent is not None
-            base, p = z.parent
+            base, p = z.origin
             absolute = absolute_value(p)
             if absolute is not None:
                 return pending(base, absolute)
@@ -199,8 +220,7 @@ class Reader:
         if result is not None:
             return result
         if a.is_pending and b.is_pending:
-            assert a.parent is not None and b.parent is not None
-            (first, p), (second, q) = a.parent, b.parent
+            (first, p), (second, q) = a.origin, b.origin
             if p.is_known and q.is_known and p.is_increasing and p == q:
                 return pending(self._opened(self._extremum(first, second, is_max)), p)
         return self._between(self._opened(a), self._opened(b), is_max)
@@ -209,7 +229,10 @@ class Reader:
         predicate, *cases = operands
         if len(cases) == 2 and predicate.comparison is not None:
             if_false, if_true = cases
-            for pair, is_max in (((if_true, if_false), True), ((if_false, if_true), False)):
+            for pair, is_max in (
+                ((if_true, if_false), True),
+                ((if_false, if_true), False),
+            ):
                 if all(a is b for a, b in zip(pair, predicate.comparison, strict=True)):
                     return self._extremum(if_true, if_false, is_max)
         result = choice(operands)
@@ -226,8 +249,7 @@ class Reader:
     def _contest(self, eqn, v: Value, is_max: bool) -> Value:
         """The largest (or smallest) of many, as a tournament."""
         if v.is_pending:
-            assert v.parent is not None
-            base, p = v.parent
+            base, p = v.origin
             # What never falls may as well be done to the winner, where it has fewer
             # kinks: relu after max-pooling instead of before.
             if p.is_known and p.is_increasing:
@@ -274,8 +296,7 @@ class Reader:
     def _opened(self, v: Value) -> Value:
         """A value with the kinks between it and its parent opened."""
         if v.is_pending:
-            assert v.parent is not None
-            base, p = v.parent
+            base, p = v.origin
             v.array = self._open(base, p, v.name or self.name)
             if p.is_linear:
                 v.depth = base.depth
@@ -301,9 +322,7 @@ class Reader:
             total = plus(plus(total, -times(slope, knot)), slope * z + lift)
         return total
 
-    def _kink(
-        self, z: Array, low, high, depth: int, name: str
-    ) -> tuple[Array, Array]:
+    def _kink(self, z: Array, low, high, depth: int, name: str) -> tuple[Array, Array]:
         """Slope and lift of a kink at z = 0."""
         self.operations.append(Operation(name, z.shape))
         start, self.count = self.count, self.count + z.size

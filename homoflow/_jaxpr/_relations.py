@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from . import _piecewise
-from ._piecewise import linear, Piecewise
-from ._values import pending, Value
+from ._piecewise import Piecewise, linear
+from ._values import Value, pending
 
 #: Whether a comparison says that its first operand is the larger one.
 _COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
@@ -34,7 +34,7 @@ def _related(
     match name, operands:
         case "neg", [a]:
             return a, linear(-1.0)
-        case ("convert_element_type" | "copy"), [a]:
+        case (("convert_element_type" | "copy"), [a]):
             return (a, linear(1.0)) if a.array.dtype == result.array.dtype else None
         case "mul", [a, b] if not b.depends:
             return a, linear(_number(b))
@@ -42,10 +42,10 @@ def _related(
             return b, linear(_number(a))
         case "div", [a, b] if not b.depends and b.facts.constant != 0:
             return a, linear(1 / _number(b))
-        case ("add" | "sub"), [a, b] if not b.depends:
+        case (("add" | "sub"), [a, b]) if not b.depends:
             shift = _number(b)
             return a, linear(1.0, shift if name == "add" else -shift)
-        case ("add" | "sub"), [a, b] if not a.depends:
+        case (("add" | "sub"), [a, b]) if not a.depends:
             return b, linear(1.0 if name == "add" else -1.0, _number(a))
     return None
 
@@ -88,7 +88,7 @@ def choice_of_multiples(operands: list[Value]) -> tuple[Value, Any, Any] | None:
     if len(operands) != 3 or operands[0].comparison is None:
         return None
     predicate, if_false, if_true = operands
-    for base in _bases(*predicate.comparison):
+    for base in _bases(*operands[0].comparison):
         where = _threshold(predicate, base)
         factors = if_false.multiple_of(base), if_true.multiple_of(base)
         if where is not None and where[0] == 0 and all(f is not None for f in factors):
@@ -104,7 +104,7 @@ def _choices(
     if len(operands) != 3 or operands[0].comparison is None:
         return
     predicate, if_false, if_true = operands
-    for base in _bases(*predicate.comparison):
+    for base in _bases(*operands[0].comparison):
         where = _threshold(predicate, base)
         p, q = if_false.over(base), if_true.over(base)
         if where is not None and p is not None and q is not None:
@@ -127,8 +127,8 @@ def _threshold(predicate: Value, base: Value) -> tuple[float, bool] | None:
         return None
     larger, smaller = lines
     slope = larger.slope - smaller.slope
-    # Adding 0 makes a threshold of −0 one of 0.
-    return (smaller.intercept - larger.intercept) / slope + 0.0, slope > 0
+    threshold = (smaller.intercept - larger.intercept) / slope
+    return (threshold, slope > 0) if np.isfinite(threshold) else None
 
 
 def _number(v: Value) -> Any:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from ._facts import Facts, NOTHING
-from ._piecewise import after_line, IDENTITY, is_zero, linear, Piecewise
+from ._facts import NOTHING, Facts
+from ._piecewise import IDENTITY, Piecewise, after_line, is_zero, linear
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,16 +33,19 @@ class Value:
         return self.array is None
 
     @property
+    def origin(self) -> "tuple[Value, Piecewise]":
+        """What a pending value is, of what."""
+        assert self.parent is not None
+        return self.parent
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        if self.array is None:
-            assert self.parent is not None
-            return self.parent[0].shape
-        return self.array.shape
+        return self.origin[0].shape if self.array is None else self.array.shape
 
     def ancestors(self) -> "list[Value]":
         """What this is a function of, entry by entry, the nearest first."""
-        own = [] if self.is_pending else [self]
-        return own if self.parent is None else [*own, *self.parent[0].ancestors()]
+        found: list[Value] = [] if self.is_pending else [self]
+        return found + ([] if self.parent is None else self.parent[0].ancestors())
 
     def over(self, base: "Value") -> Piecewise | None:
         """This as a function of `base`, if it is known to be one."""
@@ -70,7 +73,9 @@ class Value:
         if self.factors is None:
             return None
         first, second = self.factors
-        return second.array if first is base else first.array if second is base else None
+        return (
+            second.array if first is base else first.array if second is base else None
+        )
 
 
 def pending(base: Value, p: Piecewise) -> Value:

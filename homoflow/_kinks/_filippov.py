@@ -25,11 +25,22 @@ class Filippov(eqx.Module):
         with twice as many, up to 1024.
 
     It needs float64, a loss over samples (mean or sum), and a model whose kinks it
-    finds: relu, leaky relu, |z|, max and min with 0 or of multiples of one value,
-    choices by a sign; dense, convolutional, residual, shared weights, any Equinox
-    module. Anything else that is not smooth is refused by name. No derivatives through
-    the run. An error estimate is made where `estimate_error=True` asks for a second
-    solve.
+    finds, in any Equinox module, dense, convolutional, residual or with shared weights:
+
+    - maximum and minimum of two values, or over axes (maxout), and max-pooling, with
+        one kink less than there are values; but not over windows that have more than
+        one value in common;
+    - |z|, relu, leaky relu, relu6, clip, hard tanh, and other continuous
+        piecewise-linear functions made by maximum, minimum or by `jnp.where(z > c,
+        ...)`: a kink for each knot. `eqx.nn.PReLU`, its slopes fixed or trained;
+    - elu with any α, selu. (elu with α = 1 and celu have no kink, only a second
+        derivative that jumps.)
+
+    Anything else that is not smooth is refused by name: jumps (sign, round, argmax, a
+    discontinuous `where`: they have no such flow), sorting, kinks inside loops or inside
+    branches that data choose, and functions with a derivative rule of their own. No
+    derivatives through the run. An error estimate is made where `estimate_error=True`
+    asks for a second solve.
 
     **Raises:** `ValueError` if `slots` is not a positive integer.
 
