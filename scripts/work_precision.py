@@ -99,11 +99,16 @@ def parser() -> argparse.ArgumentParser:
         help="one small problem to an early end, few settings",
     )
     p.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the runs in --out of problems and methods not named",
+    )
+    p.add_argument(
         "--draw-only",
         action="store_true",
         help="only the table and the picture, of runs in --out",
     )
-    return p  # fmt: skip
+    return p
 
 
 def run(args: argparse.Namespace, json_path: Path) -> None:

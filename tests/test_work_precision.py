@@ -1,13 +1,14 @@
 """`scripts/work_precision.py`: its numbers, its quick path, and how it is interrupted."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import scipy.integrate
 import work_precision
-from workprecision import study
+from workprecision import picture, study
 from workprecision.methods import Method, Outcome
 from workprecision.problems import PROBLEMS
 from workprecision.report import best_peer, work_at
@@ -112,6 +113,35 @@ def test_work_at_an_error():
     assert found[0] == "b"
 
 
+@pytest.fixture
+def instant(monkeypatch):
+    """Nothing is timed or drawn: for methods that are not real."""
+    monkeypatch.setattr(study, "_seconds_per_gradient", lambda problem: 1e-4)
+    monkeypatch.setattr(picture, "draw", lambda done, path: path)
+
+
+@pytest.mark.usefixtures("instant")
+def test_runs_are_added_to_those_of_the_same_problem_only(tmp_path, monkeypatch):
+    first, second = fake("SciPy RK45"), fake("SciPy LSODA")
+    monkeypatch.setattr(study, "METHODS", (first, second))
+    monkeypatch.setattr(study, "_is_installed", lambda module: module == "scipy")
+    argv = ["--problems", "dense", "--out", str(tmp_path), "--add", "--methods"]
+
+    def methods():
+        runs = stored(tmp_path)["problems"]["dense"]["runs"]
+        return [(r["method"], r["finished"]) for r in runs]
+
+    work_precision.main([*argv, first.name])
+    work_precision.main([*argv, second.name])
+    both = [(m.name, finished) for m in (first, second) for finished in (True, False)]
+    assert methods() == both
+    other = replace(PROBLEMS["dense"](), t1=1.0)
+    monkeypatch.setitem(PROBLEMS, "dense", lambda: other)
+    work_precision.main([*argv, second.name])
+    assert methods() == both[2:]
+
+
+@pytest.mark.usefixtures("instant")
 def test_missing_packages_are_named_and_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "_is_installed", lambda module: module != "torchdiffeq")
     never = fake("torchdiffeq x", needs="torchdiffeq")

@@ -74,7 +74,7 @@ def filippov() -> Method:
         solve(1e-4, 1e-3 * problem.t1)
         return solve
 
-    return Method("homoflow Filippov", "exact", "homoflow", TOLERANCES[2:9], start)
+    return Method("homoflow Filippov", "exact", "homoflow", TOLERANCES[2:9:2], start)
 
 
 def midpoint() -> Method:

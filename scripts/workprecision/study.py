@@ -74,10 +74,11 @@ def run_study(
         "missing": list(missing_packages()),
         "problems": dict(earlier["problems"]) if earlier else {},
     }
+    write(study, path)
     for name, problem in problems.items():
         say(f"{name}: {problem.title}, {problem.samples} points, to t = {problem.t1:g}")
         entry = _described(problem)
-        kept = study["problems"].get(name, entry)["runs"]
+        kept = _kept_runs(study["problems"].get(name), entry)
         entry["runs"] = [run for run in kept if run["method"] not in names]
         study["problems"][name] = entry
         affordable = int(seconds / entry["cpu_seconds_per_gradient"])
@@ -111,10 +112,19 @@ def _described(problem: Problem) -> dict[str, Any]:
         "t1": problem.t1,
         "weights": int(problem.w0.size),
         "samples": problem.samples,
+        "slots": problem.slots,
         "reference": "stored" if known else f"Filippov, rtol {REFERENCE_RTOL:g}",
         "cpu_seconds_per_gradient": _seconds_per_gradient(problem),
         "runs": [],
     }
+
+
+def _kept_runs(earlier: dict[str, Any] | None, now: dict[str, Any]) -> list[Any]:
+    """The runs of an earlier study of this very problem."""
+    facts = ("title", "t1", "weights", "samples")
+    if earlier is None or any(earlier[fact] != now[fact] for fact in facts):
+        return []
+    return earlier["runs"]
 
 
 def _reference(problem: Problem, limit: Limit) -> np.ndarray:
