@@ -69,7 +69,7 @@ def report(study: dict[str, Any]) -> str:
     for name, problem in study["problems"].items():
         runs = problem["runs"]
         lines += ["", f"{name}: {described(problem)}", *_table(runs)]
-        lines += [_reference_check(problem), *_verdicts(runs)]
+        lines += [_reference_check(problem), *_forward_passes(runs), *_verdicts(runs)]
     if study["missing"]:
         lines += ["", f"Not installed, left out: {', '.join(study['missing'])}."]
     lines += [
@@ -113,6 +113,16 @@ def _reference_check(problem: dict[str, Any]) -> str:
         if runs
         else f"  reference: {problem['reference']}; not checked by constant steps"
     )
+
+
+def _forward_passes(runs: list[Run]) -> list[str]:
+    """What the exact flow does beside gradients: without the backward pass, a third."""
+    exact = [r for r in runs if r["kind"] == "exact" and is_usable(r)]
+    told = ", ".join(
+        f"{r['gradients']:,.0f} + {r['forward_passes']:,} at {r['error']:.0e}"
+        for r in exact
+    )
+    return [f"  gradients + forward passes of the exact flow: {told}"] if exact else []
 
 
 def _verdicts(runs: list[Run]) -> list[str]:
