@@ -9,9 +9,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._compiling import quickly_compiled
 from ._concrete import is_concrete
 from ._error_estimate import with_error_estimate
-from ._finite import all_finite
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import Filippov, Solution, as_system, integrate, kinked_function
 from ._losses import AbstractLoss, Risk
@@ -140,7 +140,7 @@ def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:
     return nonsmooth_primitives(objective.loss, prediction, y)
 
 
-@eqx.filter_jit
+@quickly_compiled
 @full_matmul_precision()
 def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Trajectory:
     problem, rtol, span = _without_derivatives((problem, rtol, span))
@@ -179,10 +179,10 @@ def _trajectory(
     seen, saved = solution.records
     final = unravel(solution.w)
     sound = fault == RESULTS.successful
-    result = RESULTS.where(sound, _result(solution, span, (seen, final)), fault)
+    result = RESULTS.where(sound, _result(solution, span), fault)
     ts = span.times()
     recorded = sound & (jnp.arange(ts.size) < solution.recorded)
-    valid = recorded & jax.vmap(all_finite)(seen)
+    valid = recorded & solution.is_finite
     reached = jnp.where(sound, solution.t, -jnp.inf)
     counts = solution.counts
     numbers = {
@@ -217,7 +217,7 @@ def _in_gradients(problem: Problem, counts) -> Array:
     return counts["gradients"].astype(problem.dtype) + rows
 
 
-def _result(solution: Solution, span: Span, recorded: PyTree) -> RESULTS:
+def _result(solution: Solution, span: Span) -> RESULTS:
     finished = solution.t >= span.t1
     result = RESULTS.where(finished, RESULTS.successful, RESULTS.max_steps_reached)
     ending = solution.ending
@@ -225,7 +225,7 @@ def _result(solution: Solution, span: Span, recorded: PyTree) -> RESULTS:
         (ending.stuck, RESULTS.stuck_on_kinks),
         (ending.mode_unsettled, RESULTS.kink_mode_unsettled),
         (ending.overflows, RESULTS.kink_slots_exceeded),
-        (ending.nonfinite | ~all_finite(recorded), RESULTS.nonfinite),
+        (ending.nonfinite | ~jnp.all(solution.is_finite), RESULTS.nonfinite),
     ):
         result = RESULTS.where(happened, member, result)
     return result

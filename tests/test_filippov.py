@@ -279,7 +279,8 @@ def test_new_values_do_not_compile_anew(flow):
 
 def solves() -> int:
     """How many forms of the solve JAX has compiled."""
-    return homoflow._exact_flow._solve._cached._cache_size()
+    solve = homoflow._exact_flow._solve
+    return sum(f._cached._cache_size() for f in (solve.plain, solve.quick))
 
 
 def test_loss_falls_at_the_rate_of_the_squared_speed():

@@ -407,7 +407,7 @@ def test_products_give_the_gradient_as_an_outer_product(transpose):
     slopes, lift = jnp.ones(IN), jnp.zeros(IN)
 
     def z_of_unit_1(taps):
-        return function.tapped(weights, taps, slopes, lift, (), x)[1]
+        return function.tapped(weights, taps, slopes, lift, (), x)[1][1]
 
     (delta,) = jax.grad(z_of_unit_1)([jnp.zeros(IN)])
     (vector,) = function.opened(weights, slopes, lift, (), x)[2]

@@ -79,11 +79,12 @@ class KinkedFunction:
         lift: Float[Array, " kinks"],
         others: PyTree[Array],
         x: PyTree[Array],
-    ) -> Float[Array, " kinks"]:
-        """All z with `taps[i]` added to the i-th product."""
+    ) -> tuple[PyTree[Array], Float[Array, " kinks"]]:
+        """The prediction and all z with `taps[i]` added to the i-th product."""
         given = {p.leaf: tap for p, tap in zip(self.products, taps, strict=True)}
         reader = self._read((weights, others, x), Given(slopes, lift, given))
-        return reader.preactivations(slopes)
+        prediction = jax.tree.unflatten(self._structure, reader.outputs)
+        return prediction, reader.preactivations(slopes)
 
     def slopes(
         self, weights: PyTree[Array], others: PyTree[Array], x: PyTree[Array]

@@ -42,11 +42,9 @@ def find_contact(
     opens, and is then set by a one-sided derivative: by the sign that z takes when the
     kinks below are lifted a little.
     """
-    slopes = system.slope(base)
-    z = system.preactivations(w, slopes, jnp.zeros_like(slopes))
-    near = (jnp.abs(z) <= _ON_KINK * largest) | (side == 0) | trigger
-    dormant = near & ~_is_reached(system, w, slopes, near)
-    at_kink = near & ~dormant
+    near, is_reached = _near(system, w, base, (side == 0) | trigger, largest)
+    dormant = near & ~is_reached
+    at_kink = near & is_reached
 
     def place(base, side):
         def one_layer(_, carry):
@@ -66,21 +64,32 @@ def find_contact(
     return Contact(at_kink, side, base)
 
 
-def _is_reached(system: System, w: Array, slopes: Array, near: Array) -> Array:
-    """Whether z changes with w while all pairs near their kinks are at the flat side.
+def _near(
+    system: System, w: Array, base: Array, known: Array, largest: Array
+) -> tuple[Array, Array]:
+    """The pairs with z = 0, and which z change with w while those pairs are flat.
 
-    Along one generic direction: a derivative that vanishes along it vanishes.
+    Along one generic direction: a derivative that vanishes along it vanishes. Being
+    flat does not change z where z is 0 below: so both are found at once, in one pass
+    unless more pairs are at their kinks than are `known` to be.
     """
+    slopes, nothing = system.slope(base), jnp.zeros_like(system.low)
     flat = jnp.where(
         jnp.abs(system.low) <= jnp.abs(system.high), system.low, system.high
     )
-    direction = np.random.default_rng(0).standard_normal(w.size)
-    _, change = jax.jvp(
-        lambda w: system.preactivations(
-            w, jnp.where(near, flat, slopes), jnp.zeros_like(slopes)
-        ),
-        (w,),
-        (jnp.asarray(direction, w.dtype),),
-    )
-    change = jnp.abs(change)
-    return change > _NO_DERIVATIVE * jnp.max(change)
+    random = np.random.default_rng(0).standard_normal(w.size)
+    direction = jnp.asarray(random, w.dtype)
+
+    def one(carry):
+        near, _, _ = carry
+
+        def z_of(w):
+            return system.preactivations(w, jnp.where(near, flat, slopes), nothing)
+
+        z, change = jax.jvp(z_of, (w,), (direction,))
+        found = near | (jnp.abs(z) <= _ON_KINK * largest)
+        return found, jnp.abs(change), jnp.any(found != near)
+
+    start = known, nothing, jnp.asarray(True)
+    near, change, _ = lax.while_loop(lambda carry: carry[2], one, start)
+    return near, change > _NO_DERIVATIVE * jnp.max(change)

@@ -12,7 +12,6 @@ All multipliers here are those of rows scaled to length 1.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -75,30 +74,27 @@ class Groups(NamedTuple):
 def evaluate(system: System, w: Array, base: Array, slots: Slots) -> Point:
     """One gradient of the loss, and one row for each pair in the slots."""
     slopes = system.slope(base)
-    (loss, (z, vectors)), (gradient, jump) = jax.value_and_grad(
-        system.loss, argnums=(0, 2), has_aux=True
-    )(w, slopes, jnp.zeros_like(slopes))
-    rows, sensitivity = system.rows(w, slopes, slots, vectors)
-    gram = rows.gram()
+    found = system.derivatives(w, slopes, slots)
+    gram = found.rows.gram()
     square = jnp.diagonal(gram)
     present = slots.used & (square > 0)
     scale = jnp.where(present, 1 / jnp.sqrt(jnp.where(present, square, 1)), 0)
-    sample, kink = slots.pair // system.kinks, slots.pair % system.kinks
+    sample = slots.pair // system.kinks
     together = (
         slots.used[:, None] & slots.used[None, :] & (sample[:, None] == sample[None, :])
     )
     return Point(
-        loss=loss,
-        largest=jnp.max(jnp.abs(z)),
-        gradient=gradient,
-        rows=rows,
+        loss=found.loss,
+        largest=jnp.max(jnp.abs(found.z)),
+        gradient=found.gradient,
+        rows=found.rows,
         scale=scale,
         gram=gram * scale[:, None] * scale[None, :],
-        rates=system.along(rows, gradient) * scale,
-        jump=jnp.where(slots.used, slots.gathered(jump), 0),
-        above=jnp.where(together, sensitivity[:, kink], 0),
+        rates=system.along(found.rows, found.gradient) * scale,
+        jump=jnp.where(slots.used, slots.gathered(found.jump), 0),
+        above=jnp.where(together, found.above, 0),
         gap=slots.gathered(system.high - system.low),
-        off=slots.gathered(z) * scale,
+        off=slots.gathered(found.z) * scale,
     )
 
 

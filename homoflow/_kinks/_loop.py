@@ -65,11 +65,15 @@ class Ending(eqx.Module):
 
 
 class Solution(NamedTuple):
-    """Where the flow ended, what was recorded at the first `recorded` times, and how."""
+    """Where the flow ended, what was recorded at the first `recorded` times, and how.
+
+    `is_finite` says it of the records, one by one.
+    """
 
     w: Float[Array, " weights"]
     t: Float[Array, ""]
     records: PyTree
+    is_finite: Bool[Array, " times"]
     recorded: Int[Array, ""]
     ending: Ending
     counts: Counts
@@ -162,6 +166,7 @@ def integrate(
         w=p.state.w,
         t=p.state.t,
         records=as_records(c.records[:-1]),
+        is_finite=jnp.all(jnp.isfinite(c.records[:-1]), 1),
         recorded=p.recorded,
         ending=p.ending,
         counts=p.counts,

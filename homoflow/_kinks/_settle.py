@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -234,8 +235,8 @@ def conclude(
     nothing = jnp.zeros(target.side.shape, bool)
     # A slider that went dormant took its constraint with it: the step that led here
     # cannot be judged by the old mode's velocity.
-    arrived, departed = _how_many([used & (was == 0), sliders])
-    before = jnp.where(arrived < departed, jnp.nan, last.velocity_before)
+    lost = jnp.sum(used & (was == 0)) < jnp.sum(sliders)
+    before = jnp.where(lost, jnp.nan, last.velocity_before)
     settled = Settled(
         w=target.w + last.back,
         loss=last.loss,
@@ -258,34 +259,27 @@ def _counted(
     counts: Counts, target: Target, now: Array, last: Outcome, starting: Array
 ) -> Counts:
     used, was, mode = target.slots.used, target.was, last.mode
+    pairs = _transitions(was, now, used)
     width = mode.width
     share = last.multiplier_before / jnp.where(width != 0, width, 1)
     inside = (share > _INTERIOR) & (share < 1 - _INTERIOR)
     turned = ((width <= 0) & inside)[last.groups.leader] & (was == 0) & (now != 0)
-    happened = [
-        used,
-        used & (was * now == -1) & ~starting,
-        used & (was != 0) & (now == 0),
-        used & (was == 0) & (now != 0),
-        (used & turned) | (_repelled(used, last) & starting),
-        used & (now == 0),
-    ]
-    rows, crossings, entries, exits, non_unique, sliding = _how_many(happened)
+    ambiguous = (used & turned) | (_repelled(used, last) & starting)
     return counts.plus(
         gradients=last.number,
-        rows=last.number * rows,
+        rows=last.number * jnp.sum(pairs),
         forward=2,
-        crossings=crossings,
-        entries=entries,
-        exits=exits,
-        non_unique=non_unique,
-    ).with_sliding(sliding)
+        crossings=jnp.where(starting, 0, pairs[0, 2] + pairs[2, 0]),
+        entries=pairs[0, 1] + pairs[2, 1],
+        exits=pairs[1, 0] + pairs[1, 2],
+        non_unique=jnp.sum(ambiguous),
+    ).with_sliding(jnp.sum(pairs[:, 1]))
 
 
-def _how_many(masks: list[Array]) -> Int[Array, " masks"]:
-    """How many entries are true in each, in one product: XLA splits every sum in two."""
-    ones = jnp.ones(masks[0].size, jnp.float32)
-    return (jnp.stack(masks).astype(jnp.float32) @ ones).astype(jnp.int32)
+def _transitions(was: Array, now: Array, used: Array) -> Int[Array, "3 3"]:
+    """How many pairs went from each side to each: minus, sliding, plus."""
+    kind = jnp.where(used, 3 * was + now + 4, -1)
+    return jnp.sum(kind[:, None] == np.arange(9, dtype=np.int32), 0).reshape(3, 3)
 
 
 def _repelled(used: Array, last: Outcome) -> Bool[Array, " slots"]:

@@ -89,6 +89,21 @@ class Rows(NamedTuple):
         return sum(factored, start=self.explicit @ self.explicit.T)
 
 
+class Derivatives(NamedTuple):
+    """L(w), z of every pair, ∇L; rows of the pairs in the slots.
+
+    - `jump`: ∂L/∂a at every kink; `above[k, l]`: ∂z_k/∂a at the kink of slot l in the
+        sample of slot k.
+    """
+
+    loss: Float[Array, ""]
+    z: Float[Array, "samples kinks"]
+    gradient: Float[Array, " weights"]
+    jump: Float[Array, "samples kinks"]
+    rows: Rows
+    above: Float[Array, "slots slots"]
+
+
 class System(eqx.Module):
     """L(w) for flat weights w, with the slopes at all kinks as inputs.
 
@@ -138,54 +153,93 @@ class System(eqx.Module):
         z = self.function.forward(weights, slopes[i], lift[i], self.others, x)[1]
         return z[u]
 
-    def loss(
-        self, w: Array, slopes: Array, lift: Array
-    ) -> tuple[Array, tuple[Array, list[Array]]]:
-        """L(w); z of every pair, and of every sample the vectors in products."""
-        weights = self.unravel(w)
+    def derivatives(self, w: Array, slopes: Array, slots: Slots) -> Derivatives:
+        """L and its gradient, and J for the pairs in the slots.
 
-        def of_sample(slopes, lift, x, y):
-            prediction, z, vectors = self.function.opened(
-                weights, slopes, lift, self.others, x
-            )
-            return self.loss_of_sample(prediction, y), (z, vectors)
+        All in one backward pass over samples and slots: it starts with ∂L/∂prediction
+        for a sample, with 1 at its z for a slot.
+        """
+        predictions, z, vectors = self._opened(w, slopes)
+        loss, seeds = jax.value_and_grad(self._loss)(predictions)
+        slot_sample, slot_kink = slots.pair // self.kinks, slots.pair % self.kinks
+        sample = jnp.concatenate(
+            [jnp.arange(self.samples, dtype=jnp.int32), slot_sample]
+        )
+        kink = jnp.concatenate([jnp.zeros(self.samples, jnp.int32), slot_kink])
+        is_slot = jnp.arange(sample.size) >= self.samples
+        seeds = jax.tree.map(
+            lambda a: jnp.where(_over(is_slot, a), 0, a[sample]), seeds
+        )
+        explicit, deltas, sensitivity = self._backward(
+            w, slopes[sample], sample, seeds, kink, is_slot.astype(w.dtype)
+        )
+        m = self.samples
+        everyone = Rows(explicit[:m], [d[:m] for d in deltas], vectors)
+        return Derivatives(
+            loss=loss,
+            z=z,
+            gradient=self.against(everyone, jnp.ones(m, w.dtype)),
+            jump=sensitivity[:m],
+            rows=Rows(
+                explicit[m:], [d[m:] for d in deltas], [v[slot_sample] for v in vectors]
+            ),
+            above=sensitivity[m:][:, slot_kink],
+        )
 
-        losses, seen = jax.vmap(of_sample)(slopes, lift, self.x, self.y)
-        return (jnp.mean(losses) if self.is_mean else jnp.sum(losses)), seen
+    def _opened(self, w: Array, slopes: Array) -> tuple[PyTree, Array, list[Array]]:
+        """Predictions, all z, and the vectors in products, of every sample."""
+        weights, lift = self.unravel(w), jnp.zeros(self.kinks, w.dtype)
 
-    def rows(
-        self, w: Array, slopes: Array, slots: Slots, vectors: list[Array]
-    ) -> tuple[Rows, Array]:
-        """J, and ∂z_k/∂a at all kinks of the sample of k.
+        def of_sample(slopes, x):
+            return self.function.opened(weights, slopes, lift, self.others, x)
 
-        `vectors` are those that `loss` has found.
+        return jax.vmap(of_sample)(slopes, self.x)
+
+    def _loss(self, predictions: PyTree) -> Float[Array, ""]:
+        losses = jax.vmap(self.loss_of_sample)(predictions, self.y)
+        return jnp.mean(losses) if self.is_mean else jnp.sum(losses)
+
+    def _backward(
+        self,
+        w: Array,
+        slopes: Float[Array, "rows kinks"],
+        sample: Int[Array, " rows"],
+        seeds: PyTree,
+        kink: Int[Array, " rows"],
+        of_kink: Float[Array, " rows"],
+    ) -> tuple[Array, list[Array], Float[Array, "rows kinks"]]:
+        """Gradients of ⟨seeds, prediction⟩ + of_kink · z, one for each row.
+
+        With respect to weights (as `Rows` holds them) and to the output of every unit.
         """
         leaves, structure = jax.tree.flatten(self.unravel(w))
         factored = {p.leaf for p in self.function.products}
         rest = [leaf for i, leaf in enumerate(leaves) if i not in factored]
         taps = [jnp.zeros(p.size, w.dtype) for p in self.function.products]
-        sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
 
-        def z_of(rest, taps, lift, slopes, x, kink):
+        def value(rest, taps, lift, slopes, x, seeds, kink, of_kink):
             given = iter(rest)
             all_leaves = [
                 leaf if i in factored else next(given) for i, leaf in enumerate(leaves)
             ]
             weights = jax.tree.unflatten(structure, all_leaves)
-            z = self.function.tapped(weights, taps, slopes, lift, self.others, x)
-            return z[kink]
+            prediction, z = self.function.tapped(
+                weights, taps, slopes, lift, self.others, x
+            )
+            products = jax.tree.map(jnp.vdot, seeds, prediction)
+            return sum(jax.tree.leaves(products), of_kink * z[kink])
 
-        gradient = jax.vmap(jax.grad(z_of, (0, 1, 2)), (None, None, None, 0, 0, 0))
+        gradient = jax.vmap(
+            jax.grad(value, (0, 1, 2)), (None, None, None, 0, 0, 0, 0, 0)
+        )
         x = jax.tree.map(lambda a: a[sample], self.x)
         lift = jnp.zeros(self.kinks, w.dtype)
         explicit, deltas, sensitivity = gradient(
-            rest, taps, lift, slopes[sample], x, kink
+            rest, taps, lift, slopes, x, seeds, kink, of_kink
         )
-        vectors = [v[sample] for v in vectors]
-        count = slots.pair.size
-        flat = [g.reshape(count, -1) for g in explicit]
-        none = jnp.zeros((count, 0), w.dtype)
-        return Rows(jnp.concatenate([none, *flat], 1), deltas, vectors), sensitivity
+        flat = [g.reshape(sample.size, -1) for g in explicit]
+        none = jnp.zeros((sample.size, 0), w.dtype)
+        return jnp.concatenate([none, *flat], 1), deltas, sensitivity
 
     def along(self, rows: Rows, v: Float[Array, " weights"]) -> Float[Array, " slots"]:
         """J v."""
@@ -220,6 +274,10 @@ class System(eqx.Module):
         factored = {p.leaf for p in self.function.products}
         flat = [a.ravel() for i, a in enumerate(leaves) if i not in factored]
         return jnp.concatenate([jnp.zeros(0, self.low.dtype), *flat])
+
+
+def _over(rows: Bool[Array, " rows"], a: Array) -> Bool[Array, "rows ..."]:
+    return rows.reshape(-1, *(1,) * (a.ndim - 1))
 
 
 def kinked_function(problem: Problem) -> KinkedFunction:

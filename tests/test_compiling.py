@@ -1,0 +1,62 @@
+"""Functions compiled with options of XLA's that need not exist."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import homoflow._compiling
+from homoflow._compiling import quickly_compiled
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    homoflow._compiling._has_choice.cache_clear()
+    yield
+    homoflow._compiling._has_choice.cache_clear()
+
+
+def twice():
+    return quickly_compiled(lambda x: 2 * jnp.sin(x))
+
+
+def forms(fun) -> int:
+    return fun._cached._cache_size()
+
+
+X = jnp.array([0.5, 1.0])
+
+
+def test_options_are_used_where_they_exist():
+    f = twice()
+    assert jnp.array_equal(f(X), 2 * jnp.sin(X))
+    assert (forms(f.plain), forms(f.quick)) == (0, 1)
+
+
+def test_options_that_do_not_exist_are_left_out(monkeypatch):
+    monkeypatch.setattr(homoflow._compiling, "_OPTIONS", {"xla_no_such_option": False})
+    f = twice()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        f.quick(X)
+    assert jnp.array_equal(f(X), 2 * jnp.sin(X))
+    assert forms(f.plain) == 1
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jax.jit,
+        jax.vmap,
+        jax.checkpoint,
+        lambda f: lambda x: jax.lax.map(f, x),
+        lambda f: lambda x: jax.jit(jax.linearize(f, x)[1])(x) + f(x),
+    ],
+    ids=["jit", "vmap", "checkpoint", "map", "linearize"],
+)
+def test_options_do_not_get_in_the_way_of_transformations(transform):
+    f = lambda x: 2 * jnp.sin(x)  # noqa: E731
+    assert jnp.array_equal(transform(quickly_compiled(f))(X), transform(f)(X))
+
+
+def test_a_trace_without_arguments_has_no_options():
+    f = twice()
+    assert jnp.array_equal(jax.jit(lambda: f(X))(), f(X))
