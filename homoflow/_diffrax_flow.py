@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._error_estimate import with_error_estimate
+from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
 from ._method import Method, gradient_evaluations
 from ._observables import Observation, observe
@@ -42,7 +42,7 @@ def diffrax_flow(
     if coarser is None:
         return trajectory
     # Only a figure is wanted: derivatives need not follow the second solve.
-    problem, coarser, span = _without_derivatives((problem, coarser, span))
+    problem, coarser, span = without_derivatives((problem, coarser, span))
     coarse = _solve(problem, coarser, span, options, dfx.NoProgressMeter())
     return with_error_estimate(trajectory, coarse, problem.mask)
 
@@ -230,9 +230,3 @@ def _coarser(method: Method) -> Method:
             "the two."
         )
     return coarser
-
-
-def _without_derivatives(tree: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree
-    )

@@ -20,9 +20,8 @@ def with_error_estimate(
 
     `mask` marks the trained leaves of the model.
     """
-    fine, rough = (
-        jax.tree.leaves(eqx.filter(t.model, mask)) for t in (trajectory, coarse)
-    )
+    still = without_derivatives((trajectory, coarse))
+    fine, rough = (jax.tree.leaves(eqx.filter(t.model, mask)) for t in still)
     difference = sum(jnp.sum((a - b) ** 2) for a, b in zip(fine, rough, strict=True))
     size = sum(jnp.sum(a**2) for a in fine)
     both = (trajectory.result == RESULTS.successful) & (
@@ -33,9 +32,16 @@ def with_error_estimate(
         both, SAFETY * jnp.sqrt(difference / size), jnp.nan
     )
     numbers["loss_error_estimate"] = jnp.where(
-        both, SAFETY * jnp.max(jnp.abs(trajectory.losses - coarse.losses)), jnp.nan
+        both, SAFETY * jnp.max(jnp.abs(still[0].losses - still[1].losses)), jnp.nan
     )
     if "gradient_evaluations" in numbers:
         numbers["gradient_evaluations"] += coarse.stats["gradient_evaluations"]
     stats = Stats(numbers, trajectory.stats.facts)
     return eqx.tree_at(lambda t: t.stats, trajectory, stats)
+
+
+def without_derivatives(tree: PyTree) -> PyTree:
+    """The tree, with derivatives of 0."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree
+    )

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ._compiling import quickly_compiled
 from ._concrete import is_concrete
-from ._error_estimate import with_error_estimate
+from ._error_estimate import with_error_estimate, without_derivatives
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import Filippov, Solution, as_system, integrate, kinked_function
 from ._losses import AbstractLoss, Risk
@@ -58,7 +58,7 @@ def exact_flow(
         ("kinks", ", ".join(kinks_of(problem))),
     )
 
-    def solved(rtol: Array, slots: int) -> Trajectory:
+    def solved(rtol: Array, slots: int, problem=problem, span=span) -> Trajectory:
         options = _Options(slots, max_steps, save_models)
         trajectory = _solve(problem, rtol, span, options)
         return eqx.tree_at(
@@ -71,7 +71,9 @@ def exact_flow(
         slots, trajectory = solver.slots, solved(rtol, solver.slots)
     if not estimate_error:
         return trajectory
-    coarse = solved(COARSER_RTOL * rtol, slots)
+    # Only a figure is wanted: derivatives need not follow the second solve.
+    still = without_derivatives((problem, span))
+    coarse = solved(COARSER_RTOL * rtol, slots, *still)
     return with_error_estimate(trajectory, coarse, problem.mask)
 
 
@@ -143,7 +145,6 @@ def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:
 @quickly_compiled
 @full_matmul_precision()
 def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Trajectory:
-    problem, rtol, span = _without_derivatives((problem, rtol, span))
     fault = fault_of(problem, span, rtol)
     # A faulty problem must not be integrated: nothing would be learned, slowly.
     sound = fault == RESULTS.successful
@@ -151,12 +152,16 @@ def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Traj
     system = as_system(problem)
     w0, unravel = jax.flatten_util.ravel_pytree(problem.weights())
 
-    def record(w, loss, velocity):
-        seen = observe(problem.laws, unravel(w), loss, unravel(-velocity))
+    def record(laws, w, loss, velocity):
+        seen = observe(laws, unravel(w), loss, unravel(-velocity))
+        # A figure about the run, like the others in `stats`.
+        violation = jax.lax.stop_gradient(seen.law_violation)
+        seen = eqx.tree_at(lambda s: s.law_violation, seen, violation)
         return seen, (w if options.save_models else None)
 
     solution = integrate(
         system,
+        problem.laws,
         w0,
         t1,
         ts,
@@ -229,24 +234,3 @@ def _result(solution: Solution, span: Span) -> RESULTS:
     ):
         result = RESULTS.where(happened, member, result)
     return result
-
-
-@jax.custom_jvp
-def _not_differentiable(leaf: Array) -> Array:
-    return leaf
-
-
-@_not_differentiable.defjvp
-def _refuse(primals, tangents):
-    raise NotImplementedError(
-        "Derivatives through `homoflow.Filippov` are not available in this version: the "
-        "times of events depend on weights and data, and the solve does not follow that. "
-        "Leave `solver` out to differentiate the averaged flow."
-    )
-
-
-def _without_derivatives(tree: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda leaf: _not_differentiable(leaf) if eqx.is_inexact_array(leaf) else leaf,
-        tree,
-    )

@@ -86,7 +86,8 @@ def flow(
     - `save_models`: also keep the model at every time of `ts`.
     - `adjoint`: how Diffrax differentiates through the solve (its default is
         `RecursiveCheckpointAdjoint`). With `BacksolveAdjoint` observables are computed
-        after the solve, from all models at `ts`.
+        after the solve, from all models at `ts`. The exact flow has derivatives in
+        forward mode only.
     - `estimate_error`: solve again at 4 times the tolerance (or with twice the constant
         step) and report twice the difference. Default: where homoflow averages over
         kinks. An estimate above about 0.1 says that the weights have not converged.

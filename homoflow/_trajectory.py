@@ -157,7 +157,7 @@ def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
 
     def mask(values):
         keep = valid.reshape(valid.shape + (1,) * (values.ndim - 1))
-        return jnp.where(keep, values, jnp.nan)
+        return _nan_unless(keep, values)
 
     def over_time(t: Trajectory):
         return (t.losses, t.laws, t.grad_norms, t.squared_norms)
@@ -171,6 +171,18 @@ def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
         trajectory.models,
     )
     return eqx.tree_at(lambda t: t.models, trajectory, models)
+
+
+@jax.custom_jvp
+def _nan_unless(keep: Array, values: Array) -> Array:
+    """`values` where `keep`, else NaN; so are their forward-mode derivatives."""
+    return jnp.where(keep, values, jnp.nan)
+
+
+@_nan_unless.defjvp
+def _nan_unless_jvp(primals, tangents):
+    keep, values = primals
+    return _nan_unless(keep, values), _nan_unless(keep, tangents[1])
 
 
 def raise_unless_successful(trajectory: Trajectory) -> Trajectory:

@@ -360,18 +360,6 @@ def test_too_few_slots_are_a_result(flow):
         exactly(model, data, 10.0, solver=hf.Filippov(slots=few))
 
 
-def test_derivatives_are_refused():
-    model, data = plain()
-
-    def final_loss(model):
-        return exactly(model, data, 1.0).losses[-1]
-
-    with pytest.raises(NotImplementedError, match="Derivatives through"):
-        eqx.filter_grad(final_loss)(model)
-    with pytest.raises(NotImplementedError, match="Derivatives through"):
-        jax.jvp(lambda t1: exactly(model, data, t1).losses[-1], (1.0,), (1.0,))
-
-
 class Applied(eqx.Module):
     weight: Array
     fn: Callable = eqx.field(static=True)

@@ -10,6 +10,7 @@ at the slopes α above k and J_k at the base slopes: so λ_k = (α_k − base_k)
 All multipliers here are those of rows scaled to length 1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -109,6 +110,26 @@ def group(point: Point, used: Bool[Array, " slots"]) -> Groups:
     return Groups(leader, sense)
 
 
+def gram_solver(
+    point: Point, slides: Bool[Array, " slots"]
+) -> Callable[[Float[Array, "slots sides"]], Float[Array, "slots sides"]]:
+    """Solves (JJᵀ)x = right with the scaled rows of the pairs in `slides`; 0 elsewhere."""
+    on = slides.astype(point.gram.dtype)
+    matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
+    factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+    def solve(right):
+        y = lax.linalg.triangular_solve(
+            factor, right * on[:, None], left_side=True, lower=True
+        )
+        x = lax.linalg.triangular_solve(
+            factor, y, left_side=True, lower=True, transpose_a=True
+        )
+        return x * on[:, None]
+
+    return solve
+
+
 def multipliers(
     point: Point, slides: Bool[Array, " slots"], fixed: Float[Array, " slots"]
 ) -> tuple[Float[Array, " slots"], Float[Array, " slots"]]:
@@ -116,17 +137,9 @@ def multipliers(
 
     And the multipliers of the rows that lead back to the kinks of those pairs.
     """
-    on = slides.astype(point.gram.dtype)
-    matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
-    factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
     right = jnp.stack([-(point.rates + point.gram @ fixed), point.off], 1)
-    y = lax.linalg.triangular_solve(
-        factor, right * on[:, None], left_side=True, lower=True
-    )
-    x = lax.linalg.triangular_solve(
-        factor, y, left_side=True, lower=True, transpose_a=True
-    )
-    return fixed + x[:, 0] * on, x[:, 1] * on
+    x = gram_solver(point, slides)(right)
+    return fixed + x[:, 0], x[:, 1]
 
 
 def widths(

@@ -38,11 +38,21 @@ class Filippov(eqx.Module):
 
     Anything else that is not smooth is refused by name: jumps (sign, round, argmax, a
     discontinuous `where`: they have no such flow), sorting, kinks inside loops or inside
-    branches that data choose, and functions with a derivative rule of their own. No
-    derivatives through the run. An error estimate is made where `estimate_error=True`
-    asks for a second solve.
+    branches that data choose, and functions with a derivative rule of their own. An error
+    estimate is made where `estimate_error=True` asks for a second solve.
 
-    **Raises:** `ValueError` if `slots` is not a positive integer.
+    **Derivatives.** `jax.jvp` and `jax.jacfwd` work, with respect to weights (also ones
+    that are not trained), data, arrays of the loss, `t1` and `ts`, of the final model
+    and of everything recorded, under jit and vmap. They are those of the solution along
+    the events that it meets, whose times move [saltation matrices: Kong et al. 2023].
+    Where the solution itself has no derivative they are NaN: at a start on a kink that
+    the direction leaves; where different pairs meet their kinks at one time and the
+    direction parts them; where a direction separates kinks that coincide (one of two
+    equal inputs moves). They grow without bound where the flow grazes a kink. `stats`
+    have none. Reverse mode (`jax.grad`) and second derivatives are refused.
+
+    **Raises:** `ValueError` if `slots` is not a positive integer; in reverse mode
+    `NotImplementedError`.
 
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))

@@ -117,13 +117,24 @@ class _Goal(NamedTuple):
         return jnp.where(recorded < self.ts.size, later, self.t1)
 
 
-class _Carry(NamedTuple):
+class Carry(NamedTuple):
+    """Between two steps. `progress.steps` is -1 until the start has been settled."""
+
     progress: _Progress
     pending: Pending
     records: Float[Array, "times_and_waste _"]
 
 
-def integrate(
+class Loop(NamedTuple):
+    """The flow as a loop: it goes on with `one` from `start` while `running`."""
+
+    start: Carry
+    running: Callable[[Carry], Bool[Array, ""]]
+    one: Callable[[Carry], Carry]
+    solution: Callable[[Carry], Solution]
+
+
+def loop(
     system: System,
     w0: Float[Array, " weights"],
     t1: Float[Array, ""],
@@ -133,12 +144,10 @@ def integrate(
     rtol: Float[Array, ""],
     room: int,
     max_steps: int,
-) -> Solution:
-    """Follow the flow from `w0` to `t1`, with steps that end on the times `ts`.
+) -> Loop:
+    """The loop that follows the flow from `w0` to `t1`, with steps that end on `ts`.
 
-    `record(w, loss, velocity)` is what is kept at those times. `room` bounds how many
-    pairs may be at their kinks at one time, `max_steps` counts accepted and rejected
-    steps.
+    `record(w, loss, velocity)` is what is kept at those times.
     """
     progress, pending = _start(system, w0, room)
     as_row, as_records = _in_rows(record, w0)
@@ -147,7 +156,10 @@ def integrate(
 
     goal = _Goal(t1, ts, rtol, max_steps)
 
-    def one(c: _Carry) -> _Carry:
+    def running(c: Carry):
+        return goal.is_ahead(c.progress)
+
+    def one(c: Carry) -> Carry:
         progress, ahead = _one_step(system, c.progress, c.pending, goal)
         until = goal.next_time(progress.recorded)
         pending = as_pending(progress.state, ahead, until)
@@ -155,24 +167,23 @@ def integrate(
             progress.due, as_row, lambda _: jnp.zeros_like(records[0]), progress.state
         )
         place = jnp.where(progress.due, progress.recorded - 1, ts.size)
-        return _Carry(progress, pending, c.records.at[place].set(row))
+        return Carry(progress, pending, c.records.at[place].set(row))
 
-    # No time, no start: nothing is recorded of a problem that is not to be solved.
-    c = lax.while_loop(
-        lambda c: goal.is_ahead(c.progress), one, _Carry(progress, pending, records)
-    )
-    p = c.progress
-    return Solution(
-        w=p.state.w,
-        t=p.state.t,
-        records=as_records(c.records[:-1]),
-        is_finite=jnp.all(jnp.isfinite(c.records[:-1]), 1),
-        recorded=p.recorded,
-        ending=p.ending,
-        counts=p.counts,
-        steps=jnp.maximum(p.steps, 0),
-        rejected=p.rejected,
-    )
+    def solution(c: Carry) -> Solution:
+        p = c.progress
+        return Solution(
+            w=p.state.w,
+            t=p.state.t,
+            records=as_records(c.records[:-1]),
+            is_finite=jnp.all(jnp.isfinite(c.records[:-1]), 1),
+            recorded=p.recorded,
+            ending=p.ending,
+            counts=p.counts,
+            steps=jnp.maximum(p.steps, 0),
+            rejected=p.rejected,
+        )
+
+    return Loop(Carry(progress, pending, records), running, one, solution)
 
 
 def _in_rows(record: Callable, w: Array) -> tuple[Callable, Callable]:

@@ -153,6 +153,11 @@ class System(eqx.Module):
         z = self.function.forward(weights, slopes[i], lift[i], self.others, x)[1]
         return z[u]
 
+    def loss(self, w: Array, slopes: Array) -> tuple[Array, Array]:
+        """L(w), and z of every pair."""
+        predictions, z, _ = self._opened(w, slopes)
+        return self._loss(predictions), z
+
     def derivatives(self, w: Array, slopes: Array, slots: Slots) -> Derivatives:
         """L and its gradient, and J for the pairs in the slots.
 
@@ -282,28 +287,20 @@ def _over(rows: Bool[Array, " rows"], a: Array) -> Bool[Array, "rows ..."]:
 
 def kinked_function(problem: Problem) -> KinkedFunction:
     """The model of a problem with its kinks laid open, from shapes alone."""
-    weights, others, rest = _split(problem)
-
-    def predict(weights, others, x):
-        return eqx.combine(weights, others, rest)(x)
-
-    x = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), problem.data[0]
-    )
-    return with_kinks(predict, weights, others, x)
+    return _opened(problem)[0]
 
 
 def as_system(problem: Problem) -> System:
     """The problem in the form that the exact flow needs."""
-    function = kinked_function(problem)
-    weights, others, _ = _split(problem)
+    function, weights, others = _opened(problem)
     objective = problem.objective
     assert isinstance(objective, Risk)
     x, y = problem.data
     low, high = jax.vmap(lambda xi: function.slopes(weights, others, xi))(x)
+    prediction = eqx.filter_eval_shape(problem.model, _one_of(x))
     return System(
         function=function,
-        loss_of_sample=objective.loss,
+        loss_of_sample=_Hoisted.of(objective.loss, prediction, _one_of(y)),
         is_mean=objective.is_mean,
         others=others,
         x=x,
@@ -314,7 +311,47 @@ def as_system(problem: Problem) -> System:
     )
 
 
-def _split(problem: Problem) -> tuple[PyTree, PyTree, PyTree]:
-    """Trained arrays, other arrays, and what is not an array."""
-    others, rest = eqx.partition(problem.frozen(), eqx.is_array)
-    return problem.weights(), others, rest
+class _Hoisted(eqx.Module):
+    """A function with the traced arrays of its closure as leaves.
+
+    A rule for derivatives sees no others: what a user's function closes over would
+    count as constant.
+    """
+
+    fn: Callable = eqx.field(static=True)
+    captured: list[Array]
+
+    @staticmethod
+    def of(fn: Callable, *shapes: PyTree) -> "_Hoisted":
+        converted, captured = jax.closure_convert(fn, *shapes)
+        return _Hoisted(converted if captured else fn, captured)
+
+    def __call__(self, *arguments):
+        return self.fn(*arguments, *self.captured)
+
+
+def _opened(problem: Problem) -> tuple[KinkedFunction, PyTree, PyTree]:
+    """The model with its kinks laid open, trained arrays, and all other arrays."""
+    weights = problem.weights()
+    arrays, rest = eqx.partition(problem.frozen(), eqx.is_array)
+
+    def predict(weights, arrays, x):
+        return eqx.combine(weights, arrays, rest)(x)
+
+    shapes = jax.tree.map(_shape, (weights, arrays)), _one_of(problem.data[0])
+    hoisted = _Hoisted.of(predict, *shapes[0], shapes[1])
+    others = arrays, hoisted.captured
+
+    def predict_with(weights, others, x):
+        arrays, captured = others
+        return hoisted.fn(weights, arrays, x, *captured)
+
+    return with_kinks(predict_with, weights, others, shapes[1]), weights, others
+
+
+def _shape(a: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+
+def _one_of(samples: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), samples)

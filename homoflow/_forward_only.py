@@ -1,0 +1,63 @@
+"""Values with derivatives of first order in forward mode, and no others."""
+
+import equinox as eqx
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import PyTree
+
+REVERSE = (
+    "Reverse-mode derivatives (jax.grad, jax.vjp, jax.jacrev) through the exact flow, "
+    "`homoflow.Filippov`, are not available. Forward-mode ones are: jax.jvp along one "
+    "direction, jax.jacfwd along all. Or pass `solver=homoflow.Averaged()` to "
+    "differentiate the approximate flow in either mode."
+)
+SECOND = (
+    "Second derivatives through the exact flow, `homoflow.Filippov`, are not available: "
+    "jax.jvp and jax.jacfwd give first ones. Or pass `solver=homoflow.Averaged()` to "
+    "differentiate the approximate flow twice."
+)
+
+_tangent_p = Primitive("homoflow_forward_only")
+
+
+def _same(tangent):
+    return tangent
+
+
+def _no_transpose(cotangent, tangent):
+    del tangent
+    if isinstance(cotangent, ad.Zero):
+        return [None]
+    raise NotImplementedError(REVERSE)
+
+
+_tangent_p.def_impl(_same)
+_tangent_p.def_abstract_eval(_same)
+mlir.register_lowering(_tangent_p, mlir.lower_fun(_same, multiple_results=False))
+ad.deflinear2(_tangent_p, _no_transpose)
+batching.defvectorized(_tangent_p)
+
+
+def forward_only(tangents: PyTree) -> PyTree:
+    """The tangents unchanged; `NotImplementedError` where one is transposed."""
+    return jax.tree.map(
+        lambda t: _tangent_p.bind(t) if eqx.is_inexact_array(t) else t, tangents
+    )
+
+
+@jax.custom_jvp
+def _once(leaf):
+    return leaf
+
+
+@_once.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError(SECOND)
+
+
+def differentiated_once(tree: PyTree) -> PyTree:
+    """The tree unchanged; `NotImplementedError` where it is differentiated."""
+    return jax.tree.map(
+        lambda leaf: _once(leaf) if eqx.is_inexact_array(leaf) else leaf, tree
+    )
