@@ -106,13 +106,12 @@ def _cell(work: Work | None) -> str:
 def _reference_check(problem: dict[str, Any]) -> str:
     """How far constant steps, which know nothing of kinks, come to the reference."""
     runs = [r for r in problem["runs"] if r["kind"] == "fixed" and is_usable(r)]
-    told = ", ".join(f"{r['error']:.1e}" for r in runs)
-    return (
-        f"  reference: {problem['reference']}; distance of midpoint with "
-        f"{runs[0]['setting']:,.0f}, times 4, steps: {told}"
-        if runs
-        else f"  reference: {problem['reference']}; not checked by constant steps"
-    )
+    line = f"  reference: {problem['reference']}"
+    if not runs:
+        return f"{line}; not checked by constant steps"
+    few, many = runs[0]["setting"], runs[-1]["setting"]
+    errors = ", ".join(f"{r['error']:.1e}" for r in runs)
+    return f"{line}; midpoint at {few:,.0f} … {many:,.0f} steps differs by {errors}"
 
 
 def _forward_passes(runs: list[Run]) -> list[str]:
@@ -143,7 +142,11 @@ def _verdict(runs, measure, error, target, kinds, who) -> str | None:
     ratio = work.amount / ours[1].amount
     what = {"gradients": "fewer gradients", "cpu_seconds": "less CPU time"}[measure]
     return (
-        f"  at {error:g}: {ratio:,.3g} times {what} than {name} (best {who}"
+        f"  at {error:g}: {_three_digits(ratio)} times {what} than {name} (best {who}"
         f"{', ~' if work.extrapolated else ''}); target {target:g}: "
         f"{'ok' if ratio > target and not ours[1].extrapolated else 'MISS'}"
     )
+
+
+def _three_digits(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
