@@ -26,8 +26,6 @@ from ._step import (
 )
 from ._system import Slots, System
 
-#: The local error is about this times step · |w'(θ) − velocity there|.
-_DEFECT_WEIGHT = 0.1
 _ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0
 #: So many steps in a row of less than this part of the allowed step mean being stuck.
@@ -326,7 +324,7 @@ def _error(sizes: _Sizes, step: Array, rtol: Array) -> Float[Array, ""]:
     Where the old mode's velocity is not known (a slider has lost all that reaches it,
     or pairs have come to share a multiplier) there is nothing to judge by: it passes.
     """
-    error = _DEFECT_WEIGHT * step * sizes.defect / (rtol * sizes.before)
+    error = step * sizes.defect / (rtol * sizes.before)
     return jnp.where(jnp.isfinite(error), error, 0)
 
 
