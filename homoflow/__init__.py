@@ -4,7 +4,9 @@ from ._averaged import Averaged as Averaged
 from ._compare import Comparison as Comparison, compare as compare
 from ._descent import descend as descend
 from ._flow import flow as flow
-from ._kinks import Filippov as Filippov
+from ._kink_events import Event as Event, Events as Events, Slide as Slide
+from ._kink_layers import KinkLayer as KinkLayer
+from ._kinks import EventKind as EventKind, Filippov as Filippov
 from ._laws import Law as Law, Laws as Laws, laws as laws
 from ._losses import (
     AbstractLoss as AbstractLoss,

@@ -13,7 +13,9 @@ from ._compiling import quickly_compiled
 from ._concrete import is_concrete
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._jaxpr import nonsmooth_primitives
-from ._kinks import Filippov, Solution, as_system, integrate, kinked_function
+from ._kink_events import Events
+from ._kink_layers import kink_layers
+from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
 from ._losses import AbstractLoss, Risk
 from ._method import COARSER_RTOL, as_scalar, check_tolerance, kinks_of
 from ._observables import observe
@@ -59,7 +61,7 @@ def exact_flow(
     )
 
     def solved(rtol: Array, slots: int, problem=problem, span=span) -> Trajectory:
-        options = _Options(slots, max_steps, save_models)
+        options = _Options(slots, solver.events, max_steps, save_models)
         trajectory = _solve(problem, rtol, span, options)
         return eqx.tree_at(
             lambda t: t.stats, trajectory, trajectory.stats.with_facts(facts)
@@ -94,6 +96,7 @@ def _with_room(solved: Callable[[int], Trajectory]) -> tuple[int, Trajectory]:
 
 class _Options(eqx.Module):
     slots: int = eqx.field(static=True)
+    events: int = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
     save_models: bool = eqx.field(static=True)
 
@@ -169,8 +172,9 @@ def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Traj
         rtol=rtol,
         room=min(options.slots, system.low.size),
         max_steps=options.max_steps,
+        events=options.events,
     )
-    return _trajectory(problem, span, options, fault, solution, unravel)
+    return _trajectory(problem, span, options, fault, system, solution, unravel)
 
 
 def _trajectory(
@@ -178,6 +182,7 @@ def _trajectory(
     span: Span,
     options: _Options,
     fault: RESULTS,
+    system: System,
     solution: Solution,
     unravel,
 ) -> Trajectory:
@@ -198,6 +203,9 @@ def _trajectory(
         "exits": counts["exits"],
         "largest_sliding_set": counts["largest_sliding_set"],
         "non_unique": counts["non_unique"],
+        "first_choice": jnp.where(
+            jnp.isfinite(solution.first_choice), solution.first_choice, jnp.nan
+        ),
         "gradient_evaluations": _in_gradients(problem, counts),
         "forward_passes": counts["forward"],
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
@@ -212,6 +220,29 @@ def _trajectory(
         result=result,
         numbers=numbers,
         facts=(("clock", "flow time"),),
+        events=_events(problem, system, sound, solution),
+    )
+
+
+def _events(
+    problem: Problem, system: System, sound: Array, solution: Solution
+) -> Events | None:
+    log, kinks = solution.log, system.kinks
+    if log is None:
+        return None
+    room = log.pair.size
+    reached = jnp.where(sound, solution.t, 0)
+    kept = log.pair >= 0
+    return Events(
+        times=log.time,
+        samples=jnp.where(kept, log.pair // kinks, -1),
+        kinks=jnp.where(kept, log.pair % kinks, -1),
+        kinds=log.kind,
+        count=jnp.minimum(log.seen, room),
+        dropped=jnp.maximum(log.seen - room, 0),
+        complete_until=jnp.minimum(log.overflowed_at, reached),
+        layers=kink_layers(problem.model, system.function.operations),
+        sample_count=system.samples,
     )
 
 

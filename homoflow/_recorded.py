@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ._kink_events import Events
 from ._observables import Observation
 from ._problem import Problem
 from ._trajectory import RESULTS, Stats, Trajectory, masked_after
@@ -20,6 +21,7 @@ def recorded_trajectory(
     result: RESULTS,
     numbers: dict[str, Array],
     facts: tuple[tuple[str, str], ...],
+    events: Events | None = None,
 ) -> Trajectory:
     """`seen` at `ts`, NaN where not `valid`; `final` and `saved` are trained weights.
 
@@ -40,5 +42,6 @@ def recorded_trajectory(
             {**numbers, "law_violation": violation},
             (*facts, ("laws", problem.laws.note)),
         ),
+        events=events,
     )
     return masked_after(trajectory, valid)

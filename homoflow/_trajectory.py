@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._concrete import is_concrete
+from ._kink_events import Events
 
 
 class RESULTS(eqx.Enumeration):
@@ -127,6 +128,8 @@ class Trajectory(eqx.Module):
     - `models`: the models at `ts`, stacked, if `save_models`; otherwise `None`.
     - `result`: how it ended, a member of `homoflow.RESULTS`.
     - `stats`: numbers and facts about the run.
+    - `events`: of the exact flow, what its kinks did: `homoflow.Events`, if asked for with
+        `homoflow.Filippov(events=…)`; otherwise `None`.
 
     After the point where a run failed, arrays over time hold NaN, never a number.
     """
@@ -140,11 +143,18 @@ class Trajectory(eqx.Module):
     models: PyTree | None
     result: RESULTS
     stats: Stats
+    events: Events | None = None
 
     def __repr__(self) -> str:
         if not is_concrete((self.ts, self.result)) or self.ts.ndim != 1:
             return f"Trajectory(shape of ts: {self.ts.shape}, laws: {list(self.laws)})"
         ended = RESULTS[self.result] or "successful"
+        choices = int(self.stats.numbers.get("non_unique", 0))
+        if choices:
+            ended += (
+                f"; {choices} choices among several solutions, the first at t = "
+                f"{float(self.stats['first_choice']):.4g}"
+            )
         return (
             f"Trajectory({self.ts.shape[0]} times to t = {float(self.ts[-1]):g}, loss "
             f"{float(self.losses[0]):.4g} → {float(self.losses[-1]):.4g}, laws: "

@@ -43,6 +43,7 @@ def test_readme_examples_run(capsys):
             exec(block, namespace)
     assert "drift of neurons[1]" in capsys.readouterr().out
     assert namespace["flow"].laws["neurons[1]"].shape == (101, 30)
+    assert namespace["times"].size > 1
     assert namespace["sweep"].losses.shape == (4, 101)
 
 
@@ -57,7 +58,13 @@ def runs():
     model = hf.MLP((3, 4, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (8, 3))
     gd = hf.descend(model, (x, x[:, :1]), 20, learning_rate=0.1)
-    return {"flow": gd, "gd": gd}
+    # As in `Filippov`'s example, which compiles it.
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    exact = hf.flow(
+        hf.MLP((3, 8, 1), key=jax.random.key(0)), (x, x[:, :1]), 5.0,
+        solver=hf.Filippov(slots=32, events=500),
+    )  # fmt: skip
+    return {"flow": gd, "gd": gd, "exact": exact}
 
 
 @pytest.mark.parametrize("name", list(documented()))

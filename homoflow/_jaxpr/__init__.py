@@ -1,4 +1,8 @@
 """Reading a traced function: what it is made of, before any number is computed."""
 
-from ._kinks import KinkedFunction as KinkedFunction, with_kinks as with_kinks
+from ._kinks import (
+    KinkedFunction as KinkedFunction,
+    Operation as Operation,
+    with_kinks as with_kinks,
+)
 from ._nonsmooth import nonsmooth_primitives as nonsmooth_primitives

@@ -55,6 +55,8 @@ _MOVES = frozenset(
         "transpose",
     }
 )
+#: Those that also keep them in order.
+_KEEPS_ORDER = _MOVES - {"rev", "transpose"}
 #: Operations whose results jump.
 _JUMPS = frozenset(
     {
@@ -176,7 +178,9 @@ class Reader:
         if not p.is_known or eqn.outvars[0].aval.size != base.array.size:
             return None
         (moved,) = self._bound(eqn, [base])
-        return [dataclasses.replace(pending(moved, p), name=v.name)]
+        ordered = eqn.primitive.name in _KEEPS_ORDER
+        units = (v.units or base.array.shape) if ordered else None
+        return [dataclasses.replace(pending(moved, p), name=v.name, units=units)]
 
     def _kinked(self, eqn, operands: list[Value]) -> Value | None:
         """The result of an equation with kinks, or `None` if it is not understood."""
@@ -287,7 +291,8 @@ class Reader:
         slopes = (0.0, 1.0) if is_max else (1.0, 0.0)
         depth = max(a.depth, b.depth) + 1
         low, high = (s * size for s in slopes)
-        slope, lift = self._kink(z, low, high, depth, self.name)
+        operation = Operation(self.name, z.shape)
+        slope, lift = self._kink(z, low, high, depth, operation)
         slope = slope / size
         near = slope * first + (1 - slope) * second + lift
         exact = (jnp.maximum if is_max else jnp.minimum)(first, second)
@@ -297,14 +302,15 @@ class Reader:
         """A value with the kinks between it and its parent opened."""
         if v.is_pending:
             base, p = v.origin
-            v.array = self._open(base, p, v.name or self.name)
+            units = v.units or base.array.shape
+            v.array = self._open(base, p, Operation(v.name or self.name, units))
             if p.is_linear:
                 v.depth = base.depth
             else:
                 v.parent = None
         return v
 
-    def _open(self, base: Value, p: Piecewise, name: str) -> Array:
+    def _open(self, base: Value, p: Piecewise, operation: Operation) -> Array:
         z = base.array
         if p.is_linear:
             return p.lines[0].slope * z + p.lines[0].intercept
@@ -317,14 +323,18 @@ class Reader:
             high = slopes[1] if i == 0 else slopes[i + 1] - slopes[i]
             size = float(_unit(knot))
             pre = z if knot == 0 else (z - knot) / size
-            slope, lift = self._kink(pre, low * size, high * size, base.depth + 1, name)
+            slope, lift = self._kink(
+                pre, low * size, high * size, base.depth + 1, operation
+            )
             slope = slope / size
             total = plus(plus(total, -times(slope, knot)), slope * z + lift)
         return total
 
-    def _kink(self, z: Array, low, high, depth: int, name: str) -> tuple[Array, Array]:
+    def _kink(
+        self, z: Array, low, high, depth: int, operation: Operation
+    ) -> tuple[Array, Array]:
         """Slope and lift of a kink at z = 0."""
-        self.operations.append(Operation(name, z.shape))
+        self.operations.append(operation)
         start, self.count = self.count, self.count + z.size
         low, high = (
             jnp.broadcast_to(jnp.asarray(slope, z.dtype), z.shape)

@@ -15,7 +15,8 @@ class Value:
     - `parent`: another value, and what this one is of each of its entries.
     - `factors`: two values whose product this is.
     - `comparison`: two values; this says whether the first is the larger one.
-    - `name`: of the operation whose kinks are not opened yet.
+    - `name`: of the operation whose kinks are not opened yet; `units`: its shape, where
+        the entries are in the same order in another shape by now.
     """
 
     array: Any
@@ -27,6 +28,7 @@ class Value:
     factors: "tuple[Value, Value] | None" = None
     comparison: "tuple[Value, Value] | None" = None
     name: str = ""
+    units: tuple[int, ...] | None = None
 
     @property
     def is_pending(self) -> bool:

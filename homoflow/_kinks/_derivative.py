@@ -55,12 +55,13 @@ def integrate(
     rtol: Float[Array, ""],
     room: int,
     max_steps: int,
+    events: int,
 ) -> Solution:
     """Follow the flow from `w0` to `t1`, with steps that end on the times `ts`.
 
     `record(given, w, loss, velocity)` is what is kept at those times. `room` bounds how
     many pairs may be at their kinks at one time, `max_steps` counts accepted and
-    rejected steps.
+    rejected steps. The first `events` events are kept.
 
     It has forward-mode derivatives of first order with respect to everything that
     moves, but for `rtol`; NaN where they do not exist, an error in reverse mode.
@@ -73,7 +74,10 @@ def integrate(
         def kept(w, loss, velocity):
             return record(given, w, loss, velocity)
 
-        return loop(system, w0, t1, ts, kept, rtol=rtol, room=room, max_steps=max_steps)
+        return loop(
+            system, w0, t1, ts, kept,
+            rtol=rtol, room=room, max_steps=max_steps, events=events,
+        )  # fmt: skip
 
     @jax.custom_jvp
     def solve(*arguments):
@@ -155,7 +159,9 @@ class _Derivative(NamedTuple):
         finished = (state.t >= t1) & (c.run.progress.steps >= 0)
         no_change = jax.tree.map(_no_change, solution)
         dw = jnp.where(finished, c.xi + state.velocity * dt1, jnp.nan)
-        change = no_change._replace(w=dw, t=dt1, records=c.records)
+        # Event times do move, and by how much is not kept: NaN, not 0.
+        log = jax.tree.map(_unknown_change, solution.log)
+        change = no_change._replace(w=dw, t=dt1, records=c.records, log=log)
         return solution, forward_only(change)
 
 
@@ -163,6 +169,11 @@ def _no_change(a: Array) -> Any:
     if jnp.issubdtype(a.dtype, jnp.inexact):
         return jnp.zeros_like(a)
     return np.zeros(a.shape, jax.dtypes.float0)
+
+
+def _unknown_change(a: Array) -> Any:
+    change = _no_change(a)
+    return change if change.dtype == jax.dtypes.float0 else change * jnp.nan
 
 
 def _exists_at_start(family: Family, state: State, xi: Array) -> Bool[Array, ""]:

@@ -23,6 +23,8 @@ class Filippov(eqx.Module):
         ends with a result that says so. Time and memory grow with its square. By
         default 128, and outside of jit and vmap a run that needs more is done again
         with twice as many, up to 1024.
+    - `events`: how many events to keep for `trajectory.events` (none: no list is made).
+        Further ones are counted as dropped. `stats` say how many of each sort there are.
 
     It needs float64, a loss over samples (mean or sum), and a model whose kinks it
     finds, in any Equinox module, dense, convolutional, residual or with shared weights:
@@ -49,22 +51,29 @@ class Filippov(eqx.Module):
     the direction leaves; where different pairs meet their kinks at one time and the
     direction parts them; where a direction separates kinks that coincide (one of two
     equal inputs moves). They grow without bound where the flow grazes a kink. `stats`
-    have none. Reverse mode (`jax.grad`) and second derivatives are refused.
+    have none; those of the times in `events` are NaN. Reverse mode (`jax.grad`) and
+    second derivatives are refused.
 
-    **Raises:** `ValueError` if `slots` is not a positive integer; in reverse mode
-    `NotImplementedError`.
+    **Raises:** `ValueError` if `slots` is not a positive integer, or `events` a negative
+    number or not an integer; in reverse mode `NotImplementedError`.
 
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (20, 3))
-    flow = hf.flow(model, (x, x[:, :1]), 5.0, solver=hf.Filippov(slots=32))
+    flow = hf.flow(model, (x, x[:, :1]), 5.0, solver=hf.Filippov(slots=32, events=500))
     print(flow.stats["crossings"], flow.stats["largest_sliding_set"])
+    print(flow.events)
     ```
     """
 
     slots: int | None = eqx.field(static=True, default=None)
+    events: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
         slots = self.slots
         if slots is not None and (not isinstance(slots, int) or slots < 1):
             raise ValueError(f"`slots` must be a positive integer; got {slots!r}.")
+        if type(self.events) is not int or self.events < 0:
+            raise ValueError(
+                f"`events` must be an integer, 0 or more; got {self.events!r}."
+            )

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._counts import Counts
+from ._log import NOTHING, Log, empty_log, numbers_of, side_changes
 from ._settle import Outcome, Settled, Target, arrival, conclude, rounds
 from ._step import (
     STAGES,
@@ -75,6 +76,8 @@ class Solution(NamedTuple):
     recorded: Int[Array, ""]
     ending: Ending
     counts: Counts
+    log: Log | None
+    first_choice: Float[Array, ""]
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
 
@@ -93,6 +96,8 @@ class _Progress(NamedTuple):
     ending: Ending
     stalled: Int[Array, ""]
     counts: Counts
+    log: Log | None
+    first_choice: Float[Array, ""]
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
 
@@ -142,12 +147,13 @@ def loop(
     rtol: Float[Array, ""],
     room: int,
     max_steps: int,
+    events: int,
 ) -> Loop:
     """The loop that follows the flow from `w0` to `t1`, with steps that end on `ts`.
 
     `record(w, loss, velocity)` is what is kept at those times.
     """
-    progress, pending = _start(system, w0, room)
+    progress, pending = _start(system, w0, room, events)
     as_row, as_records = _in_rows(record, w0)
     row = jax.eval_shape(as_row, progress.state)
     records = jnp.zeros((ts.size + 1, row.size), row.dtype)
@@ -177,6 +183,8 @@ def loop(
             recorded=p.recorded,
             ending=p.ending,
             counts=p.counts,
+            log=p.log,
+            first_choice=p.first_choice,
             steps=jnp.maximum(p.steps, 0),
             rejected=p.rejected,
         )
@@ -209,7 +217,7 @@ def _one_step(
     trigger = jnp.arange(state.side.size) == pending.pair
     arrived, overflows = arrival(
         system, pending.path(pending.theta), state.side, state.base,
-        trigger.reshape(state.side.shape), state.largest, room,
+        trigger.reshape(state.side.shape), state.held, state.largest, room,
     )  # fmt: skip
 
     def evaluation(number, work):
@@ -263,9 +271,7 @@ def _committed(
 ) -> _Progress:
     """The pending point accepted if its defect allows, else the one before."""
     state, starting = p.state, p.steps < 0
-    settled, counts = conclude(
-        target, last, p.counts, sliders=state.slots.used, starting=starting
-    )
+    settled, counts = conclude(target, last, p.counts, sliders=state.slots.used)
     step = pending.theta * pending.step
     sizes = _Sizes.of(state, pending, settled)
     error = jnp.where(starting, 0, _error(sizes, step, goal.rtol))
@@ -281,6 +287,15 @@ def _committed(
         stuck=stalled > _STALLED_STEPS,
         nonfinite=~jnp.isfinite(sizes.after + settled.loss),
     )
+    happens = accepted & ~ending.any
+    changes = side_changes(state.side, settled.side, starting)
+    changes = jnp.where(happens, changes, NOTHING)
+    choices = jnp.where(happens, settled.choices, NOTHING)
+    counts = counts.plus(**numbers_of(changes, choices))
+    log = p.log
+    if log is not None:
+        log = log.written(pending.t, changes).written(pending.t, choices)
+    choice = jnp.where(jnp.any(choices != NOTHING), pending.t, jnp.inf)
     state, counts = lax.cond(
         accepted,
         lambda: (_accepted_state(pending, settled, state.largest), counts),
@@ -296,6 +311,8 @@ def _committed(
         ending=ending,
         stalled=stalled,
         counts=counts,
+        log=log,
+        first_choice=jnp.minimum(p.first_choice, choice),
         steps=p.steps + accepted.astype(int),
         rejected=p.rejected + (~accepted).astype(int),
     )
@@ -366,7 +383,9 @@ def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State
     )
 
 
-def _start(system: System, w0: Array, room: int) -> tuple[_Progress, Pending]:
+def _start(
+    system: System, w0: Array, room: int, events: int
+) -> tuple[_Progress, Pending]:
     """The sides at w0, as a pending point: its mode is settled like any other's."""
     shape = (system.samples, system.kinks)
     none, table = jnp.zeros(room, w0.dtype), jnp.zeros(shape, w0.dtype)
@@ -410,6 +429,8 @@ def _start(system: System, w0: Array, room: int) -> tuple[_Progress, Pending]:
         ending=Ending(jnp.zeros(4, bool)),
         stalled=zero,
         counts=Counts.zeros(),
+        log=empty_log(events, now) if events else None,
+        first_choice=jnp.full_like(now, jnp.inf),
         steps=zero - 1,
         rejected=zero,
     )

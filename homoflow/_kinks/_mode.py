@@ -98,11 +98,16 @@ def rate_of_change(point: Point, multiplier: Array) -> Array:
     return -(point.rates + point.gram @ multiplier)
 
 
+def smallest_rate(point: Point) -> Array:
+    """Smaller rates and jumps are rounding."""
+    return _RATE_TOLERANCE * (jnp.linalg.norm(point.gradient) + 1e-300)
+
+
 def _proposal(
     point: Point, state: Array, multiplier: Array, width: Array, plus: Array
 ) -> Array:
     """The states that the conditions ask for, where they are violated."""
-    smallest_rate = _RATE_TOLERANCE * (jnp.linalg.norm(point.gradient) + 1e-300)
+    smallest = smallest_rate(point)
     slack = _BOUND_TOLERANCE * jnp.max(jnp.abs(width))
     rate = rate_of_change(point, multiplier)
     from_minus = multiplier + width * plus
@@ -115,8 +120,8 @@ def _proposal(
     low = jnp.where(concave, ~high, low)
     attracts = width > 0
     up, down = (
-        (state < 0) & (rate > smallest_rate),
-        (state > 0) & (rate < -smallest_rate),
+        (state < 0) & (rate > smallest),
+        (state > 0) & (rate < -smallest),
     )
     state = jnp.where(up, jnp.where(attracts, 0, 1), state)
     state = jnp.where(down, jnp.where(attracts, 0, -1), state)

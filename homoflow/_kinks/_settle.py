@@ -3,20 +3,22 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ._contact import find_contact
-from ._counts import Counts
+from ._counts import Counts, how_many
 from ._field import Groups, Point, evaluate, group
-from ._mode import Mode, find_mode, rate_of_change
+from ._log import NOTHING, EventKind
+from ._mode import Mode, find_mode, rate_of_change, smallest_rate
 from ._system import Slots, System
 
 #: Evaluations at one point while base slopes adapt to the mode.
 _ROUNDS = 6
-#: A slider whose share of its interval is inside it by this much leaves it early.
-_INTERIOR = 1e-3
+#: Searches for another solution at one point.
+_ATTEMPTS = 8
+#: Velocities that differ by less, relative to the jumps that make them so, are the same.
+_SAME_VELOCITY = 1e-6
 #: Rates below this times the gradient are held at 0 by other pairs' constraints.
 _HELD = 1e-11
 
@@ -25,6 +27,7 @@ class Target(NamedTuple):
     """A point at which the field is wanted.
 
     - `side`, `base`: of every pair, as it arrives there; `was`: side of those in slots.
+    - `arrives`: those in slots that other pairs' constraints did not hold there before.
     - `settles`: whether the mode is to be settled, or is known: all in slots slide.
     """
 
@@ -33,6 +36,7 @@ class Target(NamedTuple):
     base: Int[Array, "samples kinks"]
     slots: Slots
     was: Int[Array, " slots"]
+    arrives: Bool[Array, " slots"]
     settles: Bool[Array, ""]
 
 
@@ -42,7 +46,9 @@ class Outcome(NamedTuple):
     - `base`: side of the base slopes; `next_base`, `start`: for another round, `again`.
     - `velocity_before`: in the mode that the target was reached with; `velocity`: goes
         on from there; `back`: the way back onto the kinks, of rounding's size.
-    - `rate`: ż of the scaled rows, `still` where others hold it at 0.
+    - `still`: where ż = 0 without sliding, because others hold it there.
+    - `repelled`: groups, at their leaders, at a concave kink that might let them go on to
+        the other side as well; `chooses`: pairs for which that has been found.
     """
 
     number: Int[Array, ""]
@@ -54,12 +60,12 @@ class Outcome(NamedTuple):
     largest: Float[Array, ""]
     groups: Groups
     mode: Mode
-    multiplier_before: Float[Array, " slots"]
     velocity_before: Float[Array, " weights"]
     velocity: Float[Array, " weights"]
     back: Float[Array, " weights"]
-    rate: Float[Array, " slots"]
     still: Bool[Array, " slots"]
+    repelled: Bool[Array, " slots"]
+    chooses: Bool[Array, " slots"]
     is_consistent: Bool[Array, ""]
 
 
@@ -71,6 +77,7 @@ class Settled(NamedTuple):
     - `slots`: those that slide.
     - `velocity` goes on from here; `velocity_before` is that of the mode that a step
         arrived with, NaN where that cannot be told.
+    - `choices`: the kind of event where the side is one of two that are possible.
     """
 
     w: Float[Array, " weights"]
@@ -85,6 +92,7 @@ class Settled(NamedTuple):
     velocity: Float[Array, " weights"]
     velocity_before: Float[Array, " weights"]
     largest: Float[Array, ""]
+    choices: Int[Array, "samples kinks"]
     is_settled: Bool[Array, ""]
 
 
@@ -94,20 +102,41 @@ def arrival(
     side: Int[Array, "samples kinks"],
     base: Int[Array, "samples kinks"],
     trigger: Bool[Array, "samples kinks"],
+    held: Bool[Array, "samples kinks"],
     largest: Float[Array, ""],
     room: int,
 ) -> tuple[Target, Bool[Array, ""]]:
     """The target at which a mode is to be settled, and whether its slots overflow.
 
     `side` and `base` are those that the step arrived with, `trigger` marks the pair
-    that ended it, `largest` is the scale of z.
+    that ended it, `held` those that it held at their kinks, `largest` is the scale of z.
     """
     contact = find_contact(system, w, side, base, trigger, largest)
     slots = Slots.of(contact.at_kink, room)
     was = jnp.where(slots.used, slots.gathered(contact.side), -1)
     overflows = jnp.sum(contact.at_kink) > room
-    settles = jnp.asarray(True)
-    return Target(w, contact.side, contact.base, slots, was, settles), overflows
+    target = Target(
+        w=w,
+        side=contact.side,
+        base=contact.base,
+        slots=slots,
+        was=was,
+        arrives=slots.used & ~slots.gathered(held),
+        settles=jnp.asarray(True),
+    )
+    return target, overflows
+
+
+class _Search(NamedTuple):
+    """The latest round, and the outcome with which the flow goes on.
+
+    Attempt 0 looks for the latter, further ones for another solution.
+    """
+
+    latest: Outcome
+    outcome: Outcome
+    attempt: Int[Array, ""]
+    ended: Bool[Array, ""]
 
 
 def rounds(system: System, target: Target) -> Outcome:
@@ -115,16 +144,80 @@ def rounds(system: System, target: Target) -> Outcome:
 
     They do not at once if a group's members have base slopes of different sides, or if
     a pair changes side below another pair at its kink, whose row it then changes.
+
+    If pairs then are at concave kinks that might let them go on to the other side too,
+    the search is repeated from there, for what it tells: the first outcome stays.
     """
 
-    def one(outcome: Outcome) -> Outcome:
-        return _round(system, target, outcome)
+    def one(s: _Search) -> _Search:
+        latest = _round(system, target, s.latest)
+        unfinished = latest.again & target.settles & (latest.number < _ROUNDS)
+        return lax.switch(
+            jnp.where(unfinished, 2, jnp.minimum(s.attempt, 1)),
+            (
+                lambda: _attempted(target, latest, 0),
+                lambda: _attempted(
+                    target, _compared(target, s.outcome, latest), s.attempt
+                ),
+                lambda: s._replace(latest=latest),
+            ),
+        )
 
-    def go_on(outcome: Outcome):
-        more = outcome.again & target.settles & (outcome.number < _ROUNDS)
-        return (outcome.number == 0) | more
+    blank = _blank(target)
+    start = _Search(blank, blank, jnp.asarray(0), jnp.asarray(False))
+    return lax.while_loop(lambda s: ~s.ended, one, start).outcome
 
-    return lax.while_loop(go_on, one, _blank(target))
+
+def _attempted(target: Target, found: Outcome, attempt) -> _Search:
+    """The search after so many attempts: the next one begins with other sides.
+
+    First all pairs in question start on their other sides, then one at a time.
+    """
+    groups, suspects = found.groups, found.repelled
+    arriving = groups.total(target.arrives.astype(found.loss.dtype)) > 0
+    number = jnp.cumsum(suspects)
+    useful = (attempt == 0) | ((attempt <= number[-1]) & (number[-1] > 1))
+    again = target.settles & useful & (attempt < _ATTEMPTS)
+    again = again & jnp.any(suspects & arriving) & ~jnp.any(found.chooses)
+    turned = suspects & ((attempt == 0) | (number == attempt))
+    start = jnp.where(turned, -found.mode.state, found.mode.state)
+    side = (start[groups.leader] * groups.sense).astype(jnp.int32)
+    base = jnp.where(side == 0, -groups.sense, side)
+    base = jnp.where(target.slots.used, base, found.base)
+    next_ = found._replace(
+        number=jnp.ones_like(found.number), start=start, next_base=base
+    )
+    return _Search(next_, found, jnp.asarray(attempt + 1), ~again)
+
+
+def _compared(target: Target, found: Outcome, other: Outcome) -> Outcome:
+    """`found`, and which of its pairs are on other sides in a solution that differs."""
+    sides = [_sides(target, outcome) for outcome in (found, other)]
+    suspects = found.repelled[found.groups.leader] & target.slots.used
+    jump = jnp.max(jnp.where(suspects, jnp.abs(found.mode.width), 0), initial=0)
+    apart = other.velocity - found.velocity
+    differs = jnp.sqrt(apart @ apart) > _SAME_VELOCITY * jump
+    fits = other.mode.is_settled & other.is_consistent & ~other.again
+    return found._replace(
+        number=found.number + other.number - 1,
+        chooses=suspects & (sides[0] != sides[1]) & differs & fits,
+    )
+
+
+def _sides(target: Target, outcome: Outcome) -> Int[Array, " slots"]:
+    groups = outcome.groups
+    side = outcome.mode.state[groups.leader] * groups.sense
+    return jnp.where(target.slots.used, side, 1).astype(jnp.int32)
+
+
+def _repelled(point: Point, mode: Mode, rate: Array, leads: Array) -> Array:
+    """Groups at concave kinks whose ż may change sign with their sides.
+
+    Whatever the other pairs do, ż changes by no more than the sum of all jumps.
+    """
+    concave = leads & (mode.state != 0) & (mode.width < -smallest_rate(point))
+    jumps = jnp.sum(jnp.where(concave, -mode.width, 0))
+    return concave & (jnp.abs(rate) <= jumps)
 
 
 def _blank(target: Target) -> Outcome:
@@ -132,6 +225,7 @@ def _blank(target: Target) -> Outcome:
     first = jnp.where(was == 0, slots.gathered(target.base), was)
     none, nowhere = jnp.zeros(was.size, w.dtype), jnp.zeros_like(w)
     states, no = jnp.zeros_like(was), jnp.asarray(False)
+    nobody = jnp.zeros_like(slots.used)
     zero, number = jnp.zeros((), w.dtype), jnp.asarray(0)
     return Outcome(
         number=number,
@@ -143,12 +237,12 @@ def _blank(target: Target) -> Outcome:
         largest=zero,
         groups=Groups(states, states),
         mode=Mode(states, none, none, none, none, no),
-        multiplier_before=none,
         velocity_before=nowhere,
         velocity=nowhere,
         back=nowhere,
-        rate=none,
         still=slots.used,
+        repelled=nobody,
+        chooses=nobody,
         is_consistent=no,
     )
 
@@ -185,12 +279,12 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
         largest=point.largest,
         groups=groups,
         mode=mode,
-        multiplier_before=jnp.where(is_first, mode.before, r.multiplier_before),
         velocity_before=jnp.where(is_first, before, r.velocity_before),
         velocity=after,
         back=back,
-        rate=rate,
         still=jnp.abs(rate) <= _HELD * jnp.sqrt(point.gradient @ point.gradient),
+        repelled=_repelled(point, mode, rate, used & groups.leads),
+        chooses=r.chooses,
         is_consistent=~mixed,
     )
 
@@ -216,16 +310,14 @@ def conclude(
     counts: Counts,
     *,
     sliders: Bool[Array, " slots"],
-    starting: Bool[Array, ""],
 ) -> tuple[Settled, Counts]:
-    """The settled point, and the counts with what has happened there.
+    """The settled point, and the counts with what it took.
 
     `sliders` are the slots that slid on the way to it.
     """
     slots, was, groups, mode = target.slots, target.was, last.groups, last.mode
     used = slots.used
-    side = jnp.where(used, mode.state[groups.leader] * groups.sense, 1)
-    side = side.astype(jnp.int32)
+    side = _sides(target, last)
     slides = used & (side == 0)
     leads = slides & groups.leads
     # Sliders are based on their group's minus side: their multipliers count from there.
@@ -233,10 +325,14 @@ def conclude(
     on_plus = ((last.base * groups.sense) > 0)[groups.leader]
     from_minus = mode.multiplier + mode.width * on_plus.astype(mode.width.dtype)
     nothing = jnp.zeros(target.side.shape, bool)
+    nothing_chosen = jnp.full(target.side.shape, NOTHING, jnp.int32)
+    up, down = int(EventKind.choice_up), int(EventKind.choice_down)
+    choice = jnp.where(side > 0, up, down).astype(jnp.int32)
     # A slider that went dormant took its constraint with it: the step that led here
     # cannot be judged by the old mode's velocity.
-    lost = jnp.sum(used & (was == 0)) < jnp.sum(sliders)
-    before = jnp.where(lost, jnp.nan, last.velocity_before)
+    masks = [used & (was == 0), sliders, used, slides]
+    arrived, departed, rows, sliding = how_many(masks)
+    before = jnp.where(arrived < departed, jnp.nan, last.velocity_before)
     settled = Settled(
         w=target.w + last.back,
         loss=last.loss,
@@ -250,43 +346,8 @@ def conclude(
         velocity=last.velocity,
         velocity_before=before,
         largest=last.largest,
+        choices=slots.scattered(nothing_chosen, choice, last.chooses),
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
     )
-    return settled, _counted(counts, target, side, last, starting)
-
-
-def _counted(
-    counts: Counts, target: Target, now: Array, last: Outcome, starting: Array
-) -> Counts:
-    used, was, mode = target.slots.used, target.was, last.mode
-    pairs = _transitions(was, now, used)
-    width = mode.width
-    share = last.multiplier_before / jnp.where(width != 0, width, 1)
-    inside = (share > _INTERIOR) & (share < 1 - _INTERIOR)
-    turned = ((width <= 0) & inside)[last.groups.leader] & (was == 0) & (now != 0)
-    ambiguous = (used & turned) | (_repelled(used, last) & starting)
-    return counts.plus(
-        gradients=last.number,
-        rows=last.number * jnp.sum(pairs),
-        forward=2,
-        crossings=jnp.where(starting, 0, pairs[0, 2] + pairs[2, 0]),
-        entries=pairs[0, 1] + pairs[2, 1],
-        exits=pairs[1, 0] + pairs[1, 2],
-        non_unique=jnp.sum(ambiguous),
-    ).with_sliding(jnp.sum(pairs[:, 1]))
-
-
-def _transitions(was: Array, now: Array, used: Array) -> Int[Array, "3 3"]:
-    """How many pairs went from each side to each: minus, sliding, plus."""
-    kind = jnp.where(used, 3 * was + now + 4, -1)
-    return jnp.sum(kind[:, None] == np.arange(9, dtype=np.int32), 0).reshape(3, 3)
-
-
-def _repelled(used: Array, last: Outcome) -> Bool[Array, " slots"]:
-    """Groups at a concave kink that could go on to either side, at their leaders."""
-    mode, rate = last.mode, last.rate
-    # On the other side the multiplier is larger or smaller by the (negative) width.
-    other = rate + mode.state.astype(rate.dtype) * mode.width
-    both = jnp.where(mode.state < 0, other >= 0, other <= 0)
-    concave = mode.width < -1e-9 * jnp.max(jnp.abs(mode.width))
-    return used & last.groups.leads & (mode.state != 0) & concave & both
+    counts = counts.plus(gradients=last.number, rows=last.number * rows, forward=2)
+    return settled, counts.with_sliding(sliding)

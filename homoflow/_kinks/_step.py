@@ -39,6 +39,7 @@ _BEYOND = 1.05
 #: An exit is taken when the multiplier is this part of the width outside: the field is
 #: continuous at an exit, so one taken late costs nothing, one taken early is no event.
 _EXIT_SLACK = 1e-5
+_LEAST_SLACK = 1e-9
 #: A predicted event shortens a step to no less than this part.
 _SHORTEST = 1e-3
 
@@ -115,7 +116,8 @@ def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
     w = state.w + ahead.step * (stages[number] @ ahead.velocities)
     was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
     known = jnp.asarray(False)
-    return Target(w, state.side, state.base, state.slots, was, known)
+    nothing = jnp.zeros_like(state.slots.used)
+    return Target(w, state.side, state.base, state.slots, was, nothing, known)
 
 
 def with_stage(
@@ -229,7 +231,9 @@ def _followed(
     side = jnp.where(state.held, 0, state.side)
     slopes = system.slope(state.base)
     watched = watch(system, slopes, side, slides, state.largest)
-    slack = _EXIT_SLACK * state.width
+    # Not less than what the search for the mode tells from rounding.
+    least = _LEAST_SLACK * jnp.max(jnp.abs(state.width), initial=0)
+    slack = jnp.maximum(_EXIT_SLACK * state.width, least)
     # Distances of the multipliers from both ends of their intervals.
     exits, rates = jax.vmap(lambda excess: first_exit(excess, _AT, slack, state.leads))(
         jnp.stack([lams, betas - lams])
