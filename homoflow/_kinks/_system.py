@@ -323,7 +323,8 @@ class _Hoisted(eqx.Module):
 
     @staticmethod
     def of(fn: Callable, *shapes: PyTree) -> "_Hoisted":
-        converted, captured = jax.closure_convert(fn, *shapes)
+        # A module with traced leaves cannot be hashed, as this needs; a function can.
+        converted, captured = jax.closure_convert(lambda *a: fn(*a), *shapes)
         return _Hoisted(converted if captured else fn, captured)
 
     def __call__(self, *arguments):
