@@ -131,8 +131,8 @@ def test_runs_are_added_to_those_of_the_same_problem_only(tmp_path, monkeypatch)
         runs = stored(tmp_path)["problems"]["dense"]["runs"]
         return [(r["method"], r["finished"]) for r in runs]
 
-    work_precision.main([*argv, first.name])
     work_precision.main([*argv, second.name])
+    work_precision.main([*argv, first.name])
     both = [(m.name, finished) for m in (first, second) for finished in (True, False)]
     assert methods() == both
     other = replace(PROBLEMS["dense"](), t1=1.0)

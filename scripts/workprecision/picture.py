@@ -1,6 +1,5 @@
 """The work–precision diagram, drawn from the runs alone."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def draw(study: dict[str, Any], path: Path) -> Path:
     """Write the diagram of a study, one column a problem, as a PNG; its path."""
     problems = [p for p in study["problems"].values() if p["runs"]]
     columns = max(len(problems), 1)
-    with mpl.rc_context({"font.size": 13, "axes.titlesize": 13}):
+    with mpl.rc_context({"font.size": 15, "axes.titlesize": 15}):
         figure = Figure(figsize=(6.2 * columns + 0.6, 12.5), layout="constrained")
         panels = figure.subplots(len(_MEASURES), columns, squeeze=False, sharey=True)
         for column, problem in enumerate(problems):
@@ -110,16 +109,17 @@ def _lead(axes: Axes, runs: list[Run], measure: str) -> None:
         arrowprops={"arrowstyle": "<->", "linewidth": 2.5, "shrinkA": 0, "shrinkB": 0},
     )  # fmt: skip
     about = "~" if other.extrapolated else ""
+    label = name.replace(", ", "\n")
     axes.annotate(
-        f"{about}{_two_digits(other.amount / mine.amount)} × less than\n{name}",
+        f"{about}{_two_digits(other.amount / mine.amount)} × less than\n{label}",
         (mine.amount, _COMPARED_AT), xytext=(38, -8), textcoords="offset points",
         va="top", fontweight="bold",
     )  # fmt: skip
 
 
 def _two_digits(ratio: float) -> str:
-    digits = 1 - math.floor(math.log10(ratio))
-    return f"{round(ratio, digits):,.{max(digits, 0)}f}"
+    rounded = float(f"{ratio:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.2g}"
 
 
 def _style(name: str) -> dict[str, Any]:

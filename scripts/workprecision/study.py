@@ -90,6 +90,7 @@ def run_study(
                 run = _timed(method, solve, setting)
                 run["error"] = problem.error(run.pop("w"), reference)
                 entry["runs"].append(run)
+                entry["runs"].sort(key=_place)  # Stable: settings stay in order.
                 write(study, path)
                 say(_line(run))
                 if not run["finished"]:
@@ -117,6 +118,11 @@ def _described(problem: Problem) -> dict[str, Any]:
         "cpu_seconds_per_gradient": _seconds_per_gradient(problem),
         "runs": [],
     }
+
+
+def _place(run: dict[str, Any]) -> int:
+    names = [method.name for method in METHODS]
+    return names.index(run["method"]) if run["method"] in names else len(names)
 
 
 def _kept_runs(earlier: dict[str, Any] | None, now: dict[str, Any]) -> list[Any]:
