@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jaxtyping import Array
-from toys import flat, relative_error, relu_regression
+from toys import flat, midpoint, relative_error, relu_regression
 
 import homoflow as hf
 import homoflow._exact_flow
@@ -47,25 +47,6 @@ def exactly(model, data, t1, **options):
     ts = None if isinstance(t1, jax.core.Tracer) else t1 * np.linspace(0, 1, 5)
     options = {"solver": EXACT, "ts": ts, "laws": (), "loss": loss, **options}
     return hf.flow(model, data, t1, **options)
-
-
-@eqx.filter_jit
-def midpoint(model, data, t1, steps) -> Array:
-    """Explicit midpoint with constant steps, on autodiff's gradient: flat weights."""
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
-    w0, unravel = jax.flatten_util.ravel_pytree(arrays)
-    x, y = data
-
-    def loss(w):
-        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
-        return 0.5 * jnp.sum((predictions - y) ** 2) / len(x)
-
-    gradient, step = jax.grad(loss), t1 / steps.astype(w0.dtype)
-
-    def one(_, w):
-        return w - step * gradient(w - 0.5 * step * gradient(w))
-
-    return jax.lax.fori_loop(0, steps, one, w0)
 
 
 def normal(seed, shape):

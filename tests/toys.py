@@ -1,6 +1,7 @@
 """Small problems that several test files share, so that each is compiled once.
 
 `relu_gradient` is the oracle for networks with kinks: NumPy, written out by hand.
+`midpoint` is the one for their flow.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -80,6 +82,25 @@ def relu_gradient(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray):
         if h:
             error = (error @ w) * (before[h - 1] > 0)
     return gradients
+
+
+@eqx.filter_jit
+def midpoint(model, data, t1, steps) -> Array:
+    """Explicit midpoint with constant steps, on autodiff's gradient: flat weights."""
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    w0, unravel = jax.flatten_util.ravel_pytree(arrays)
+    x, y = data
+
+    def loss(w):
+        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
+        return 0.5 * jnp.sum((predictions - y) ** 2) / len(x)
+
+    gradient, step = jax.grad(loss), t1 / steps.astype(w0.dtype)
+
+    def one(_, w):
+        return w - step * gradient(w - 0.5 * step * gradient(w))
+
+    return jax.lax.fori_loop(0, steps, one, w0)
 
 
 def _draw(seed: int, shape: tuple[int, ...]) -> Array:
