@@ -7,7 +7,13 @@ from ._flow import flow as flow
 from ._kink_events import Event as Event, Events as Events, Slide as Slide
 from ._kink_layers import KinkLayer as KinkLayer
 from ._kinks import EventKind as EventKind, Filippov as Filippov
-from ._laws import Law as Law, Laws as Laws, laws as laws
+from ._laws import (
+    Certificate as Certificate,
+    Law as Law,
+    Laws as Laws,
+    certify as certify,
+    laws as laws,
+)
 from ._losses import (
     AbstractLoss as AbstractLoss,
     ExponentialLoss as ExponentialLoss,

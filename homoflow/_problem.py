@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from ._concrete import is_concrete
 from ._data import as_objective_data, as_samples, refuse_nonfinite, sample_shape
-from ._laws import Law, Laws, laws as find_laws
+from ._laws import Law, Laws, known_laws
 from ._losses import AbstractLoss, LossLike, Risk
 from ._trainable import Trainable, trainable_mask
 
@@ -75,7 +75,7 @@ def pose(
         _refuse_unless_scalar("objective", shape)
         problem_objective = objective
     if laws is None:
-        found = find_laws(model, example, loss, objective=objective, trainable=mask)
+        found = known_laws(model, example, loss, objective=objective, trainable=mask)
     else:
         found = _as_laws(laws)
     return Problem(model, data, problem_objective, mask, found)

@@ -1,5 +1,6 @@
 """Conservation laws: what they are, and how they are found."""
 
+from ._certificate import Certificate as Certificate, certify as certify
 from ._certify import relative_violation as relative_violation
-from ._find import laws as laws
+from ._find import known_laws as known_laws, laws as laws
 from ._law import Law as Law, Laws as Laws

@@ -19,6 +19,7 @@ from .._trainable import Trainable, trainable_mask
 from ._certify import threshold, violations_at_random_weights
 from ._law import Laws
 from ._network_laws import factorization_laws, network_laws, output_sum_laws
+from ._search import search
 
 
 def laws(
@@ -28,12 +29,12 @@ def laws(
     *,
     objective: Callable[[PyTree, PyTree], Scalar] | None = None,
     trainable: Trainable = None,
+    batched: bool = False,
 ) -> Laws:
     """The quantities that gradient flow on `model` conserves exactly.
 
-    For homoflow's own models they are read off the layers: one object for each hidden
-    layer and kind, each with a `name` and `value(model)` = wᵀAw + bᵀw as the paper
-    prints it (no ½) [Du, Hu & Lee 2018].
+    Each law is an object with a `name` and `value(model)` = wᵀAw + bᵀw (no ½). Those of
+    homoflow's own models are read off the layers [Du, Hu & Lee 2018]:
 
     - `neurons[h]` (Thm 2.1): ‖W_h[i,:]‖² − ‖W_{h+1}[:,i]‖², a vector over the neurons i
         of hidden layer h; with a bias + b_h[i]². `channels[h]` for convolutions.
@@ -45,29 +46,65 @@ def laws(
     - `output_sums[N]`, `output_bias_sum[N]`: column sums of the output layer, for
         `SoftmaxCrossEntropy`.
 
+    Any other Equinox module is traced with `x_example`. Every operation constrains how
+    its operands may be rescaled without changing the output; the rescalings that are
+    left, over the rationals, are laws such as `rows[layers[0].weight]`, which become
+    matrix laws where units only ever meet linear maps. Sums of weights that no gradient
+    changes (before softmax and normalization layers) come from gradients. Each law is
+    then certified: ⟨2Aw + b, ∇L(w)⟩ = 0 to 1e-12 of the terms that cancel, in float64, at
+    random weights, data and targets.
+
     **Arguments:**
 
     - `model`: an Equinox module.
-    - `x_example`: one input sample; with `objective`, an example of its `data`.
+    - `x_example`: one input sample; with `objective`, an example of its `data`; with
+        `batched`, a batch. Of integers, the largest sets the range that is drawn from.
     - `loss`: the loss the model is trained with.
-    - `objective`: `(model, data) -> scalar` instead of a loss. Proposed laws are then
-        certified: kept only if ⟨2Aw + b, ∇L(w)⟩ = 0 to rounding at random weights, in
-        the model's dtype.
+    - `objective`: `(model, data) -> scalar` instead of a loss. The laws of homoflow's own
+        models are then kept only if they are certified, in the model's dtype.
     - `trainable`: an Equinox filter. A law that involves a frozen array does not hold,
         and is left out.
+    - `batched`: the model maps a whole batch to its predictions (batch statistics).
 
-    **Returns:** an iterable with a length. It is empty, and its `note` says why, if
-    there is no law or the model is not one of homoflow's own: no law is ever guessed.
+    **Returns:** an iterable with a length. Its `note` says why, if there is no law: none
+    is ever guessed. `approximate` holds what is conserved only nearly (normalization
+    with ε > 0), with the measured violation.
 
     **Raises:** `ValueError` if nothing is trainable, or if `objective` is given without
     an example of its data.
 
     ```python
-    model = hf.MLP((4, 8, 2), key=jax.random.key(0))
-    for law in hf.laws(model):
-        print(law.name, law.value(model).shape)  # neurons[1] (8,), layers[1] ()
+    model = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    for law in hf.laws(model, jnp.ones(4)):
+        print(law.name, law.value(model).shape)  # rows[layers[0].weight] (8,)
     ```
     """
+    if isinstance(model, AbstractNetwork | MatrixFactorization) and not batched:
+        return known_laws(
+            model, x_example, loss, objective=objective, trainable=trainable
+        )
+    mask = trainable_mask(model, trainable)
+    name = type(model).__name__
+    if x_example is None:
+        return Laws(
+            (),
+            f"The laws of {name} are not known: pass `x_example`, one input sample, to "
+            "search for them.",
+        )
+    if not is_concrete((model, x_example)):
+        return Laws((), f"The laws of {name} cannot be searched for inside a trace.")
+    return search(model, mask, x_example, loss, objective, batched=batched)
+
+
+def known_laws(
+    model: PyTree,
+    x_example: PyTree | None,
+    loss: LossLike,
+    *,
+    objective: Callable[[PyTree, PyTree], Scalar] | None,
+    trainable: Trainable,
+) -> Laws:
+    """The laws that can be read off a model without a search, also inside a trace."""
     mask = trainable_mask(model, trainable)
     found = _proposed(model, None if objective is not None else loss)
     found = _of_trained_arrays(found, model, mask)
@@ -87,8 +124,8 @@ def _proposed(model: PyTree, loss: LossLike | None) -> Laws:
     if not isinstance(model, AbstractNetwork):
         return Laws(
             (),
-            f"The laws of {type(model).__name__} are not known: this version reads "
-            "them off homoflow's own models only.",
+            f"The laws of {type(model).__name__} are not known: find them with "
+            "`homoflow.laws`, and pass them as `laws`.",
         )
     items, note = network_laws(model)
     if isinstance(loss, SoftmaxCrossEntropy):

@@ -1,10 +1,12 @@
 """What a conservation law is: a quadratic (or linear) function of the weights."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from jaxtyping import Array, Float, PyTree
 
@@ -19,18 +21,49 @@ class Term(eqx.Module):
     - `coefficient`: what the share is multiplied by.
     - `axis`: the axis that counts units (ignored in a total).
     - `view`: shape the array is given first, where units are not an axis of their own.
+    - `index`: which rows along the axis belong to the units, the same number to each, in
+        the order of the units; all rows, one to each unit, by default.
+    - `units`: how many units there are; needed with `index` only.
     """
 
     path: Path = eqx.field(static=True)
     coefficient: int = eqx.field(static=True)
     axis: int = eqx.field(static=True, default=0)
     view: tuple[int, ...] | None = eqx.field(static=True, default=None)
+    index: tuple[int, ...] | None = eqx.field(static=True, default=None)
+    units: int = eqx.field(static=True, default=1)
 
     def rows(self, model: PyTree) -> Float[Array, "units rest"]:
         """The array as a matrix with one row for each unit."""
-        array = leaf_at(model, self.path)
-        array = array if self.view is None else array.reshape(self.view)
-        return jnp.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
+        return rows_of(self, leaf_at(model, self.path))
+
+
+class Entries(eqx.Module):
+    """Single entries' share of a law: Σ_k c_k·u[i_k]·v[j_k], or Σ_k c_k·u[i_k].
+
+    - `path`, `index`: the array u, and flat indices into it.
+    - `other_path`, `other_index`: the same for v; `None` in a linear share.
+    - `coefficients`: the c_k.
+    """
+
+    path: Path = eqx.field(static=True)
+    index: tuple[int, ...] = eqx.field(static=True)
+    coefficients: tuple[float, ...] = eqx.field(static=True)
+    other_path: Path | None = eqx.field(static=True, default=None)
+    other_index: tuple[int, ...] = eqx.field(static=True, default=())
+
+    def of(self, left: PyTree, right: PyTree):
+        """The share, as a symmetric bilinear form; of `right` alone if it is linear."""
+        if self.other_path is None:
+            chosen = leaf_at(right, self.path).reshape(-1)[np.asarray(self.index)]
+            return (np.asarray(self.coefficients, chosen.dtype) * chosen).sum()
+        total = 0
+        for first, second in ((left, right), (right, left)):
+            u = leaf_at(first, self.path).reshape(-1)[np.asarray(self.index)]
+            v = leaf_at(second, self.other_path).reshape(-1)
+            v = v[np.asarray(self.other_index)]
+            total = total + (np.asarray(self.coefficients, u.dtype) / 2 * u * v).sum()
+        return total
 
 
 class Law(eqx.Module):
@@ -42,7 +75,12 @@ class Law(eqx.Module):
 
     - `name`: short and unique in the model, such as `neurons[1]`.
     - `formula`: what it is, in the paper's letters.
-    - `quadratic_terms`, `linear_terms`: A and b.
+    - `quadratic_terms`, `linear_terms`: A and b; `entries`: more of both, entry by entry.
+    - `blocks`: for a matrix over pairs of units, how many blocks the units come in, such
+        as the heads of an attention layer; only pairs within a block are in the value.
+    - `violation`: `None` for a law. Otherwise the quantity is conserved only
+        approximately, and this is its largest measured |⟨2Aw + b, ∇L⟩|, relative to the
+        size of the terms that cancel.
     """
 
     name: str = eqx.field(static=True)
@@ -50,6 +88,10 @@ class Law(eqx.Module):
     contraction: Contraction = eqx.field(static=True)
     quadratic_terms: tuple[Term, ...]
     linear_terms: tuple[Term, ...] = ()
+    blocks: int = eqx.field(static=True, default=1)
+    tex: str = eqx.field(static=True, default="")
+    violation: float | None = eqx.field(static=True, default=None)
+    entries: tuple[Entries, ...] = ()
 
     def value(self, model: PyTree) -> Float[Array, "..."]:
         """wᵀAw + bᵀw of `model`'s weights, in their dtype; under jit and vmap too."""
@@ -62,10 +104,34 @@ class Law(eqx.Module):
         `value(w⁺) = value(w) + 2·bilinear(w, u) + linear(u) + bilinear(u, u)`.
         """
         shares = (
-            t.coefficient * _contract(self.contraction, t.rows(left), t.rows(right))
+            t.coefficient * self._contract(t.rows(left), t.rows(right))
             for t in self.quadratic_terms
         )
-        return sum(shares, start=self._zero(left))
+        single = (e.of(left, right) for e in self.entries if e.other_path is not None)
+        return sum((*shares, *single), start=self._zero(left))
+
+    def gradient(self, model: PyTree, component: int | tuple[int, ...] = ()) -> PyTree:
+        """∇h = 2Aw + b, a pytree of the model's structure (`None` where no array is).
+
+        `component` says of which entry of the value, such as `i` for the law of unit i
+        and `(i, j)` for an entry of a matrix law; a scalar law needs none.
+        """
+
+        def entry(weights: PyTree) -> Float[Array, ""]:
+            value = self.value(weights)[component]
+            if value.shape != ():
+                raise ValueError(
+                    f"The law {self.name} has a value of shape {self.value(model).shape}"
+                    ": say of which entry you want the gradient, as `component`."
+                )
+            return value
+
+        return eqx.filter_grad(entry)(model)
+
+    @property
+    def latex(self) -> str:
+        """The formula for a paper, without dollar signs."""
+        return self.tex or _as_latex(self.formula)
 
     def quadratic(self, update: PyTree) -> Float[Array, "..."]:
         """q(u) = uᵀAu: one step of gradient descent adds exactly η²q(g)."""
@@ -77,29 +143,43 @@ class Law(eqx.Module):
             t.coefficient * _linear(self.contraction, t.rows(update))
             for t in self.linear_terms
         )
-        return sum(shares, start=self._zero(update))
+        single = (e.of(update, update) for e in self.entries if e.other_path is None)
+        return sum((*shares, *single), start=self._zero(update))
 
     def paths(self) -> frozenset[Path]:
         """Key paths of the arrays that the law involves."""
-        return frozenset(t.path for t in (*self.quadratic_terms, *self.linear_terms))
+        terms = (*self.quadratic_terms, *self.linear_terms, *self.entries)
+        others = (e.other_path for e in self.entries if e.other_path is not None)
+        return frozenset((*(t.path for t in terms), *others))
 
     def _zero(self, tree: PyTree) -> Float[Array, ""]:
-        first = (*self.quadratic_terms, *self.linear_terms)[0]
+        first = (*self.quadratic_terms, *self.linear_terms, *self.entries)[0]
         return jnp.zeros((), leaf_at(tree, first.path).dtype)
 
+    def _contract(self, left: Array, right: Array) -> Array:
+        return contracted(self.contraction, self.blocks, left, right)
+
     def __repr__(self) -> str:
-        return f"<{self.name}: {self.formula}>"
+        return f"<{self.name}: {self._described()}>"
+
+    def _described(self) -> str:
+        if self.violation is None:
+            return self.formula
+        return f"{self.formula} (approximately: violated by {self.violation:.1g})"
 
 
 class Laws(eqx.Module):
     """The conservation laws of a model: an iterable with a length.
 
     `laws["neurons[1]"]` or `laws[0]` is one of them. `note` says in a sentence why a law
-    one might expect is not here; it is empty if there is nothing to say.
+    one might expect is not here; it is empty if there is nothing to say. `approximate`
+    are quantities that are nearly conserved, such as the norm of weights in front of a
+    normalization with ε > 0. They are not laws, and not counted among them.
     """
 
     items: tuple[Law, ...]
     note: str = eqx.field(static=True, default="")
+    approximate: tuple[Law, ...] = ()
 
     def __iter__(self) -> Iterator[Law]:
         return iter(self.items)
@@ -128,10 +208,11 @@ class Laws(eqx.Module):
         notes = [self.note] if self.note else []
         if len(items) < len(self.items):
             notes.append(note)
-        return Laws(items, " ".join(notes))
+        return Laws(items, " ".join(notes), self.approximate)
 
     def __repr__(self) -> str:
         lines = [f"  {law.name}: {law.formula}" for law in self.items]
+        lines += [f"  {law.name}: {law._described()}" for law in self.approximate]
         lines += [f"  ({self.note})"] if self.note else []
         return "\n".join([f"Laws of {len(self)} kinds", *lines])
 
@@ -151,15 +232,34 @@ def leaf_at(tree: PyTree, path: Path) -> Array:
     return tree
 
 
-def _contract(kind: Contraction, left: Array, right: Array) -> Array:
+def rows_of(term: Term, array):
+    """An array of jax or of numpy as a matrix with one row for each of a term's units."""
+    array = array if term.view is None else array.reshape(term.view)
+    others = [a for a in range(array.ndim) if a != term.axis]
+    if array.ndim == 0:
+        return array.reshape(1, 1)
+    rows = array.transpose([term.axis, *others]).reshape(array.shape[term.axis], -1)
+    if term.index is None:
+        return rows
+    return rows[np.asarray(term.index)].reshape(term.units, -1)
+
+
+def contracted(kind: Contraction, blocks: int, left, right):
+    """Products of rows, summed as the kind of law has it."""
     match kind:
         case "total":
-            return jnp.sum(left * right)
+            return (left * right).sum()
         case "units":
-            return jnp.sum(left * right, axis=1)
-        case "matrix":
+            return (left * right).sum(axis=1)
+        case "matrix" if blocks == 1:
             product = left @ right.T
             return (product + product.T) / 2
+        case "matrix":
+            left, right = (
+                a.reshape(blocks, a.shape[0] // blocks, -1) for a in (left, right)
+            )
+            product = left @ right.swapaxes(1, 2)
+            return (product + product.swapaxes(1, 2)) / 2
 
 
 def _linear(kind: Contraction, rows: Array) -> Array:
@@ -170,3 +270,15 @@ def _linear(kind: Contraction, rows: Array) -> Array:
             return jnp.sum(rows, axis=1)
         case "matrix":
             raise ValueError("A matrix law has no linear part.")
+
+
+_LATEX = {"²": "^2", "ᵀ": r"^\top", "Σ": r"\sum", "−": "-", "·": r"\cdot "}
+
+
+def _as_latex(formula: str) -> str:
+    """A formula in the paper's letters, as TeX."""
+    text = re.sub(r"([A-Za-z])(\d+)", r"\1_{\2}", formula)
+    text = re.sub(r"‖([^‖]*)‖", r"\\lVert \1\\rVert ", text)
+    for plain, tex in _LATEX.items():
+        text = text.replace(plain, tex)
+    return text.replace(" ^", "^")

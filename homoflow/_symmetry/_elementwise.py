@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 from ._scale import FIXED, Scale, moved, scaled, tidy
-from ._tracked import Tracked
+from ._tracked import Tracked, is_inexact
 from ._walk import Rule, Walk
 
 #: A constant up to which x + ε is nearly x.
@@ -36,9 +36,9 @@ def out_shape(eqn) -> tuple[int, ...]:
 
 def agreed(walk: Walk, values: list[Tracked], shape: tuple[int, ...]) -> Tracked:
     """Demand that values scale alike; what they have in common."""
-    if walk.ignores_small_constants and (large := _not_small(values)) is not None:
-        walk.neglected = True
-        values = large
+    if (large := _not_small(values)) is not None:
+        walk.met_small_constants = True
+        values = large if walk.ignores_small_constants else values
     tame = [v for v in values if not v.is_wild]
     if not tame:
         return Tracked(shape, is_wild=bool(values))
@@ -76,9 +76,7 @@ def _keep(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
 
 def _cast(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     (value,) = incoming
-    if not np.issubdtype(eqn.outvars[0].aval.dtype, np.inexact) and not (
-        eqn.outvars[0].aval.dtype.name == "bfloat16"
-    ):
+    if not is_inexact(eqn.outvars[0].aval.dtype):
         walk.fix(value)
         return [Tracked(value.shape)]
     return [Tracked(value.shape, value.scale, value.fresh, value.is_wild)]

@@ -11,6 +11,8 @@ import numpy as np
 from ._equations import Equations
 from ._tracked import Leaf
 
+#: The most generators that rescale whole arrays among which simpler ones are looked for.
+_MOST_COMMON = 60
 #: Per leaf: the weight of the whole array, and by axes the entries that differ from it.
 Deviations = dict[int, Fraction]
 Share = tuple[Fraction, dict[tuple[int, ...], Deviations]]
@@ -62,7 +64,66 @@ def generators(leaves: Sequence[Leaf], equations: Equations) -> list[Generator]:
     for k, leaf in enumerate(leaves):
         for unknown, share in _shares(leaf, equations).items():
             found.setdefault(unknown, {})[k] = share
-    return [_normalized(found[unknown]) for unknown in sorted(found)]
+    simple = _simplified([found[unknown] for unknown in sorted(found)])
+    return [_normalized(g) for g in simple]
+
+
+def _simplified(found: list[Generator]) -> list[Generator]:
+    """The same span, with fewer generators that rescale whole arrays.
+
+    An equation between units is written with the first unit as the reference, which then
+    carries what is common to all.
+    """
+    common = [i for i, g in enumerate(found) if _totals(g)]
+    if len(common) > _MOST_COMMON:
+        return found
+    found, improves = list(found), True
+    while improves:
+        improves = False
+        for i in common:
+            for j in common:
+                better = _reduced(found[i], found[j]) if i != j else None
+                if better is not None:
+                    found[i], improves = better, True
+    return found
+
+
+def _reduced(generator: Generator, other: Generator) -> Generator | None:
+    """The generator plus a multiple of the other, if that is simpler."""
+    totals, of_other = _totals(generator), _totals(other)
+    factors = {-totals[k] / of_other[k] for k in totals.keys() & of_other.keys()}
+    candidates = [_plus(generator, other, f) for f in sorted(factors)]
+    best = min(candidates, key=_cost, default=generator)
+    return best if _cost(best) < _cost(generator) else None
+
+
+def _totals(generator: Generator) -> dict[int, Fraction]:
+    return {k: total for k, (total, _) in generator.items() if total}
+
+
+def _cost(generator: Generator) -> tuple[int, int]:
+    """How much there is to write: whole arrays, and entries of arrays."""
+    entries = sum(len(d) for _, o in generator.values() for d in o.values())
+    return len(_totals(generator)), entries
+
+
+def _plus(generator: Generator, other: Generator, factor: Fraction) -> Generator:
+    result: Generator = {}
+    for k in sorted(generator.keys() | other.keys()):
+        total, own = generator.get(k, (Fraction(0), {}))
+        more, its = other.get(k, (Fraction(0), {}))
+        deviations = {}
+        for axes in own.keys() | its.keys():
+            mine, theirs = own.get(axes, {}), its.get(axes, {})
+            values = {
+                i: mine.get(i, Fraction(0)) + factor * theirs.get(i, Fraction(0))
+                for i in mine.keys() | theirs.keys()
+            }
+            if values := {i: c for i, c in values.items() if c}:
+                deviations[axes] = values
+        if total + factor * more or deviations:
+            result[k] = (total + factor * more, deviations)
+    return result
 
 
 def _shares(leaf: Leaf, equations: Equations) -> dict[int, Share]:
@@ -111,7 +172,10 @@ def _normalized(generator: Generator) -> Generator:
     if values[0] < 0:
         scale = -scale
     return {
-        k: (total * scale, {a: {i: c * scale for i, c in d.items()} for a, d in o.items()})
+        k: (
+            total * scale,
+            {a: {i: c * scale for i, c in d.items()} for a, d in o.items()},
+        )
         for k, (total, o) in generator.items()
     }
 

@@ -67,7 +67,9 @@ def _window(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     """Pooling."""
     value = incoming[0]
     sizes = eqn.params["window_dimensions"]
-    axes = [a for a, n in enumerate(sizes) if n > 1 or out_shape(eqn)[a] != value.shape[a]]
+    axes = [
+        a for a, n in enumerate(sizes) if n > 1 or out_shape(eqn)[a] != value.shape[a]
+    ]
     scale = walk.equations.independent(walk.scale(value), axes, value.shape)
     return [Tracked(out_shape(eqn), scale, is_wild=value.is_wild)]
 
@@ -104,7 +106,9 @@ def _dot_general(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     if second[0].undecided():
         _decide(walk, *second, scale, contracted)
     scale = (*scale, *moved(walk.scale(second[0]), second[1]))
-    return [Tracked(shape, tidy(walk.equations.independent(tidy(scale), contracted, joint)))]
+    return [
+        Tracked(shape, tidy(walk.equations.independent(tidy(scale), contracted, joint)))
+    ]
 
 
 def _decide(
@@ -175,9 +179,7 @@ def _conv(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     weights = walk.equations.independent(walk.scale(kernel), rhs[2:], kernel.shape)
     channels = {rhs[0]: 0, rhs[1]: 1}
     weights = moved(weights, [channels.get(a) for a in range(len(kernel.shape))])
-    total = walk.equations.independent(
-        tidy((*entering, *weights)), [1], (n_out, width)
-    )
+    total = walk.equations.independent(tidy((*entering, *weights)), [1], (n_out, width))
     return [Tracked(shape, tidy(moved(total, [out[1]])))]
 
 
@@ -188,7 +190,9 @@ def _decide_kernel(walk: Walk, kernel: Tracked, channels, entering: Scale) -> No
     free = [a for a in places[:1] if a is not None]
     unknown = walk.equations.unknowns([leaf.shape[a] for a in free])
     opposite = [q for q in scaled(entering, -1) if 1 in q.axes]
-    leaf.scale = tidy([Part(Fraction(1), tuple(free), unknown), *moved(tuple(opposite), places)])
+    leaf.scale = tidy(
+        [Part(Fraction(1), tuple(free), unknown), *moved(tuple(opposite), places)]
+    )
 
 
 def _without(scale: Scale, axes: set[int], rank: int) -> Scale:

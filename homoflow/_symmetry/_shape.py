@@ -37,8 +37,9 @@ def _broadcast_in_dim(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]
 
 def _squeeze(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     gone = {int(a) % len(incoming[0].shape) for a in eqn.params["dimensions"]}
-    kept = [a for a in range(len(incoming[0].shape)) if a not in gone]
-    places = [kept.index(a) if a in kept else None for a in range(len(kept + [*gone]))]
+    axes = range(len(incoming[0].shape))
+    kept = [a for a in axes if a not in gone]
+    places = [kept.index(a) if a in kept else None for a in axes]
     return [_rearranged(incoming[0], out_shape(eqn), places)]
 
 
@@ -90,7 +91,9 @@ def _concatenate(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     axis, shape = int(eqn.params["dimension"]), out_shape(eqn)
     if all(v.is_wild for v in incoming):
         return [Tracked(shape, is_wild=True)]
-    pieces = [(walk.scale(v) if not v.is_wild else _any(walk, v, axis)) for v in incoming]
+    pieces = [
+        (walk.scale(v) if not v.is_wild else _any(walk, v, axis)) for v in incoming
+    ]
     slots: dict[tuple[Fraction, int], list[tuple[int, Part]]] = {}
     for i, scale in enumerate(pieces):
         counts: dict[Fraction, int] = {}
@@ -208,7 +211,11 @@ def _dynamic_update_slice(walk: Walk, eqn, incoming: list[Tracked]) -> list[Trac
         Tracked(value.shape, _uniform(walk, v, cut)) for v in (value, update)
         if not v.is_wild
     ]  # fmt: skip
-    return [agreed(walk, narrow, value.shape) if narrow else Tracked(value.shape, is_wild=True)]
+    return [
+        agreed(walk, narrow, value.shape)
+        if narrow
+        else Tracked(value.shape, is_wild=True)
+    ]
 
 
 SHAPE: dict[str, Rule] = {

@@ -89,10 +89,15 @@ def constant(value: Any) -> Tracked:
 
 def is_wild(array: np.ndarray | None) -> bool:
     """Whether every entry is zero, infinite or NaN."""
-    if array is None or array.dtype.kind not in "fc" and array.dtype.name != "bfloat16":
+    if array is None or not is_inexact(array.dtype):
         return False
     array = array.astype(np.float64)
     return bool(np.all((array == 0) | ~np.isfinite(array)))
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Whether numbers of this type can be rescaled."""
+    return jax.numpy.issubdtype(dtype, np.inexact)
 
 
 def along_each_axis(shape: Sequence[int], equations: Equations) -> Scale:
@@ -123,7 +128,4 @@ def _general(shape: Sequence[int], equations: Equations) -> Scale:
 
 def _is_key(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-
+    return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)

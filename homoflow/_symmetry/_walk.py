@@ -8,7 +8,7 @@ outputs must not scale. What the equations leave free are the symmetries, exactl
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.core
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ._equations import Equations
@@ -22,14 +22,16 @@ class Walk:
     """One pass over a jaxpr.
 
     `ignores_small_constants` reads x + ε as x, for laws that hold up to ε only.
-    `neglected` tells whether it did.
+    `met_small_constants` tells whether there were any.
     """
 
-    def __init__(self, rules: dict[str, Rule], *, ignores_small_constants: bool = False):
+    def __init__(
+        self, rules: dict[str, Rule], *, ignores_small_constants: bool = False
+    ):
         self.rules = rules
         self.equations = Equations()
         self.ignores_small_constants = ignores_small_constants
-        self.neglected = False
+        self.met_small_constants = False
         #: Names of operations that no rule covers, and that parameters enter.
         self.opaque: set[str] = set()
 

@@ -1,0 +1,189 @@
+"""Quadratic and linear laws of a small model, from the null space of many gradients."""
+
+import math
+
+import jax
+import numpy as np
+
+from ._certify import LIMIT, violation
+from ._flat import FlatProblem
+from ._law import Entries, Law
+from ._probe import clear_points
+from ._proposals import path_text
+
+#: The most parameters for which the search is tried.
+MOST_PARAMETERS = 60
+#: Singular values below this, relative to the largest, are zeros.
+_NULL = 1e-9
+_FAINT = 1e-4
+_SMALLEST, _LARGEST_DENOMINATOR = 1e-7, 12
+_MOST_WRITTEN = 6
+
+
+def quadratic_laws(problem: FlatProblem, known: tuple[Law, ...]) -> tuple[Law, ...]:
+    """The laws wᵀAw + bᵀw that are no functions of `known` ones.
+
+    The condition ⟨2Aw + b, ∇L(w)⟩ = 0 at more random weights and data than A and b have
+    entries is a linear system; what solves it is certified at others.
+    """
+    if problem.size > MOST_PARAMETERS:
+        return ()
+    rows = _conditions(problem)
+    _, values, directions = np.linalg.svd(rows, full_matrices=True)
+    values = np.pad(values, (0, len(directions) - len(values)))
+    null = directions[values <= _NULL * values[0]]
+    # Most of them are known: what is left are combinations that the known ones lack.
+    span = _coordinates(problem, known)
+    found: list[Law] = []
+    points = _points(problem)
+    for candidate in _sparse(null):
+        if len(_orthonormal(np.vstack([span, candidate]))) == len(span):
+            continue
+        law = _law(problem, candidate, len(found) + 1)
+        if violation(law, points) <= LIMIT and _is_new(problem, law, (*known, *found)):
+            span = _orthonormal(np.vstack([span, candidate]))
+            found.append(law)
+    return tuple(found)
+
+
+def _is_new(problem: FlatProblem, law: Law, known: tuple[Law, ...]) -> bool:
+    """Whether a law is no function of others, such as their product."""
+    before, after = (problem.jacobian(laws) for laws in (known, (*known, law)))
+    weights, _ = problem.drawn(3, seed=23)
+    return max(len(_orthonormal(after(w))) for w in weights) > max(
+        len(_orthonormal(before(w))) for w in weights
+    )
+
+
+def _conditions(problem: FlatProblem) -> np.ndarray:
+    n = problem.size
+    unknowns = n * (n + 1) // 2 + n
+    weights, data = problem.drawn(unknowns + unknowns // 3 + 40, seed=21)
+    with jax.enable_x64(True):
+        gradients = np.asarray(jax.jit(jax.vmap(problem.gradient))(weights, data))
+    i, j = np.triu_indices(n)
+    quadratic = weights[:, i] * gradients[:, j] + weights[:, j] * gradients[:, i]
+    quadratic[:, i == j] /= 2
+    rows = np.concatenate([2 * quadratic, gradients], axis=1)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    norms = np.linalg.norm(rows, axis=1)
+    # Where a loss saturates, what is left of a gradient is rounding.
+    clear = norms > _FAINT * np.median(norms)
+    return rows[clear] / norms[clear, None]
+
+
+def _coordinates(problem: FlatProblem, laws: tuple[Law, ...]) -> np.ndarray:
+    """An orthonormal basis of the span of laws, as entries of A and b."""
+    n = problem.size
+    if not laws:
+        return np.zeros((0, n * (n + 1) // 2 + n))
+    jacobian = problem.jacobian(laws)
+    linear = jacobian(np.zeros(n))
+    columns = np.stack([jacobian(e) - linear for e in np.eye(n)], axis=-1) / 2
+    i, j = np.triu_indices(n)
+    upper = columns[:, i, j]
+    return _orthonormal(np.concatenate([upper, linear], axis=1))
+
+
+def _sparse(null: np.ndarray) -> np.ndarray:
+    """Another basis of the same space, reduced so that most entries are 0."""
+    rows, done = null.copy(), []
+    for _ in range(len(rows)):
+        rest = [k for k in range(len(rows)) if k not in done]
+        k, pivot = np.unravel_index(np.argmax(np.abs(rows[rest])), rows[rest].shape)
+        k = rest[int(k)]
+        rows[k] /= rows[k, pivot]
+        for other in range(len(rows)):
+            if other != k:
+                rows[other] -= rows[other, pivot] * rows[k]
+        done.append(k)
+    rows[np.abs(rows) < _SMALLEST] = 0
+    rational = np.round(rows * math.lcm(*range(1, _LARGEST_DENOMINATOR + 1)))
+    rational /= math.lcm(*range(1, _LARGEST_DENOMINATOR + 1))
+    near = np.abs(rational - rows).max(axis=1, keepdims=True, initial=0) < 1e-8
+    return np.where(near, rational, rows)
+
+
+def _orthonormal(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.where(norms > 0, norms, 1)
+    if not len(rows):
+        return rows
+    _, values, directions = np.linalg.svd(rows, full_matrices=False)
+    return directions[values > 1e-8 * max(values[0], 1e-300)]
+
+
+def _points(problem: FlatProblem):
+    weights, data = problem.drawn(8, seed=22)
+    with jax.enable_x64(True):
+        gradients = np.asarray(jax.jit(jax.vmap(problem.gradient))(weights, data))
+        unravel = problem.unravel
+        points = [
+            tuple(jax.tree.map(np.asarray, unravel(v)) for v in (w, g))
+            for w, g in zip(weights, gradients, strict=True)
+        ]
+    return clear_points(points)
+
+
+def _law(problem: FlatProblem, candidate: np.ndarray, number: int) -> Law:
+    places, candidate = _places(problem), _in_whole_numbers(candidate)
+    n = problem.size
+    i, j = np.triu_indices(n)
+    quadratic, linear = candidate[: len(i)], candidate[len(i) :]
+    shares: dict = {}
+    texts = []
+    for k in np.flatnonzero(quadratic):
+        (p, a), (q, b) = places[i[k]], places[j[k]]
+        c = float(quadratic[k]) * (1 if i[k] == j[k] else 2)
+        shares.setdefault((p, q), []).append((a, b, c))
+        texts.append((c, _product(_entry(p, a), _entry(q, b))))
+    for k in np.flatnonzero(linear):
+        p, a = places[k]
+        shares.setdefault((p, None), []).append((a, 0, float(linear[k])))
+        texts.append((float(linear[k]), _entry(p, a)))
+    entries = tuple(
+        Entries(
+            p,
+            tuple(a for a, _, _ in own),
+            tuple(c for _, _, c in own),
+            q,
+            () if q is None else tuple(b for _, b, _ in own),
+        )
+        for (p, q), own in shares.items()
+    )
+    return Law(
+        f"quadratic[{number}]", _written(texts), "total", (), (), entries=entries
+    )
+
+
+def _in_whole_numbers(candidate: np.ndarray) -> np.ndarray:
+    """Without fractions, where that is possible."""
+    for factor in range(1, 2 * _LARGEST_DENOMINATOR + 1):
+        scaled = factor * candidate / np.abs(candidate).max()
+        if np.abs(scaled - np.round(scaled)).max() < 1e-8:
+            return np.round(scaled)
+    return candidate
+
+
+def _places(problem: FlatProblem) -> list:
+    """Which array and which of its entries each coordinate is."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(problem.template)
+    return [(path, k) for path, leaf in paths for k in range(leaf.size)]
+
+
+def _entry(path, index: int) -> str:
+    return f"{path_text(path)}.flat[{index}]"
+
+
+def _product(first: str, second: str) -> str:
+    return f"{first}²" if first == second else f"{first}·{second}"
+
+
+def _written(texts: list[tuple[float, str]]) -> str:
+    shown = [f"{'−' if c < 0 else '+'} {_number(abs(c))}{t}" for c, t in texts]
+    more = f" + … ({len(shown)} terms)" if len(shown) > _MOST_WRITTEN else ""
+    return " ".join(shown[:_MOST_WRITTEN]).removeprefix("+ ") + more
+
+
+def _number(c: float) -> str:
+    return "" if c == 1 else f"{c:g}·"
