@@ -32,27 +32,34 @@ def quadratic_laws(problem: FlatProblem, known: tuple[Law, ...]) -> tuple[Law, .
     _, values, directions = np.linalg.svd(rows, full_matrices=True)
     values = np.pad(values, (0, len(directions) - len(values)))
     null = directions[values <= _NULL * values[0]]
-    # Most of them are known: what is left are combinations that the known ones lack.
     span = _coordinates(problem, known)
+    weights, _ = problem.drawn(3, seed=23)
+    jacobian = problem.jacobian(known)
+    gradients = [_orthonormal(jacobian(w)) for w in weights]
     found: list[Law] = []
     points = _points(problem)
     for candidate in _sparse(null):
-        if len(_orthonormal(np.vstack([span, candidate]))) == len(span):
-            continue
-        law = _law(problem, candidate, len(found) + 1)
-        if violation(law, points) <= LIMIT and _is_new(problem, law, (*known, *found)):
-            span = _orthonormal(np.vstack([span, candidate]))
-            found.append(law)
+        more = [
+            _orthonormal(np.vstack([g, _gradient(candidate, w)]))
+            for g, w in zip(gradients, weights, strict=True)
+        ]
+        # The product of two linear laws is a quadratic one, but says nothing new.
+        is_new = max(map(len, more)) > max(map(len, gradients))
+        if is_new and len(_orthonormal(np.vstack([span, candidate]))) > len(span):
+            law = _law(problem, candidate, len(found) + 1)
+            if violation(law, points) <= LIMIT:
+                found.append(law)
+                gradients = more
     return tuple(found)
 
 
-def _is_new(problem: FlatProblem, law: Law, known: tuple[Law, ...]) -> bool:
-    """Whether a law is no function of others, such as their product."""
-    before, after = (problem.jacobian(laws) for laws in (known, (*known, law)))
-    weights, _ = problem.drawn(3, seed=23)
-    return max(len(_orthonormal(after(w))) for w in weights) > max(
-        len(_orthonormal(before(w))) for w in weights
-    )
+def _gradient(candidate: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """2Aw + b."""
+    n = len(w)
+    i, j = np.triu_indices(n)
+    matrix = np.zeros((n, n))
+    matrix[i, j] = matrix[j, i] = candidate[: len(i)]
+    return 2 * matrix @ w + candidate[len(i) :]
 
 
 def _conditions(problem: FlatProblem) -> np.ndarray:
