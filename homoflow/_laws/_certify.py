@@ -54,7 +54,7 @@ def rate_and_size(
         sizes = (jax.tree.map(abs, tree) for tree in (weights, gradient))
         rate = rate + (1 if is_linear else 2) * share
         size = size + (1 if is_linear else 2) * absolute.of(*sizes)
-    return rate, size
+    return np.asarray(rate), np.asarray(size)
 
 
 def violation(law: Law, points: Iterable[tuple[PyTree, PyTree]]) -> float:

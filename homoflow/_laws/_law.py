@@ -217,7 +217,7 @@ class Laws(eqx.Module):
         return "\n".join([f"Laws of {len(self)} kinds", *lines])
 
 
-def leaf_at(tree: PyTree, path: Path) -> Array:
+def leaf_at(tree: PyTree, path: Path) -> Any:
     """The leaf at a JAX key path."""
     for key in path:
         match key:

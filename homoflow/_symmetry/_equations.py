@@ -98,7 +98,7 @@ class Equations:
 def _at_origin(part: Part, axes: Sequence[int]) -> Part:
     for a in axes:
         if a in part.axes:
-            ids = np.take(part.ids, 0, axis=part.axes.index(a))
+            ids = np.asarray(np.take(part.ids, 0, axis=part.axes.index(a)))
             part = Part(part.factor, tuple(b for b in part.axes if b != a), ids)
     return part
 

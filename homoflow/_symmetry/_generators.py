@@ -13,6 +13,8 @@ from ._tracked import Leaf
 
 #: The most generators that rescale whole arrays among which simpler ones are looked for.
 _MOST_COMMON = 60
+#: The most entries of parameters that are written out to see how simple a generator is.
+_LARGEST_WRITTEN_OUT = 10_000
 #: Per leaf: the weight of the whole array, and by axes the entries that differ from it.
 Deviations = dict[int, Fraction]
 Share = tuple[Fraction, dict[tuple[int, ...], Deviations]]
@@ -64,11 +66,11 @@ def generators(leaves: Sequence[Leaf], equations: Equations) -> list[Generator]:
     for k, leaf in enumerate(leaves):
         for unknown, share in _shares(leaf, equations).items():
             found.setdefault(unknown, {})[k] = share
-    simple = _simplified([found[unknown] for unknown in sorted(found)])
+    simple = _simplified([found[unknown] for unknown in sorted(found)], leaves)
     return [_normalized(g) for g in simple]
 
 
-def _simplified(found: list[Generator]) -> list[Generator]:
+def _simplified(found: list[Generator], leaves: Sequence[Leaf]) -> list[Generator]:
     """The same span, with fewer generators that rescale whole arrays.
 
     An equation between units is written with the first unit as the reference, which then
@@ -82,32 +84,58 @@ def _simplified(found: list[Generator]) -> list[Generator]:
         improves = False
         for i in common:
             for j in common:
-                better = _reduced(found[i], found[j]) if i != j else None
+                better = _reduced(found[i], found[j], leaves) if i != j else None
                 if better is not None:
                     found[i], improves = better, True
     return found
 
 
-def _reduced(generator: Generator, other: Generator) -> Generator | None:
+def _reduced(
+    generator: Generator, other: Generator, leaves: Sequence[Leaf]
+) -> Generator | None:
     """The generator plus a multiple of the other, if that is simpler."""
-    totals, of_other = _totals(generator), _totals(other)
-    factors = {-totals[k] / of_other[k] for k in totals.keys() & of_other.keys()}
-    candidates = [_plus(generator, other, f) for f in sorted(factors)]
-    best = min(candidates, key=_cost, default=generator)
-    return best if _cost(best) < _cost(generator) else None
+    factors = set()
+    for k in generator.keys() & other.keys():
+        own, its = _values(generator[k]), _values(other[k])
+        factors |= {-a / b for a in own for b in its if a and b}
+    candidates = [_plus(generator, other, f, leaves) for f in sorted(factors)]
+    best = min(candidates, key=lambda g: _cost(g, leaves), default=generator)
+    return best if _cost(best, leaves) < _cost(generator, leaves) else None
+
+
+def _values(share: Share) -> set[Fraction]:
+    """Weights that occur in an array."""
+    total, others = share
+    return {total}.union(*({total + c for c in d.values()} for d in others.values()))
 
 
 def _totals(generator: Generator) -> dict[int, Fraction]:
     return {k: total for k, (total, _) in generator.items() if total}
 
 
-def _cost(generator: Generator) -> tuple[int, int]:
-    """How much there is to write: whole arrays, and entries of arrays."""
+def _cost(generator: Generator, leaves: Sequence[Leaf]) -> tuple[float, int]:
+    """How much there is to rescale, and how much to write."""
     entries = sum(len(d) for _, o in generator.values() for d in o.values())
-    return len(_totals(generator)), entries
+    written = len(_totals(generator)) + entries
+    if sum(math.prod(leaves[k].shape) for k in generator) > _LARGEST_WRITTEN_OUT:
+        return len(_totals(generator)), written
+    return sum(_weight(g, leaves[k].shape) for k, g in generator.items()), written
 
 
-def _plus(generator: Generator, other: Generator, factor: Fraction) -> Generator:
+def _weight(share: Share, shape: Sequence[int]) -> float:
+    """Σ|weight| over the entries of an array."""
+    total, others = share
+    full = np.full(shape, float(total))
+    for axes, deviations in others.items():
+        part = np.zeros([shape[a] for a in axes])
+        part.reshape(-1)[list(deviations)] = [float(c) for c in deviations.values()]
+        full = full + part.reshape([n if a in axes else 1 for a, n in enumerate(shape)])
+    return float(np.abs(full).sum())
+
+
+def _plus(
+    generator: Generator, other: Generator, factor: Fraction, leaves: Sequence[Leaf]
+) -> Generator:
     result: Generator = {}
     for k in sorted(generator.keys() | other.keys()):
         total, own = generator.get(k, (Fraction(0), {}))
@@ -121,9 +149,25 @@ def _plus(generator: Generator, other: Generator, factor: Fraction) -> Generator
             }
             if values := {i: c for i, c in values.items() if c}:
                 deviations[axes] = values
-        if total + factor * more or deviations:
-            result[k] = (total + factor * more, deviations)
+        share = _shortest(total + factor * more, deviations, leaves[k].shape)
+        if share[0] or share[1]:
+            result[k] = share
     return result
+
+
+def _shortest(
+    total: Fraction, deviations: dict[tuple[int, ...], Deviations], shape: Sequence[int]
+) -> Share:
+    """The same weights, counted from another value where that takes fewer entries."""
+    for axes, values in list(deviations.items()):
+        if total:
+            size = math.prod(shape[a] for a in axes)
+            rest = {i: values.get(i, Fraction(0)) + total for i in range(size)}
+            rest = {i: c for i, c in rest.items() if c}
+            if len(rest) <= len(values):
+                total = Fraction(0)
+                deviations = deviations | {axes: rest}
+    return total, {axes: values for axes, values in deviations.items() if values}
 
 
 def _shares(leaf: Leaf, equations: Equations) -> dict[int, Share]:
@@ -212,10 +256,29 @@ def _family(members: Sequence[Generator], leaves: Sequence[Leaf]) -> Family:
                     [i for i, c in sorted(g[k][1][axes].items()) if c == weight]
                     for g in members
                 ]
-                portions.append(
-                    Portion(k, int(weight), axes, np.asarray(index, np.int64))
-                )
+                portion = Portion(k, int(weight), axes, np.asarray(index, np.int64))
+                portions.append(_narrowed(portion, leaves[k].shape))
     return Family(len(members), tuple(portions))
+
+
+def _narrowed(portion: Portion, shape: Sequence[int]) -> Portion:
+    """The portion along one axis, if units own all there is along the others."""
+    if len(portion.axes) < 2:
+        return portion
+    sizes = [shape[a] for a in portion.axes]
+    places = np.stack(np.unravel_index(portion.index, sizes))
+    for axis, spots, size in zip(portion.axes, places, sizes, strict=True):
+        index = np.stack([np.unique(row) for row in spots]) if _alike(spots) else None
+        if index is not None and index.shape[1] * math.prod(sizes) == (
+            portion.index.shape[1] * size
+        ):
+            return Portion(portion.leaf, portion.weight, (axis,), index)
+    return portion
+
+
+def _alike(rows: np.ndarray) -> bool:
+    """Whether all rows hold the same number of different values."""
+    return len({len(np.unique(row)) for row in rows}) == 1
 
 
 def dimension(found: Iterable[Family]) -> int:

@@ -145,7 +145,7 @@ def _opposite(part: Part, axis_of: dict[int, int]) -> Part:
     ids = part.ids
     for i in reversed(range(len(part.axes))):
         if part.axes[i] not in axis_of:
-            ids = np.take(ids, 0, axis=i)
+            ids = np.asarray(np.take(ids, 0, axis=i))
     kept = tuple(a for a in part.axes if a in axis_of)
     width = max(kept, default=-1) + 1
     (result,) = moved(

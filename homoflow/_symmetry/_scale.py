@@ -127,7 +127,7 @@ def _without_idle_axes(part: Part) -> Part:
     for i in reversed(range(len(axes))):
         first = np.take(ids, [0], axis=i) if ids.shape[i] else ids
         if ids.shape[i] == 1 or (ids.shape[i] and (ids == first).all()):
-            ids = np.take(ids, 0, axis=i)
+            ids = np.asarray(np.take(ids, 0, axis=i))
             del axes[i]
     return Part(part.factor, tuple(axes), ids)
 
