@@ -74,6 +74,8 @@ def laws(
     an example of its data.
 
     ```python
+    import equinox as eqx
+
     model = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
     for law in hf.laws(model, jnp.ones(4)):
         print(law.name, law.value(model).shape)  # rows[layers[0].weight] (8,)

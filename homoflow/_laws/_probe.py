@@ -17,9 +17,13 @@ Point = tuple[PyTree, PyTree]
 #: Sizes of the weights and of the data at successive points. Small and large ones, so
 #: that kinks are met and saturating functions are seen on both sides.
 _SIZES = ((1.0, 1.0), (0.5, 3.0), (1.5, 0.3), (1.0, 8.0), (0.8, 1.0), (2.0, 2.0))
+#: So large that thresholds in the code, if it has any, are likely passed.
+_WIDE = ((0.7, 100.0), (1.0, 30.0))
 _TRIES = 3
 #: How much smaller than usual a gradient may be.
 _FAINT = 1e-3
+#: Gradients beyond this overflow when they are multiplied by weights.
+LARGEST_GRADIENT = 1e150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +49,18 @@ class Probe:
     def points(self, count: int, seed: int = 0) -> list[Point]:
         """(weights, gradient) at random points, as pytrees of NumPy arrays.
 
-        Points at which the gradient is not finite or very small are left out.
+        There are `count` usual ones, and a few with very large data. Points at which
+        the gradient is not finite or very small are left out.
         """
-        return clear_points(list(self._points(count, seed)))
+        sizes = [_SIZES[i % len(_SIZES)] for i in range(count)]
+        return clear_points(list(self._points([*sizes, *_WIDE], seed)))
 
-    def _points(self, count: int, seed: int) -> Iterator[Point]:
+    def _points(self, sizes, seed: int) -> Iterator[Point]:
         differentiate = self.compiled()
-        for i in range(count):
+        for i, size in enumerate(sizes):
             for attempt in range(_TRIES):
                 rng = np.random.default_rng((seed, i, attempt))
-                weights, data = self.drawn(rng, *_SIZES[i % len(_SIZES)])
+                weights, data = self.drawn(rng, *size)
                 if attempt:  # Logarithms and roots need positive weights.
                     weights = jax.tree.map(abs, weights)
                 gradient = jax.tree.map(np.asarray, differentiate(weights, data))
@@ -102,11 +108,20 @@ class Probe:
 def clear_points(points: list[Point]) -> list[Point]:
     """Those whose gradient is finite, and not so small that rounding is much of it."""
     points = [p for p in points if _is_finite(p)]
-    norms = [
-        float(sum((g**2).sum() for g in jax.tree.leaves(g))) ** 0.5 for _, g in points
+    norms = [_norm(gradient) for _, gradient in points]
+    usual = np.median([n for n in norms if n < LARGEST_GRADIENT] or [0.0])
+    return [
+        point
+        for point, norm in zip(points, norms, strict=True)
+        if _FAINT * usual <= norm < LARGEST_GRADIENT
     ]
-    usual = np.median(norms) if norms else 0.0
-    return [p for p, norm in zip(points, norms, strict=True) if norm >= _FAINT * usual]
+
+
+def _norm(tree: PyTree) -> float:
+    largest = max(
+        (np.abs(a).max(initial=0.0) for a in jax.tree.leaves(tree)), default=0
+    )
+    return float(largest)
 
 
 def probe_loss(model, mask, x_example, loss, *, batched: bool, samples: int) -> Probe:

@@ -8,7 +8,7 @@ import numpy as np
 from ._certify import LIMIT, violation
 from ._flat import FlatProblem
 from ._law import Entries, Law
-from ._probe import clear_points
+from ._probe import LARGEST_GRADIENT, clear_points
 from ._proposals import path_text
 
 #: The most parameters for which the search is tried.
@@ -68,11 +68,12 @@ def _conditions(problem: FlatProblem) -> np.ndarray:
     weights, data = problem.drawn(unknowns + unknowns // 3 + 40, seed=21)
     with jax.enable_x64(True):
         gradients = np.asarray(jax.jit(jax.vmap(problem.gradient))(weights, data))
+    usable = np.abs(gradients).max(axis=1) < LARGEST_GRADIENT  # And so not NaN.
+    weights, gradients = weights[usable], gradients[usable]
     i, j = np.triu_indices(n)
     quadratic = weights[:, i] * gradients[:, j] + weights[:, j] * gradients[:, i]
     quadratic[:, i == j] /= 2
     rows = np.concatenate([2 * quadratic, gradients], axis=1)
-    rows = rows[np.isfinite(rows).all(axis=1)]
     norms = np.linalg.norm(rows, axis=1)
     # Where a loss saturates, what is left of a gradient is rounding.
     clear = norms > _FAINT * np.median(norms)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .._symmetry import Leaf, Portion
-from ._certify import LIMIT
+from ._certify import LIMIT, violation
 from ._law import Law, leaf_at
 from ._probe import Point
 from ._proposals import path_text, signed_sum, term_of
@@ -36,8 +36,8 @@ def linear_laws(leaves: Sequence[Leaf], points: Sequence[Point]) -> list[Law]:
         return []
     alone = list(_vanishing(leaves, gradients))
     laws = [_law(leaves, [(1, s)]) for s in alone]
-    laws += [_law(leaves, r) for r in _relations(leaves, gradients, alone)]
-    return laws
+    joint = (_law(leaves, r) for r in _relations(leaves, gradients, alone))
+    return laws + [law for law in joint if violation(law, points) <= LIMIT]
 
 
 def _vanishing(leaves, gradients) -> Iterator[Sum]:

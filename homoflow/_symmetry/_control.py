@@ -32,7 +32,7 @@ def _written_out(walk: Walk, closed, length: int, reverse: bool, consts, carry, 
     steps = range(length)[::-1] if reverse else range(length)
     outputs: dict[int, list[Tracked]] = {}
     for t in steps:
-        results = walk.run_closed(closed, [*consts, *carry, *(c[t] for c in columns)])
+        results = walk.run(closed, [*consts, *carry, *(c[t] for c in columns)])
         carry = results[: len(carry)]
         outputs[t] = results[len(carry) :]
     count = len(closed.jaxpr.outvars) - len(carry)
@@ -47,7 +47,7 @@ def _steady(walk: Walk, closed, consts, carry, xs):
     for x in xs:
         scale = walk.equations.independent(walk.scale(x), [0], x.shape)
         each.append(Tracked(x.shape[1:], _earlier(scale), is_wild=x.is_wild))
-    results = walk.run_closed(closed, [*consts, *entering, *each])
+    results = walk.run(closed, [*consts, *entering, *each])
     leaving = results[: len(carry)]
     for before, after in zip(entering, leaving, strict=True):
         agreed(walk, [before, after], before.shape)
@@ -59,9 +59,9 @@ def _while(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     n_test, n_body = p["cond_nconsts"], p["body_nconsts"]
     tested, consts = incoming[:n_test], incoming[n_test : n_test + n_body]
     entering = [_steady_state(walk, v) for v in incoming[n_test + n_body :]]
-    (more,) = walk.run_closed(p["cond_jaxpr"], [*tested, *entering])
+    (more,) = walk.run(p["cond_jaxpr"], [*tested, *entering])
     walk.fix(more)
-    leaving = walk.run_closed(p["body_jaxpr"], [*consts, *entering])
+    leaving = walk.run(p["body_jaxpr"], [*consts, *entering])
     for before, after in zip(entering, leaving, strict=True):
         agreed(walk, [before, after], before.shape)
     return entering
@@ -70,7 +70,7 @@ def _while(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
 def _cond(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     which, *operands = incoming
     walk.fix(which)
-    branches = [walk.run_closed(b, operands) for b in eqn.params["branches"]]
+    branches = [walk.run(b, operands) for b in eqn.params["branches"]]
     shapes = [tuple(v.aval.shape) for v in eqn.outvars]
     return [
         agreed(walk, list(values), shape)

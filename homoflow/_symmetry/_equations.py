@@ -60,6 +60,14 @@ class Equations:
             self._demand(terms)
         return tuple(_at_origin(p, axes) for p in scale)
 
+    def demand(self, equation: Combination) -> None:
+        """Demand that a combination of unknowns is 0."""
+        self._eliminate(equation)
+
+    def is_free(self, unknown: int) -> bool:
+        """Whether nothing determines the unknown."""
+        return unknown not in self._solved
+
     def resolve(self, unknown: int) -> Combination:
         """The unknown in terms of free ones."""
         known = self._solved.get(unknown)

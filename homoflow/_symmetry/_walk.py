@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.core
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 
+from .._jaxpr import inner_jaxprs, walk
 from ._equations import Equations
 from ._scale import TooLarge
 from ._tracked import Leaf, Tracked, constant, parameter
@@ -35,30 +36,20 @@ class Walk:
         #: Names of operations that no rule covers, and that parameters enter.
         self.opaque: set[str] = set()
 
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Tracked]):
-        """The outputs, given the inputs."""
-        known: dict[Any, Tracked] = dict(zip(jaxpr.invars, values, strict=True))
-        known.update(zip(jaxpr.constvars, map(_as_tracked, consts), strict=True))
-
-        def read(atom) -> Tracked:
-            return constant(atom.val) if isinstance(atom, Literal) else known[atom]
-
-        for eqn in jaxpr.eqns:
-            results = self.apply(eqn, [read(v) for v in eqn.invars])
-            known.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in jaxpr.outvars]
-
-    def run_closed(self, closed: ClosedJaxpr | Jaxpr, values: Sequence[Tracked]):
-        """The outputs of a function that an operation carries."""
-        if isinstance(closed, ClosedJaxpr):
-            return self.run(closed.jaxpr, closed.consts, values)
-        return self.run(closed, (), values)
+    def run(self, closed: ClosedJaxpr, values: Sequence[Tracked]) -> list[Tracked]:
+        """The outputs of a function, given its inputs."""
+        return walk(
+            closed,
+            list(values),
+            lambda eqn, incoming, site: self.apply(eqn, incoming),
+            _as_tracked,
+        )
 
     def apply(self, eqn, incoming: list[Tracked]) -> list[Tracked]:
         """The results of one operation."""
         rule = self.rules.get(eqn.primitive.name, _opaque)
         if rule is _opaque and (body := _only_body(eqn)) is not None:
-            return self.run_closed(body, incoming)
+            return self.run(body, incoming)
         try:
             results = rule(self, eqn, incoming)
         except TooLarge:
@@ -88,12 +79,12 @@ def symmetries(
 
     Afterwards `leaf.scale` in terms of the walk's free unknowns is every symmetry.
     """
-    walk = Walk(rules, ignores_small_constants=ignores_small_constants)
+    this = Walk(rules, ignores_small_constants=ignores_small_constants)
     data = [Tracked(tuple(v.aval.shape)) for v in closed.jaxpr.invars[len(leaves) :]]
-    outputs = walk.run_closed(closed, [*map(parameter, leaves), *data])
+    outputs = this.run(closed, [*map(parameter, leaves), *data])
     for output in outputs:
-        walk.fix(output)
-    return walk
+        this.fix(output)
+    return this
 
 
 def _opaque(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
@@ -105,15 +96,14 @@ def _opaque(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
     return [Tracked(tuple(v.aval.shape)) for v in eqn.outvars]
 
 
-def _only_body(eqn) -> ClosedJaxpr | Jaxpr | None:
+def _only_body(eqn) -> ClosedJaxpr | None:
     """The body of a call that is no more than its body (jit, custom_jvp, remat, …)."""
-    bodies = [v for v in eqn.params.values() if isinstance(v, ClosedJaxpr | Jaxpr)]
+    bodies = list(inner_jaxprs(eqn))
     if len(bodies) != 1:
         return None
-    (body,) = bodies
-    jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+    jaxpr = bodies[0].jaxpr
     matches = len(jaxpr.invars) == len(eqn.invars)
-    return body if matches and len(jaxpr.outvars) == len(eqn.outvars) else None
+    return bodies[0] if matches and len(jaxpr.outvars) == len(eqn.outvars) else None
 
 
 def _note_value(eqn, incoming: list[Tracked], results: list[Tracked]) -> None:
