@@ -564,6 +564,14 @@ def test_stopped_gradients_have_no_law():
     assert [law.name for law in laws] == ["entries[p['u']]"]  # Constant, each of them.
 
 
+def test_dead_neurons_have_laws_as_others_do():
+    made = mlp(depth=1)
+    dead = eqx.tree_at(lambda m: m.layers[0].bias, made, jnp.full(4, -1e3))
+    assert [law.formula for law in hf.laws(dead, SAMPLE)] == [
+        law.formula for law in hf.laws(made, SAMPLE)
+    ]
+
+
 # The loss, objectives, and where there is nothing to search ----------------------------
 
 

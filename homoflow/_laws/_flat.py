@@ -1,15 +1,15 @@
 """Weights as one vector, and laws as functions of it: for small models only."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
 
 from .._precision import full_matmul_precision
+from ._certify import rate_and_size
 from ._law import Law
 from ._probe import _SIZES, Probe
 
@@ -43,22 +43,32 @@ class FlatProblem:
         weights = np.stack([_raveled(w) for w, _ in draws])
         return weights, stacked([data for _, data in draws])
 
-    def jacobian(self, laws: tuple[Law, ...]) -> Callable[[np.ndarray], np.ndarray]:
-        """w ↦ the gradients of all laws, one in each row."""
+    def gradients(self, weights: np.ndarray, data: Any) -> np.ndarray:
+        """∇L at many weights and data, one in each row."""
+        with jax.enable_x64(True):
+            return np.asarray(jax.jit(jax.vmap(self.gradient))(weights, data))
 
-        def values(w):
-            tree = self.unravel(w)
-            return jnp.concatenate([law.value(tree).reshape(-1) for law in laws])
+    def tree(self, vector: np.ndarray) -> PyTree:
+        """A vector as a pytree of NumPy arrays of the weights' shapes."""
+        leaves, structure = jax.tree.flatten(self.template)
+        ends = np.cumsum([leaf.size for leaf in leaves])
+        parts = np.split(vector, ends[:-1])
+        arrays = [p.reshape(a.shape) for p, a in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, arrays)
 
-        jacobian = jax.jit(jax.jacrev(values))
-
-        def evaluated(w):
-            if not laws:
-                return np.zeros((0, self.size))
-            with jax.enable_x64(True):
-                return np.asarray(jacobian(w))
-
-        return evaluated
+    def jacobian(self, laws: tuple[Law, ...], w: np.ndarray) -> np.ndarray:
+        """The gradients 2Aw + b of all laws at w, one in each row."""
+        weights = self.tree(w)
+        columns = [
+            np.concatenate(
+                [
+                    np.zeros(0),
+                    *(rate_and_size(h, weights, axis)[0].ravel() for h in laws),
+                ]
+            )
+            for axis in map(self.tree, np.eye(self.size))
+        ]
+        return np.stack(columns, axis=1)
 
 
 def stacked(trees: list[Any]) -> Any:

@@ -20,6 +20,8 @@ _SIZES = ((1.0, 1.0), (0.5, 3.0), (1.5, 0.3), (1.0, 8.0), (0.8, 1.0), (2.0, 2.0)
 #: So large that thresholds in the code, if it has any, are likely passed.
 _WIDE = ((0.7, 100.0), (1.0, 30.0))
 _TRIES = 3
+#: How many points it takes to certify anything.
+FEWEST_POINTS = 3
 #: How much smaller than usual a gradient may be.
 _FAINT = 1e-3
 #: Gradients beyond this overflow when they are multiplied by weights.
@@ -156,13 +158,13 @@ def in_double(tree: PyTree) -> PyTree:
     """Every floating-point array of a pytree in float64."""
 
     def cast(leaf):
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            return leaf
+        is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
             return np.zeros(leaf.shape, np.float64 if is_real else leaf.dtype)
-        if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            with jax.enable_x64(True):
-                return jnp.asarray(leaf, jnp.float64)
-        return leaf
+        with jax.enable_x64(True):
+            return jnp.asarray(leaf, jnp.float64) if is_real else leaf
 
     return jax.tree.map(
         cast, tree, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct)

@@ -8,7 +8,7 @@ import numpy as np
 from ._certify import LIMIT, violation
 from ._flat import FlatProblem
 from ._law import Entries, Law
-from ._probe import LARGEST_GRADIENT, clear_points
+from ._probe import FEWEST_POINTS, LARGEST_GRADIENT, clear_points
 from ._proposals import path_text
 
 #: The most parameters for which the search is tried.
@@ -18,6 +18,8 @@ _NULL = 1e-9
 _FAINT = 1e-4
 _SMALLEST, _LARGEST_DENOMINATOR = 1e-7, 12
 _MOST_WRITTEN = 6
+#: How many weights and data, other than those of the null space, laws are certified at.
+_CERTIFIED = 8
 
 
 def quadratic_laws(problem: FlatProblem, known: tuple[Law, ...]) -> tuple[Law, ...]:
@@ -28,24 +30,35 @@ def quadratic_laws(problem: FlatProblem, known: tuple[Law, ...]) -> tuple[Law, .
     """
     if problem.size > MOST_PARAMETERS:
         return ()
-    rows = _conditions(problem)
-    _, values, directions = np.linalg.svd(rows, full_matrices=True)
-    values = np.pad(values, (0, len(directions) - len(values)))
+    n = problem.size
+    unknowns = n * (n + 1) // 2 + n
+    weights, data = problem.drawn(_CERTIFIED + unknowns * 4 // 3 + 40, seed=21)
+    gradients = problem.gradients(weights, data)
+    rows = _conditions(weights[_CERTIFIED:], gradients[_CERTIFIED:])
+    if len(rows) < unknowns:
+        return ()  # Too few usable gradients: the null space would be spurious.
+    _, values, directions = np.linalg.svd(np.linalg.qr(rows, mode="r"))
     null = directions[values <= _NULL * values[0]]
-    span = _coordinates(problem, known)
-    weights, _ = problem.drawn(3, seed=23)
-    jacobian = problem.jacobian(known)
-    gradients = [_orthonormal(jacobian(w)) for w in weights]
+    if not len(null):
+        return ()
+    points = clear_points(
+        [
+            (problem.tree(w), problem.tree(g))
+            for w, g in zip(weights[:_CERTIFIED], gradients[:_CERTIFIED], strict=True)
+        ]
+    )
+    if len(points) < FEWEST_POINTS:
+        return ()
+    generic = weights[:3]
+    gradients = [_orthonormal(problem.jacobian(known, w)) for w in generic]
     found: list[Law] = []
-    points = _points(problem)
     for candidate in _sparse(null):
         more = [
             _orthonormal(np.vstack([g, _gradient(candidate, w)]))
-            for g, w in zip(gradients, weights, strict=True)
+            for g, w in zip(gradients, generic, strict=True)
         ]
         # The product of two linear laws is a quadratic one, but says nothing new.
-        is_new = max(map(len, more)) > max(map(len, gradients))
-        if is_new and len(_orthonormal(np.vstack([span, candidate]))) > len(span):
+        if max(map(len, more)) > max(map(len, gradients)):
             law = _law(problem, candidate, len(found) + 1)
             if violation(law, points) <= LIMIT:
                 found.append(law)
@@ -62,12 +75,9 @@ def _gradient(candidate: np.ndarray, w: np.ndarray) -> np.ndarray:
     return 2 * matrix @ w + candidate[len(i) :]
 
 
-def _conditions(problem: FlatProblem) -> np.ndarray:
-    n = problem.size
-    unknowns = n * (n + 1) // 2 + n
-    weights, data = problem.drawn(unknowns + unknowns // 3 + 40, seed=21)
-    with jax.enable_x64(True):
-        gradients = np.asarray(jax.jit(jax.vmap(problem.gradient))(weights, data))
+def _conditions(weights: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """The equations ⟨2Aw + b, g⟩ = 0, one in each row, for the entries of A and b."""
+    n = weights.shape[1]
     usable = np.abs(gradients).max(axis=1) < LARGEST_GRADIENT  # And so not NaN.
     weights, gradients = weights[usable], gradients[usable]
     i, j = np.triu_indices(n)
@@ -78,19 +88,6 @@ def _conditions(problem: FlatProblem) -> np.ndarray:
     # Where a loss saturates, what is left of a gradient is rounding.
     clear = norms > _FAINT * np.median(norms)
     return rows[clear] / norms[clear, None]
-
-
-def _coordinates(problem: FlatProblem, laws: tuple[Law, ...]) -> np.ndarray:
-    """An orthonormal basis of the span of laws, as entries of A and b."""
-    n = problem.size
-    if not laws:
-        return np.zeros((0, n * (n + 1) // 2 + n))
-    jacobian = problem.jacobian(laws)
-    linear = jacobian(np.zeros(n))
-    columns = np.stack([jacobian(e) - linear for e in np.eye(n)], axis=-1) / 2
-    i, j = np.triu_indices(n)
-    upper = columns[:, i, j]
-    return _orthonormal(np.concatenate([upper, linear], axis=1))
 
 
 def _sparse(null: np.ndarray) -> np.ndarray:
@@ -109,7 +106,8 @@ def _sparse(null: np.ndarray) -> np.ndarray:
     rational = np.round(rows * math.lcm(*range(1, _LARGEST_DENOMINATOR + 1)))
     rational /= math.lcm(*range(1, _LARGEST_DENOMINATOR + 1))
     near = np.abs(rational - rows).max(axis=1, keepdims=True, initial=0) < 1e-8
-    return np.where(near, rational, rows)
+    rows = np.where(near, rational, rows)
+    return rows[np.argsort(np.count_nonzero(rows, axis=1), kind="stable")]
 
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:
@@ -119,18 +117,6 @@ def _orthonormal(rows: np.ndarray) -> np.ndarray:
         return rows
     _, values, directions = np.linalg.svd(rows, full_matrices=False)
     return directions[values > 1e-8 * max(values[0], 1e-300)]
-
-
-def _points(problem: FlatProblem):
-    weights, data = problem.drawn(8, seed=22)
-    with jax.enable_x64(True):
-        gradients = np.asarray(jax.jit(jax.vmap(problem.gradient))(weights, data))
-        unravel = problem.unravel
-        points = [
-            tuple(jax.tree.map(np.asarray, unravel(v)) for v in (w, g))
-            for w, g in zip(weights, gradients, strict=True)
-        ]
-    return clear_points(points)
 
 
 def _law(problem: FlatProblem, candidate: np.ndarray, number: int) -> Law:

@@ -13,7 +13,7 @@ from .._symmetry import Leaf, rescalings
 from ._certify import LIMIT, violation
 from ._flat import FlatProblem
 from ._law import Law, Laws
-from ._probe import Probe, probe_loss, probe_objective
+from ._probe import FEWEST_POINTS, Probe, probe_loss, probe_objective
 from ._promotion import promoted
 from ._proposals import proposed_laws, renamed, unique_names
 from ._quadratic_search import quadratic_laws
@@ -21,7 +21,7 @@ from ._translations import linear_laws
 
 #: How many (point, sample) pairs laws are certified at, and in how many samples a point.
 _DRAWS, _SAMPLES = 32, 8
-_FEWEST_POINTS, _MOST_POINTS = 4, 16
+_FEWEST_USUAL, _MOST_USUAL = 4, 16
 #: The most parameters for which every quadratic law is searched for.
 _MOST_SEARCHED = 40
 #: The violation above which a quantity is not even approximately conserved.
@@ -40,10 +40,11 @@ def search(
     """Every law that the structure of the model shows, certified numerically."""
     probe = probe_of(model, mask, x_example, loss, objective, batched=batched)
     points = probe.points(_count(probe, x_example, batched))
-    if not points:
+    if len(points) < FEWEST_POINTS:
         return Laws(
             (),
-            "No law can be certified: the gradient is not finite at any random weights.",
+            "No law can be certified: at hardly any random weights and data is the "
+            "gradient finite and not 0.",
         )
     exact, arrays, opaque, has_epsilon = _structural(probe, batched, objective)
     certified = [law for law in exact if violation(law, points) <= LIMIT]
@@ -106,7 +107,7 @@ def _unseen(probe: Probe, known: tuple[Law, ...]) -> tuple[Law, ...]:
 
 def _count(probe: Probe, x_example, batched: bool) -> int:
     rows = probe.samples or (_rows(x_example) if batched else 2)
-    return max(_FEWEST_POINTS, min(_MOST_POINTS, -(-_DRAWS // rows)))
+    return max(_FEWEST_USUAL, min(_MOST_USUAL, -(-_DRAWS // rows)))
 
 
 def _rows(x_example) -> int:

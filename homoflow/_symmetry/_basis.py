@@ -68,7 +68,7 @@ def _cost(generator: Generator, leaves: Sequence[Leaf]) -> tuple[float, int]:
     entries = sum(len(d) for _, o in generator.values() for d in o.values())
     written = len(_totals(generator)) + entries
     if sum(math.prod(leaves[k].shape) for k in generator) > _LARGEST_WRITTEN_OUT:
-        return len(_totals(generator)), written
+        return float(len(_totals(generator))), written
     return sum(_weight(g, leaves[k].shape) for k, g in generator.items()), written
 
 

@@ -83,7 +83,7 @@ def parameter(leaf: Leaf) -> Tracked:
 def constant(value: Any) -> Tracked:
     """A number or an array that is known."""
     array = np.asarray(value) if not _is_key(value) else None
-    shape = tuple(np.shape(value))
+    shape = tuple(getattr(value, "shape", ()))
     return Tracked(shape, is_wild=is_wild(array), known=lambda: value)
 
 
