@@ -549,6 +549,14 @@ def test_a_law_that_the_gradient_breaks_is_left_out():
     assert "not conserved by the gradients" in laws.note
 
 
+def test_a_branch_that_usual_data_do_not_reach_is_seen():
+    def fn(p, x):
+        z = p["u"] @ x
+        return p["v"] @ jnp.where(x[0] > 1000, jnp.tanh(z), jax.nn.relu(z))
+
+    assert len(hf.laws(model(fn, u=(3, 2), v=(1, 3)), jnp.ones(2))) == 0
+
+
 def test_frozen_arrays_have_no_law():
     made = mlp(depth=1)
     mask = jax.tree.map(eqx.is_inexact_array, made)

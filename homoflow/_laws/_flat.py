@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .._precision import full_matmul_precision
 from ._certify import rate_and_size
 from ._law import Law
-from ._probe import _SIZES, Probe
+from ._probe import SIZES, WIDE, Probe
 
 
 class FlatProblem:
@@ -35,9 +35,10 @@ class FlatProblem:
             )(w)
 
     def drawn(self, count: int, seed: int) -> tuple[np.ndarray, Any]:
-        """Random weights and data, stacked."""
+        """Random weights and data, stacked; some of the data are very large."""
+        sizes = (*SIZES, *WIDE)
         draws = [
-            self.probe.drawn(np.random.default_rng((seed, i)), *_SIZES[i % len(_SIZES)])
+            self.probe.drawn(np.random.default_rng((seed, i)), *sizes[i % len(sizes)])
             for i in range(count)
         ]
         weights = np.stack([_raveled(w) for w, _ in draws])

@@ -16,9 +16,9 @@ from .._precision import full_matmul_precision
 Point = tuple[PyTree, PyTree]
 #: Sizes of the weights and of the data at successive points. Small and large ones, so
 #: that kinks are met and saturating functions are seen on both sides.
-_SIZES = ((1.0, 1.0), (0.5, 3.0), (1.5, 0.3), (1.0, 8.0), (0.8, 1.0), (2.0, 2.0))
+SIZES = ((1.0, 1.0), (0.5, 3.0), (1.5, 0.3), (1.0, 8.0), (0.8, 1.0), (2.0, 2.0))
 #: So large that thresholds in the code, if it has any, are likely passed.
-_WIDE = ((0.7, 100.0), (1.0, 30.0))
+WIDE = ((0.7, 100.0), (1.0, 30.0), (1.0, 1e4))
 _TRIES = 3
 #: How many points it takes to certify anything.
 FEWEST_POINTS = 3
@@ -54,8 +54,8 @@ class Probe:
         There are `count` usual ones, and a few with very large data. Points at which
         the gradient is not finite or very small are left out.
         """
-        sizes = [_SIZES[i % len(_SIZES)] for i in range(count)]
-        return clear_points(list(self._points([*sizes, *_WIDE], seed)))
+        sizes = [SIZES[i % len(SIZES)] for i in range(count)]
+        return clear_points(list(self._points([*sizes, *WIDE], seed)))
 
     def _points(self, sizes, seed: int) -> Iterator[Point]:
         differentiate = self.compiled()
