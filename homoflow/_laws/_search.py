@@ -122,14 +122,14 @@ def _note(exact, certified, opaque: set[str]) -> str:
     lost = len(exact) - sum(bool(law.quadratic_terms) for law in certified)
     if lost > 0:
         notes.append(
-            f"{lost} quantities that the structure suggests are not conserved by the "
-            "gradients that JAX computes, and are left out."
+            f"Left out: {lost} of the structure's laws, not conserved by the gradients "
+            "that JAX computes in float64. A derivative rule that is not that of the "
+            "function, or lower precision inside the model, breaks a law."
         )
-    if not certified:
-        reason = f" ({', '.join(sorted(opaque))} fix the scale of)" if opaque else ""
+    if not certified and not exact:
+        names = ", ".join(sorted(opaque))
+        because = f": the scale of what enters {names} is fixed" if names else ""
         notes.append(
-            "No rescaling of the weights leaves the function unchanged"
-            + (f": {', '.join(sorted(opaque))} fix the scale of their inputs." if reason
-               else ".")
-        )  # fmt: skip
+            f"No rescaling of the weights leaves the function unchanged{because}."
+        )
     return " ".join(notes)
