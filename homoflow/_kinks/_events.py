@@ -13,20 +13,30 @@ from ._system import System
 
 #: z is interpolated from this many Chebyshev points of a step …
 _NODES = (1 - np.cos(np.arange(5) * np.pi / 4)) / 2
-#: … to these, between which sign changes and dips are looked for.
+_POWERS_OF_NODES = np.vander(_NODES, increasing=True)
+#: … to these, at first, and for pairs that may leave their side to many more.
 _GRID = (np.arange(8) + 1) / 8
-_TO_GRID = np.array(
-    [
-        [
-            np.prod([(g - b) / (a - b) for b in _NODES if b != a])
-            for a in _NODES
-        ]
-        for g in _GRID
-    ]
-)  # fmt: skip
+_FINE = np.arange(129) / 128
+
+
+def _from_nodes(rows: np.ndarray) -> np.ndarray:
+    """What takes values at the nodes to `rows` @ coefficients of the interpolant."""
+    return np.linalg.solve(_POWERS_OF_NODES.T, rows.T).T
+
+
+_TO_GRID, _TO_FINE = (
+    _from_nodes(np.vander(at, 5, increasing=True)) for at in (_GRID, _FINE)
+)
+#: The second derivative is between the entries of this: Bernstein's coefficients.
+_TO_BEND = _from_nodes(np.array([[0, 0, 2, 0, 0], [0, 0, 2, 3, 0], [0, 0, 2, 6, 12]]))
+#: Between grid points z is no lower than at them by more than this times the bend.
+_SAG = _GRID[0] ** 2 / 8
 #: z below this times the largest |z| is rounding.
 _ROUNDING = 1e-14
 _ROOT_STEPS = 40
+#: Between grid points a pair must leave its side by this many times the rounding: one
+#: whose z stays near 0 for long would be seen to leave and return without end.
+_NOISE = 100.0
 #: Evaluations before those: both ends of the bracket, and a point inside the lower one.
 _ENDS = 3
 _RECHECKS = 20
@@ -104,28 +114,69 @@ BRACKET_PASSES = len(_NODES)
 
 
 def first_bracket(watched: Watch, path: Path, end: Float[Array, ""]) -> Bracket:
-    """The first cell of (0, end] in which a pair leaves its side."""
+    """The first place in (0, end] at which a pair leaves its side.
+
+    A pair is looked at more closely if its interpolant crosses by the end of the first
+    eighth of the step with a crossing, or might leave and return before that: a bound
+    on the second derivative excludes it for nearly all of them.
+    """
     nodes = jnp.asarray(_NODES, end.dtype) * end
     values = jax.vmap(lambda theta: watched.distances(path(theta)))(nodes)
     grid = jnp.asarray(_TO_GRID, end.dtype) @ values
+    bend = jnp.max(jnp.abs(jnp.asarray(_TO_BEND, end.dtype) @ values), 0)
     left = jnp.concatenate([values[:1], grid[:-1]])
-    right = jnp.concatenate([grid[1:], grid[-1:]])
-    # A dip between grid points: the vertex of the parabola through three of them.
-    bend = left - 2 * grid + right
-    vertex = grid - (right - left) ** 2 / (8 * jnp.where(bend > 0, bend, 1))
-    dips = (left > grid) & (right > grid) & (vertex < -watched.rounding)
-    leaves = (grid < -watched.rounding) | dips
-    cells = jnp.any(leaves, 1)
-    cell = jnp.argmax(cells)
-    before, after = left[cell], grid[cell]
-    fall = before - after
-    fraction = jnp.clip(before / jnp.where(fall != 0, fall, 1), 0, 1)
-    fraction = jnp.where(leaves[cell], fraction, 2)
-    pair = jnp.argmin(fraction)
-    width = end / len(_GRID)
-    low = cell.astype(end.dtype) * width
-    guess = low + fraction[pair] * width
-    return Bracket(cells[cell], pair, low, low + width, guess)
+    noise = _NOISE * watched.rounding
+    sag = jnp.where(_SAG * bend > noise, _SAG * bend, -noise)
+    crossed = jnp.any(grid < -watched.rounding, 1)
+    until = jnp.where(jnp.any(crossed), jnp.argmax(crossed), len(_GRID))
+    counts = jnp.arange(len(_GRID)) <= until
+    suspects = jnp.any((jnp.minimum(left, grid) < sag) & counts[:, None], 0)
+
+    def closer(carry):
+        suspects, first = carry
+        pair = jnp.argmax(suspects)
+        found = _first_in(values[:, pair], _NOISE * watched.rounding)
+        place = found._replace(pair=pair)
+        earlier = found.found & (~first.found | (found.guess < first.guess))
+        first = jax.tree.map(lambda a, b: jnp.where(earlier, a, b), place, first)
+        return suspects.at[pair].set(False), first
+
+    none = _first_on_grid(grid, left, crossed)
+    _, b = lax.while_loop(lambda c: jnp.any(c[0]), closer, (suspects, none))
+    return b._replace(low=b.low * end, high=b.high * end, guess=b.guess * end)
+
+
+def _first_on_grid(grid: Array, left: Array, crossed: Array) -> Bracket:
+    """The first cell of the grid at whose end a pair has left its side."""
+    cell = jnp.argmax(crossed)
+    fall = left[cell] - grid[cell]
+    part = jnp.clip(left[cell] / jnp.where(fall > 0, fall, 1), 0, 1)
+    pair = jnp.argmin(jnp.where(grid[cell] < 0, part, 2))
+    width = _GRID[0]
+    low = cell.astype(grid.dtype) * width
+    return Bracket(crossed[cell], pair, low, low + width, low + part[pair] * width)
+
+
+def _first_in(values: Float[Array, " nodes"], rounding: Array) -> Bracket:
+    """Where the interpolant of one pair's distances falls below 0, in [0, 1]."""
+    fine = jnp.asarray(_TO_FINE, values.dtype) @ values
+    left, here = fine[:-1], fine[1:]
+    right = jnp.append(fine[2:], fine[-1])
+    # The lowest point near a grid point, from the parabola through three of them.
+    bend = left - 2 * here + right
+    is_lowest = (left > here) & (right > here)
+    shift = jnp.where(
+        is_lowest, 0.5 * (left - right) / jnp.where(is_lowest, bend, 1), 0
+    )
+    lowest = here - 0.25 * (left - right) * shift
+    negative = lowest < -rounding
+    i = jnp.argmax(negative)
+    width = _FINE[1]
+    low = i.astype(values.dtype) * width
+    high = low + (1 + jnp.where(here[i] < -rounding, 0, shift[i])) * width
+    fall = left[i] - lowest[i]
+    part = jnp.clip(left[i] / jnp.where(fall > 0, fall, 1), 0, 1)
+    return Bracket(jnp.any(negative), i, low, high, low + part * (high - low))
 
 
 def locate(
@@ -140,7 +191,9 @@ def locate(
 
     def one(carry):
         theta, pair, low, high, found, active, passes = carry
-        theta = jnp.where(active, _root(watched, path, pair, low, high, active), theta)
+        root, crosses = _root(watched, path, pair, low, high, active)
+        theta = jnp.where(active, root, theta)
+        found = jnp.where(active, crosses, found)
         distances = watched.distances(path(theta))
         distances = distances.at[pair].set(jnp.where(found, 0, distances[pair]))
         worst = jnp.argmin(distances)
@@ -190,8 +243,11 @@ def first_exit(
 
 def _root(
     watched: Watch, path: Path, pair: Array, low: Array, high: Array, active: Array
-) -> Float[Array, ""]:
-    """θ in [low, high] at which the distance of one pair becomes 0 (Illinois method)."""
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """θ in [low, high] at which the distance of one pair becomes 0 (Illinois method).
+
+    And whether it does: else the interpolant was wrong, and θ is `high`.
+    """
     inner = low + 1e-3 * (high - low)
 
     def one(c: _Illinois) -> _Illinois:
@@ -230,7 +286,8 @@ def _root(
     nearer_low = jnp.abs(c.at_low) < jnp.abs(c.at_high)
     bracketed = active & (c.at_low > 0) & (c.at_high <= 0)
     theta = jnp.where(nearer_low, c.low, c.high)
-    return jnp.where(bracketed, theta, jnp.where(c.at_low <= 0, c.low, high))
+    theta = jnp.where(bracketed, theta, jnp.where(c.at_low <= 0, c.low, high))
+    return theta, bracketed | (c.at_low <= 0)
 
 
 class _Illinois(NamedTuple):
