@@ -74,6 +74,9 @@ class Watch(NamedTuple):
 
     Sliding units are lifted a little: a unit above them whose z is 0 while they slide
     then shows the side that it is about to change.
+
+    A pair that has just been given its side may be `behind` its kink still, by what
+    counts as 0: it is on its way, and leaves its side only if it falls back further.
     """
 
     system: System
@@ -81,15 +84,16 @@ class Watch(NamedTuple):
     side: Int[Array, "samples kinks"]
     lift: Float[Array, "samples kinks"]
     rounding: Float[Array, ""]
+    behind: Float[Array, " pairs"]
 
     def distances(self, w: Array) -> Float[Array, " pairs"]:
         """How far each pair is inside its side; 0 for those without one."""
         z = self.system.preactivations(w, self.slopes, self.lift)
-        return (self.side.astype(w.dtype) * z).ravel()
+        return (self.side.astype(w.dtype) * z).ravel() + self.behind
 
     def distance(self, w: Array, pair: Array) -> Float[Array, ""]:
         z = self.system.preactivation(w, self.slopes, self.lift, pair)
-        return self.side.ravel()[pair].astype(w.dtype) * z
+        return self.side.ravel()[pair].astype(w.dtype) * z + self.behind[pair]
 
 
 class Bracket(NamedTuple):
@@ -106,15 +110,18 @@ def watch(
     system: System, slopes: Array, side: Array, slides: Array, largest: Array
 ) -> Watch:
     lift = LIFT * slides.astype(slopes.dtype)
-    return Watch(system, slopes, side, lift, _ROUNDING * largest)
+    level = jnp.zeros(side.size, slopes.dtype)
+    return Watch(system, slopes, side, lift, _ROUNDING * largest, level)
 
 
 #: Full forward passes that `first_bracket` takes.
 BRACKET_PASSES = len(_NODES)
 
 
-def first_bracket(watched: Watch, path: Path, end: Float[Array, ""]) -> Bracket:
-    """The first place in (0, end] at which a pair leaves its side.
+def first_bracket(
+    watched: Watch, path: Path, end: Float[Array, ""]
+) -> tuple[Bracket, Watch]:
+    """The first place in (0, end] at which a pair leaves its side; and who is behind.
 
     A pair is looked at more closely if its interpolant crosses by the end of the first
     eighth of the step with a crossing, or might leave and return before that: a bound
@@ -122,6 +129,8 @@ def first_bracket(watched: Watch, path: Path, end: Float[Array, ""]) -> Bracket:
     """
     nodes = jnp.asarray(_NODES, end.dtype) * end
     values = jax.vmap(lambda theta: watched.distances(path(theta)))(nodes)
+    behind = jnp.maximum(-values[0], 0)
+    watched, values = watched._replace(behind=behind), values + behind
     grid = jnp.asarray(_TO_GRID, end.dtype) @ values
     bend = jnp.max(jnp.abs(jnp.asarray(_TO_BEND, end.dtype) @ values), 0)
     left = jnp.concatenate([values[:1], grid[:-1]])
@@ -143,7 +152,8 @@ def first_bracket(watched: Watch, path: Path, end: Float[Array, ""]) -> Bracket:
 
     none = _first_on_grid(grid, left, crossed)
     _, b = lax.while_loop(lambda c: jnp.any(c[0]), closer, (suspects, none))
-    return b._replace(low=b.low * end, high=b.high * end, guess=b.guess * end)
+    b = b._replace(low=b.low * end, high=b.high * end, guess=b.guess * end)
+    return b, watched
 
 
 def _first_on_grid(grid: Array, left: Array, crossed: Array) -> Bracket:

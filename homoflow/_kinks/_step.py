@@ -239,7 +239,7 @@ def _followed(
         jnp.stack([lams, betas - lams])
     )
     exit_ = jnp.min(exits)
-    bracket = first_bracket(watched, path, end)
+    bracket, watched = first_bracket(watched, path, end)
     found = bracket.found & (bracket.low <= exit_)
     # Without a crossing to go to, the end is checked for pairs that the scan missed.
     stop = jnp.where(exit_ <= end, exit_, jnp.minimum(1, end))
