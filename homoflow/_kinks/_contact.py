@@ -17,12 +17,17 @@ _NO_DERIVATIVE = 1e-9
 #: How far sliding units are lifted to see which way the units above them would wake.
 #: Small enough not to shift events by more than rounding does.
 LIFT = 1e-11
+#: How much more units are lifted that leave their kinks: those that slide on are at 0.
+_LEAVING = 100.0
+#: In how many other proportions sliding units are lifted, and by what least part.
+_PROPORTIONS, _LEAST_PART = 4, 1e-2
 
 
 class Contact(NamedTuple):
-    """The pairs `at_kink`; sides and base slopes in which dormant pairs are placed."""
+    """The pairs `at_kink`; sides and base slopes in which `dormant` pairs are placed."""
 
     at_kink: Bool[Array, "samples kinks"]
+    dormant: Bool[Array, "samples kinks"]
     side: Int[Array, "samples kinks"]
     base: Int[Array, "samples kinks"]
 
@@ -40,19 +45,25 @@ def find_contact(
     A pair is dormant if z = 0 with zero derivative: no unit below it is on for its
     sample. It has no constraint to keep. Its slope is irrelevant until a kink below
     opens, and is then set by a one-sided derivative: by the sign that z takes when the
-    kinks below are lifted a little.
+    kinks below are lifted a little. Where that depends on which of them opens first it
+    keeps its side.
     """
     near, is_reached = _near(system, w, base, (side == 0) | trigger, largest)
     dormant = near & ~is_reached
     at_kink = near & is_reached
+    opens = at_kink & (side >= 0)
+    lift = LIFT * jnp.where(side > 0, _LEAVING, 1) * opens.astype(w.dtype)
 
     def place(base, side):
         def one_layer(_, carry):
             base, side = carry
-            lift = LIFT * at_kink.astype(w.dtype)
-            z = system.preactivations(w, system.slope(base), lift)
-            seen = dormant & (jnp.abs(z) > 1e-3 * LIFT)
-            side = jnp.where(seen, jnp.sign(z).astype(side.dtype), side)
+            z = jax.vmap(
+                lambda part: system.preactivations(w, system.slope(base), lift * part)
+            )(jnp.asarray(_proportions(system.kinks), w.dtype))
+            seen = dormant & (jnp.abs(z) > 1e-3 * _LEAST_PART * LIFT)
+            wakes = jnp.where(seen, jnp.sign(z), 0).astype(side.dtype)
+            may_stay = jnp.any((wakes == side) & seen, 0)
+            side = jnp.where(seen[0] & ~may_stay, wakes[0], side)
             side = jnp.where(dormant & (side == 0), -1, side)
             return jnp.where(dormant, side, base), side
 
@@ -61,7 +72,13 @@ def find_contact(
     base, side = lax.cond(
         jnp.any(dormant), place, lambda base, side: (base, side), base, side
     )
-    return Contact(at_kink, side, base)
+    return Contact(at_kink, dormant, side, base)
+
+
+def _proportions(kinks: int) -> np.ndarray:
+    """Equal ones, then others."""
+    exponents = np.random.default_rng(1).random((_PROPORTIONS, kinks))
+    return np.concatenate([np.ones((1, kinks)), _LEAST_PART**exponents])
 
 
 def _near(

@@ -380,6 +380,7 @@ def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State
         width_rate=pending.width_rate,
         step=pending.step,
         largest=jnp.maximum(largest, settled.largest),
+        again=settled.again,
     )
 
 
@@ -417,6 +418,7 @@ def _start(
         width_rate=table,
         step=one,
         largest=jnp.maximum(jnp.max(jnp.abs(z)), tiny),
+        again=no,
     )
     pending = Pending(
         now, blank_path(w0), one, one, jnp.asarray(side.size), table, table

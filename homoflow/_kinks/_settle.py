@@ -28,6 +28,7 @@ class Target(NamedTuple):
 
     - `side`, `base`: of every pair, as it arrives there; `was`: side of those in slots.
     - `arrives`: those in slots that other pairs' constraints did not hold there before.
+    - `wakes`: those in slots with dormant pairs in their sample.
     - `settles`: whether the mode is to be settled, or is known: all in slots slide.
     """
 
@@ -37,6 +38,7 @@ class Target(NamedTuple):
     slots: Slots
     was: Int[Array, " slots"]
     arrives: Bool[Array, " slots"]
+    wakes: Bool[Array, " slots"]
     settles: Bool[Array, ""]
 
 
@@ -78,6 +80,8 @@ class Settled(NamedTuple):
     - `velocity` goes on from here; `velocity_before` is that of the mode that a step
         arrived with, NaN where that cannot be told.
     - `choices`: the kind of event where the side is one of two that are possible.
+    - `again`: pairs changed sides below dormant ones, which now may wake on others: the
+        point has to be settled once more.
     """
 
     w: Float[Array, " weights"]
@@ -94,6 +98,7 @@ class Settled(NamedTuple):
     largest: Float[Array, ""]
     choices: Int[Array, "samples kinks"]
     is_settled: Bool[Array, ""]
+    again: Bool[Array, ""]
 
 
 def arrival(
@@ -122,6 +127,7 @@ def arrival(
         slots=slots,
         was=was,
         arrives=slots.used & ~slots.gathered(held),
+        wakes=slots.used & jnp.any(contact.dormant, 1)[slots.pair // system.kinks],
         settles=jnp.asarray(True),
     )
     return target, overflows
@@ -348,6 +354,7 @@ def conclude(
         largest=last.largest,
         choices=slots.scattered(nothing_chosen, choice, last.chooses),
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
+        again=jnp.any(target.wakes & (side != was)),
     )
     counts = counts.plus(gradients=last.number, rows=last.number * rows, forward=2)
     return settled, counts.with_sliding(sliding)

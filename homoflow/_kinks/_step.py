@@ -54,6 +54,7 @@ class State(NamedTuple):
         tables over pairs; `acceleration`: of w. For predictions only.
     - `step`: what the error control allows next.
     - `largest`: the scale of z.
+    - `again`: the point has to be settled once more.
     """
 
     t: Float[Array, ""]
@@ -72,6 +73,7 @@ class State(NamedTuple):
     width_rate: Float[Array, "samples kinks"]
     step: Float[Array, ""]
     largest: Float[Array, ""]
+    again: Bool[Array, ""]
 
 
 class Pending(NamedTuple):
@@ -117,7 +119,7 @@ def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
     was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
     known = jnp.asarray(False)
     nothing = jnp.zeros_like(state.slots.used)
-    return Target(w, state.side, state.base, state.slots, was, nothing, known)
+    return Target(w, state.side, state.base, state.slots, was, nothing, nothing, known)
 
 
 def with_stage(
@@ -153,20 +155,21 @@ def follow(
 
 
 def as_pending(state: State, ahead: Ahead, until: Float[Array, ""]) -> Pending:
-    """The point at the end of a step."""
+    """The point at the end of a step, or at its start to be settled once more."""
     left = until - state.t
-    ends = ahead.theta * ahead.step >= left * (1 - 1e-15)
+    theta = jnp.where(state.again, 0, ahead.theta)
+    ends = theta * ahead.step >= left * (1 - 1e-15)
     zeros = jnp.zeros(state.side.shape, left.dtype)
     lam_rate, width_rate = (
         state.slots.scattered(zeros, rate / ahead.step, state.leads)
         for rate in ahead.rates
     )
     return Pending(
-        t=jnp.where(ends, until, state.t + ahead.theta * ahead.step),
+        t=jnp.where(ends, until, state.t + theta * ahead.step),
         path=ahead.path,
-        theta=ahead.theta,
+        theta=theta,
         step=ahead.step,
-        pair=jnp.where(ahead.has_left, ahead.pair, state.side.size),
+        pair=jnp.where(ahead.has_left & ~state.again, ahead.pair, state.side.size),
         multiplier_rate=lam_rate,
         width_rate=width_rate,
     )
