@@ -271,7 +271,9 @@ def _committed(
 ) -> _Progress:
     """The pending point accepted if its defect allows, else the one before."""
     state, starting = p.state, p.steps < 0
-    settled, counts = conclude(target, last, p.counts, sliders=state.slots.used)
+    settled, counts = conclude(
+        target, last, p.counts, sliders=state.slots.used, again=state.again
+    )
     step = pending.theta * pending.step
     sizes = _Sizes.of(state, pending, settled)
     error = jnp.where(starting, 0, _error(sizes, step, goal.rtol))

@@ -51,6 +51,8 @@ class Outcome(NamedTuple):
     - `still`: where ż = 0 without sliding, because others hold it there.
     - `repelled`: groups, at their leaders, at a concave kink that might let them go on to
         the other side as well; `chooses`: pairs for which that has been found.
+    - `unties`: pairs that have just come to their kinks below some that slide tied. Were
+        they to open they would untie them, and that is not looked into.
     """
 
     number: Int[Array, ""]
@@ -67,6 +69,7 @@ class Outcome(NamedTuple):
     back: Float[Array, " weights"]
     still: Bool[Array, " slots"]
     repelled: Bool[Array, " slots"]
+    unties: Bool[Array, " slots"]
     chooses: Bool[Array, " slots"]
     is_consistent: Bool[Array, ""]
 
@@ -248,6 +251,7 @@ def _blank(target: Target) -> Outcome:
         back=nowhere,
         still=slots.used,
         repelled=nobody,
+        unties=nobody,
         chooses=nobody,
         is_consistent=no,
     )
@@ -271,6 +275,10 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
     moved = used & (side != 0) & (side != base)
     nested = jnp.any(moved[None, :] & (point.above != 0))
     again = mixed | nested
+    tied = (side == 0) & (groups.total(used.astype(point.scale.dtype)) > 1)[
+        groups.leader
+    ]
+    below_tied = jnp.any((used & tied)[:, None] & (point.above != 0), 0)
     fitting = jnp.where(mixed | (side == 0), -groups.sense, side)
     before, after, back = _velocities(system, point, mode, target.settles)
     before = jnp.where(mixed & target.settles, jnp.nan, before)
@@ -290,6 +298,7 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
         back=back,
         still=jnp.abs(rate) <= _HELD * jnp.sqrt(point.gradient @ point.gradient),
         repelled=_repelled(point, mode, rate, used & groups.leads),
+        unties=target.arrives & (was != 0) & below_tied,
         chooses=r.chooses,
         is_consistent=~mixed,
     )
@@ -316,10 +325,13 @@ def conclude(
     counts: Counts,
     *,
     sliders: Bool[Array, " slots"],
+    again: Bool[Array, ""],
 ) -> tuple[Settled, Counts]:
     """The settled point, and the counts with what it took.
 
-    `sliders` are the slots that slid on the way to it.
+    `sliders` are the slots that slid on the way to it; `again` tells that it was settled
+    before. What changes then depends on which kinks are taken to close first: that may
+    be a choice, as may be what keeps tied pairs tied.
     """
     slots, was, groups, mode = target.slots, target.was, last.groups, last.mode
     used = slots.used
@@ -330,6 +342,7 @@ def conclude(
     base = jnp.where(side == 0, -groups.sense, side)
     on_plus = ((last.base * groups.sense) > 0)[groups.leader]
     from_minus = mode.multiplier + mode.width * on_plus.astype(mode.width.dtype)
+    turned = again & used & (side != was)
     nothing = jnp.zeros(target.side.shape, bool)
     nothing_chosen = jnp.full(target.side.shape, NOTHING, jnp.int32)
     up, down = int(EventKind.choice_up), int(EventKind.choice_down)
@@ -352,7 +365,9 @@ def conclude(
         velocity=last.velocity,
         velocity_before=before,
         largest=last.largest,
-        choices=slots.scattered(nothing_chosen, choice, last.chooses),
+        choices=slots.scattered(
+            nothing_chosen, choice, last.chooses | last.unties | turned
+        ),
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
         again=jnp.any(target.wakes & (side != was)),
     )
