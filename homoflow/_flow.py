@@ -101,10 +101,11 @@ def flow(
     `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
     Those of `Filippov` also hold `crossings`, `entries` and `exits` (pairs of a sample
     and a unit that cross their kink, begin or cease to slide on it),
-    `largest_sliding_set`, `forward_passes`, and `non_unique`: of how many pairs, at
-    concave kinks, the side was chosen where another was found that solves the inclusion
-    as well, with the time `first_choice` of the first (NaN: none). Who did what, and what
-    was chosen, is in `events` if `Filippov(events=…)` asks for it.
+    `largest_sliding_set`, `forward_passes`, and `non_unique`: of how many pairs the side
+    was chosen where another was found that solves the inclusion as well, or where
+    dependent kinks met and that was not looked into, with the time `first_choice` of the
+    first (NaN: none). Who did what, and what was chosen, is in `events` if
+    `Filippov(events=…)` asks for it.
 
     **Raises:** `ValueError` for bad input, before anything is compiled;
     `homoflow.TrajectoryError`, which holds what was computed, if the run does not finish.

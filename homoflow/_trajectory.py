@@ -152,7 +152,7 @@ class Trajectory(eqx.Module):
         choices = int(self.stats.numbers.get("non_unique", 0))
         if choices:
             ended += (
-                f"; {choices} choices among several solutions, the first at t = "
+                f"; {choices} choices where several solutions may be, the first at t = "
                 f"{float(self.stats['first_choice']):.4g}"
             )
         return (

@@ -200,7 +200,8 @@ def _moved(
     d_time = jnp.where(jnp.any(meets), d_meeting, d_exit)
     jump = is_jump(end.velocity, new.velocity)
     after = end.xi + jnp.where(jump, d_time, 0) * (end.velocity - new.velocity)
-    exists = end.exists & ~(jump & parts)
+    # What changes where a point is settled once more has no event time of its own.
+    exists = end.exists & ~(jump & (parts | old.again))
     return jnp.where(exists, after, jnp.nan)
 
 
