@@ -161,35 +161,46 @@ class System(eqx.Module):
     def derivatives(self, w: Array, slopes: Array, slots: Slots) -> Derivatives:
         """L and its gradient, and J for the pairs in the slots.
 
-        All in one backward pass over samples and slots: it starts with ∂L/∂prediction
-        for a sample, with 1 at its z for a slot.
+        Backward passes start with ∂L/∂prediction for a sample, with 1 at its z for a
+        slot. One pass over both compiles fastest, but gives each sample's gradient.
         """
         predictions, z, vectors = self._opened(w, slopes)
         loss, seeds = jax.value_and_grad(self._loss)(predictions)
-        slot_sample, slot_kink = slots.pair // self.kinks, slots.pair % self.kinks
-        sample = jnp.concatenate(
-            [jnp.arange(self.samples, dtype=jnp.int32), slot_sample]
-        )
-        kink = jnp.concatenate([jnp.zeros(self.samples, jnp.int32), slot_kink])
-        is_slot = jnp.arange(sample.size) >= self.samples
-        seeds = jax.tree.map(
-            lambda a: jnp.where(_over(is_slot, a), 0, a[sample]), seeds
-        )
-        explicit, deltas, sensitivity = self._backward(
-            w, slopes[sample], sample, seeds, kink, is_slot.astype(w.dtype)
-        )
-        m = self.samples
-        everyone = Rows(explicit[:m], [d[:m] for d in deltas], vectors)
+        m, room = self.samples, slots.pair.size
+        sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
+        none = jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), seeds)
+        everyone = _Starts(
+            jnp.arange(m, dtype=jnp.int32), seeds,
+            jnp.zeros(m, jnp.int32), jnp.zeros(m, w.dtype),
+        )  # fmt: skip
+        at_slots = _Starts(sample, none, kink, jnp.ones(room, w.dtype))
+        if self._sums_first():
+            rest, deltas, jump = self._backward(w, slopes, everyone, is_sum=True)
+            explicit, slot_deltas, reached = self._backward(w, slopes, at_slots)
+        else:
+            starts = jax.tree.map(lambda *a: jnp.concatenate(a), everyone, at_slots)
+            found = self._backward(w, slopes, starts)
+            each, deltas, jump = jax.tree.map(lambda a: a[:m], found)
+            explicit, slot_deltas, reached = jax.tree.map(lambda a: a[m:], found)
+            rest = jnp.sum(each, 0)
         return Derivatives(
             loss=loss,
             z=z,
-            gradient=self.against(everyone, jnp.ones(m, w.dtype)),
-            jump=sensitivity[:m],
-            rows=Rows(
-                explicit[m:], [d[m:] for d in deltas], [v[slot_sample] for v in vectors]
-            ),
-            above=sensitivity[m:][:, slot_kink],
+            gradient=self._assembled(rest, deltas, vectors),
+            jump=jump,
+            rows=Rows(explicit, slot_deltas, [v[sample] for v in vectors]),
+            above=reached[:, kink],
         )
+
+    def _sums_first(self) -> bool:
+        """Whether single samples' gradients cost far more than the gradient of a sum.
+
+        XLA's convolutions with a kernel for each sample are many times slower, and all
+        weights once for each sample is much to hold. Biases are neither.
+        """
+        rest = self._unfactored(jax.tree.leaves(self.template))
+        outputs = self.kinks + sum(p.size for p in self.function.products)
+        return any(a.ndim > 1 for a in rest) or sum(a.size for a in rest) > outputs
 
     def _opened(self, w: Array, slopes: Array) -> tuple[PyTree, Array, list[Array]]:
         """Predictions, all z, and the vectors in products, of every sample."""
@@ -207,22 +218,22 @@ class System(eqx.Module):
     def _backward(
         self,
         w: Array,
-        slopes: Float[Array, "rows kinks"],
-        sample: Int[Array, " rows"],
-        seeds: PyTree,
-        kink: Int[Array, " rows"],
-        of_kink: Float[Array, " rows"],
+        slopes: Float[Array, "samples kinks"],
+        starts: "_Starts",
+        is_sum: bool = False,
     ) -> tuple[Array, list[Array], Float[Array, "rows kinks"]]:
         """Gradients of ⟨seeds, prediction⟩ + of_kink · z, one for each row.
 
         With respect to weights (as `Rows` holds them) and to the output of every unit.
+        For a sum, `explicit` is summed over rows.
         """
         leaves, structure = jax.tree.flatten(self.unravel(w))
         factored = {p.leaf for p in self.function.products}
-        rest = [leaf for i, leaf in enumerate(leaves) if i not in factored]
-        taps = [jnp.zeros(p.size, w.dtype) for p in self.function.products]
+        rest = self._unfactored(leaves)
+        sample, count = starts.sample, starts.sample.size
+        taps = [jnp.zeros((count, p.size), w.dtype) for p in self.function.products]
 
-        def value(rest, taps, lift, slopes, x, seeds, kink, of_kink):
+        def value(rest, taps, lift, slopes, x, start):
             given = iter(rest)
             all_leaves = [
                 leaf if i in factored else next(given) for i, leaf in enumerate(leaves)
@@ -231,20 +242,28 @@ class System(eqx.Module):
             prediction, z = self.function.tapped(
                 weights, taps, slopes, lift, self.others, x
             )
-            products = jax.tree.map(jnp.vdot, seeds, prediction)
-            return sum(jax.tree.leaves(products), of_kink * z[kink])
+            products = jax.tree.map(jnp.vdot, start.seeds, prediction)
+            return sum(jax.tree.leaves(products), start.of_kink * z[start.kink])
 
-        gradient = jax.vmap(
-            jax.grad(value, (0, 1, 2)), (None, None, None, 0, 0, 0, 0, 0)
+        def total(*arguments):
+            return jnp.sum(jax.vmap(value, axes)(*arguments))
+
+        axes, by = (None, 0, 0, 0, 0, 0), (0, 1, 2)
+        gradient = (
+            jax.grad(total, by) if is_sum else jax.vmap(jax.grad(value, by), axes)
         )
         x = jax.tree.map(lambda a: a[sample], self.x)
-        lift = jnp.zeros(self.kinks, w.dtype)
-        explicit, deltas, sensitivity = gradient(
-            rest, taps, lift, slopes, x, seeds, kink, of_kink
+        lift = jnp.zeros((count, self.kinks), w.dtype)
+        explicit, deltas, reached = gradient(
+            rest, taps, lift, slopes[sample], x, starts
         )
-        flat = [g.reshape(sample.size, -1) for g in explicit]
-        none = jnp.zeros((sample.size, 0), w.dtype)
-        return jnp.concatenate([none, *flat], 1), deltas, sensitivity
+        rows = () if is_sum else (count,)
+        flat = [g.reshape(*rows, -1) for g in explicit]
+        return (
+            jnp.concatenate([jnp.zeros((*rows, 0), w.dtype), *flat], -1),
+            deltas,
+            reached,
+        )
 
     def along(self, rows: Rows, v: Float[Array, " weights"]) -> Float[Array, " slots"]:
         """J v."""
@@ -261,14 +280,21 @@ class System(eqx.Module):
         self, rows: Rows, v: Float[Array, " slots"]
     ) -> Float[Array, " weights"]:
         """Jᵀ v."""
+        deltas = [delta * v[:, None] for delta in rows.deltas]
+        return self._assembled(v @ rows.explicit, deltas, rows.vectors)
+
+    def _assembled(
+        self, rest: Array, deltas: list[Array], vectors: list[Array]
+    ) -> Float[Array, " weights"]:
+        """Flat weights from those that `Rows` has as columns and the sums of products."""
         leaves, structure = jax.tree.flatten(self.template)
         out: list[Array | None] = [None] * len(leaves)
         for p, delta, vector in zip(
-            self.function.products, rows.deltas, rows.vectors, strict=True
+            self.function.products, deltas, vectors, strict=True
         ):
-            matrix = (delta * v[:, None]).T @ vector
+            matrix = delta.T @ vector
             out[p.leaf] = matrix.T if p.is_transposed else matrix
-        rest, start = v @ rows.explicit, 0
+        start = 0
         for i, leaf in enumerate(leaves):
             if out[i] is None:
                 out[i] = rest[start : start + leaf.size].reshape(leaf.shape)
@@ -276,13 +302,21 @@ class System(eqx.Module):
         return jax.flatten_util.ravel_pytree(jax.tree.unflatten(structure, out))[0]
 
     def _rest(self, leaves: list[Array]) -> Array:
-        factored = {p.leaf for p in self.function.products}
-        flat = [a.ravel() for i, a in enumerate(leaves) if i not in factored]
+        flat = [a.ravel() for a in self._unfactored(leaves)]
         return jnp.concatenate([jnp.zeros(0, self.low.dtype), *flat])
 
+    def _unfactored(self, leaves: list[Array]) -> list[Array]:
+        factored = {p.leaf for p in self.function.products}
+        return [a for i, a in enumerate(leaves) if i not in factored]
 
-def _over(rows: Bool[Array, " rows"], a: Array) -> Bool[Array, "rows ..."]:
-    return rows.reshape(-1, *(1,) * (a.ndim - 1))
+
+class _Starts(NamedTuple):
+    """What backward passes start with: ∂/∂prediction and ∂/∂z_kink, for a sample each."""
+
+    sample: Int[Array, " rows"]
+    seeds: PyTree
+    kink: Int[Array, " rows"]
+    of_kink: Float[Array, " rows"]
 
 
 def kinked_function(problem: Problem) -> KinkedFunction:
