@@ -259,9 +259,10 @@ def test_counts_are_those_of_the_list(run):
         ("exits", ("exit_up", "exit_down")),
     ):
         assert run.stats[name] == sum(kinds.count(kind) for kind in members) > 0
-    assert run.stats["non_unique"] == 0
-    assert not any(kind.startswith("choice") for kind in kinds)
-    assert np.isnan(run.stats["first_choice"])
+    choices = [e.time for e in run.events if e.kind.startswith("choice")]
+    assert run.stats["non_unique"] == len(choices)
+    first = choices[0] if choices else np.nan
+    np.testing.assert_equal(float(run.stats["first_choice"]), first)
 
 
 def test_who_slides_when(run):
@@ -319,7 +320,8 @@ def test_a_unit_without_weights_below_has_none_at_convex_kinks():
     x, y = data()
     result = solved(without_weights_below_unit_0()[0], (x, jnp.full_like(y, -50.0)))
     assert all(e.time > 0 for e in result.events)
-    assert result.stats["non_unique"] == 0
+    # Of the others some meet, much later, where a choice may be.
+    assert not any((e.layer, e.unit) == (1, (0,)) for e in result.events)
     assert np.all(np.asarray(result.model.layers[0].weight)[0] == 0)
 
 

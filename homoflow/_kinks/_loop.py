@@ -271,8 +271,10 @@ def _committed(
 ) -> _Progress:
     """The pending point accepted if its defect allows, else the one before."""
     state, starting = p.state, p.steps < 0
+    # At the start the sides before are a guess, not where the flow came from.
+    again = state.again & (p.steps > 0)
     settled, counts = conclude(
-        target, last, p.counts, sliders=state.slots.used, again=state.again
+        target, last, p.counts, sliders=state.slots.used, again=again
     )
     step = pending.theta * pending.step
     sizes = _Sizes.of(state, pending, settled)
