@@ -1,5 +1,6 @@
 """The exact flow of a problem with kinks, from a user's arguments to a trajectory."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,13 @@ from jaxtyping import Array
 from ._compiling import quickly_compiled
 from ._concrete import is_concrete
 from ._error_estimate import with_error_estimate, without_derivatives
+from ._in_float64 import in_float64, why_not_in_float64
 from ._jaxpr import nonsmooth_primitives
 from ._kink_events import Events
 from ._kink_layers import kink_layers
 from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
 from ._losses import AbstractLoss, Risk
-from ._method import COARSER_RTOL, as_scalar, check_tolerance, kinks_of
+from ._method import COARSER_RTOL, check_tolerance, kinks_of
 from ._observables import observe
 from ._precision import full_matmul_precision
 from ._problem import Problem
@@ -46,13 +48,13 @@ def exact_flow(
 ) -> Trajectory:
     """The flow of `problem` as a differential inclusion.
 
-    Raises `ValueError` for a problem that the solver cannot do, naming the reason.
+    A float32 problem is followed in float64, and what is found rounded. Raises
+    `ValueError` for a problem that the solver cannot do, naming the reason.
     """
     reason = obstacle(problem)
     if reason is not None:
         raise ValueError(f"`homoflow.Filippov` cannot follow this flow: {reason}.")
     check_tolerance("rtol", rtol, problem.dtype)
-    rtol = as_scalar(EXACT_RTOL if rtol is None else rtol, problem.dtype)
     # Not inside of what is compiled: reasons differ between runs that do not.
     facts = (
         ("solver", "Filippov"),
@@ -60,22 +62,40 @@ def exact_flow(
         ("kinks", ", ".join(kinks_of(problem))),
     )
 
-    def solved(rtol: Array, slots: int, problem=problem, span=span) -> Trajectory:
-        options = _Options(slots, solver.events, max_steps, save_models)
-        trajectory = _solve(problem, rtol, span, options)
+    def solved(problem: Problem, span: Span) -> Trajectory:
+        goal = jnp.asarray(EXACT_RTOL if rtol is None else rtol, problem.dtype)
+        options = _Options(FIRST_SLOTS, solver.events, max_steps, save_models)
+        trajectory = _solved(problem, span, goal, solver.slots, options, estimate_error)
         return eqx.tree_at(
             lambda t: t.stats, trajectory, trajectory.stats.with_facts(facts)
         )
 
-    if solver.slots is None:
-        slots, trajectory = _with_room(lambda slots: solved(rtol, slots))
-    else:
-        slots, trajectory = solver.slots, solved(rtol, solver.slots)
+    if problem.dtype == jnp.float64:
+        return solved(problem, span)
+    facts = (*facts, ("computed_in", "float64, and rounded at the end"))
+    return in_float64(solved, problem, span)
+
+
+def _solved(
+    problem: Problem,
+    span: Span,
+    rtol: Array,
+    slots: int | None,
+    options: "_Options",
+    estimate_error: bool,
+) -> Trajectory:
+    """One run, or with an error estimate two, with enough slots if left open."""
+
+    def run(slots: int) -> Trajectory:
+        return _solve(problem, rtol, span, dataclasses.replace(options, slots=slots))
+
+    slots, trajectory = _with_room(run) if slots is None else (slots, run(slots))
     if not estimate_error:
         return trajectory
     # Only a figure is wanted: derivatives need not follow the second solve.
-    still = without_derivatives((problem, span))
-    coarse = solved(COARSER_RTOL * rtol, slots, *still)
+    still, until = without_derivatives((problem, span))
+    options = dataclasses.replace(options, slots=slots)
+    coarse = _solve(still, COARSER_RTOL * rtol, until, options)
     return with_error_estimate(trajectory, coarse, problem.mask)
 
 
@@ -103,11 +123,10 @@ class _Options(eqx.Module):
 
 def obstacle(problem: Problem) -> str | None:
     """Why the exact flow of a problem cannot be had, or `None` if it can."""
-    if problem.dtype != jnp.float64:
+    if problem.dtype not in (jnp.float32, jnp.float64):
         return (
-            f"the weights are {problem.dtype}, and the sides of kinks are told apart in "
-            "float64 only. Run `jax.config.update('jax_enable_x64', True)` before "
-            "anything else, and make the weights float64"
+            f"the weights are {problem.dtype}, and it takes float64, or float32 whose "
+            "flow it follows in float64"
         )
     objective = problem.objective
     if not isinstance(objective, Risk):
@@ -126,7 +145,7 @@ def obstacle(problem: Problem) -> str | None:
         )
     if function.count == 0:
         return "the model has no kinks; leave `solver` out"
-    return None
+    return why_not_in_float64(problem) if problem.dtype == jnp.float32 else None
 
 
 def exact_pairs(problem: Problem) -> int:

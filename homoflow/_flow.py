@@ -50,8 +50,8 @@ def flow(
     For a smooth model this is an ordinary differential equation, solved to the
     tolerance. For a model with kinks (ReLU, |·|, max) the flow is a differential
     inclusion, whose solutions slide along kinks. An `rtol` of 1e-5 or less gets the
-    exact one (`homoflow.Filippov`) in float64 where kinks can be followed and there are
-    at most 20,000 pairs of a sample and a kink: its cost is set by events, not by the
+    exact one (`homoflow.Filippov`) where kinks can be followed and there are at most
+    20,000 pairs of a sample and a kink: its cost is set by events, not by the
     tolerance. Otherwise, and by default, the answer is *approximate*
     (`homoflow.Averaged`): the method averages over kinks at a tolerance that never
     stalls, and solves once more at a coarser one to report an `error_estimate` in

@@ -58,8 +58,6 @@ def choose_between(
         return Choice(
             False, f"{NOT_EXACT}: it is considered at rtol ≤ {LOOSEST_RTOL:g}"
         )
-    if problem.dtype != jnp.float64:
-        return Choice(False, f"{NOT_EXACT}: the weights are {problem.dtype}")
     reason = obstacle(problem)
     if reason is not None:
         return Choice(False, f"{NOT_EXACT}: {reason}")

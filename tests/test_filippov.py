@@ -364,7 +364,7 @@ def absolute_error(prediction, target):
         (plain()[0], {"atol": 1e-8}, "atol"),
         (plain()[0], {"dt0": 0.1}, "dt0"),
         (plain()[0], {"progress": True}, "progress"),
-        (hf.MLP((3, 8, 2), key=jr.key(0), dtype=jnp.float32), {}, "jax_enable_x64"),
+        (hf.MLP((3, 8, 2), key=jr.key(0), dtype=jnp.float16), {}, "float16"),
     ],
 )
 def test_what_cannot_be_done_is_refused(model, options, message, monkeypatch):

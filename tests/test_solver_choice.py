@@ -70,11 +70,12 @@ def test_otherwise_it_averages_and_says_why(options, reason):
     assert averaged.stats["error_estimate"] > 0
 
 
-def test_float32_averages():
+def test_float32_is_exact_too():
     x, y = relu_regression()[1]
     model = hf.MLP((3, 8, 2), key=jr.key(0), dtype=jnp.float32)
-    averaged = hf.flow(model, (x, y), 1.0, rtol=1e-5, max_steps=2000)
-    assert "the weights are float32" in averaged.stats["why"]
+    exact = hf.flow(model, (x, y), 1.0, rtol=1e-5)
+    assert exact.stats["solver"] == "Filippov"
+    assert exact.losses.dtype == jnp.float32
 
 
 def test_kinks_in_a_loop_are_named():

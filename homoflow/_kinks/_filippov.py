@@ -26,8 +26,11 @@ class Filippov(eqx.Module):
     - `events`: how many events to keep for `trajectory.events` (none: no list is made).
         Further ones are counted as dropped. `stats` say how many of each sort there are.
 
-    It needs float64, a loss over samples (mean or sum), and a model whose kinks it
-    finds, in any Equinox module, dense, convolutional, residual or with shared weights:
+    It computes in float64: also the flow of float32 weights, which is then rounded, so
+    that its error is float32's rounding. With JAX's float64 switched off that works
+    outside of jit and vmap only. It needs a loss over samples (mean or sum), and a model
+    whose kinks it finds, in any Equinox module, dense, convolutional, residual or with
+    shared weights:
 
     - maximum and minimum of two values, or over axes (maxout), and max-pooling, with
         one kink less than there are values; but not over windows that have more than

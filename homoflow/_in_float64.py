@@ -1,0 +1,73 @@
+"""Float32 problems followed in float64: for what float32 cannot tell apart."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._concrete import is_concrete
+from ._problem import Problem
+from ._span import Span
+from ._trajectory import Trajectory
+
+
+def in_float64(
+    solved: Callable[[Problem, Span], Trajectory], problem: Problem, span: Span
+) -> Trajectory:
+    """`solved` in float64 of the same numbers, its answer rounded to float32.
+
+    Whether JAX has float64 switched on or not.
+    """
+    with jax.enable_x64(True):
+        wide = _cast((problem, span), np.float64, np.int64)
+        trajectory = _cast(solved(*wide), np.float32, np.int32)
+
+    def as_given(model: PyTree) -> PyTree:
+        return eqx.combine(eqx.filter(model, problem.mask), problem.frozen())
+
+    # What is not trained comes back in its own dtype.
+    models = None if trajectory.models is None else as_given(trajectory.models)
+    where = lambda t: (t.model, t.models)  # noqa: E731
+    return eqx.tree_at(
+        where, trajectory, (as_given(trajectory.model), models), is_leaf=_is_none
+    )
+
+
+def _is_none(leaf) -> bool:
+    return leaf is None
+
+
+def why_not_in_float64(problem: Problem) -> str | None:
+    """What keeps a float32 problem from being followed in float64, or `None`."""
+    # A constant is traced inside of what is being compiled, whatever the arguments.
+    by_itself = is_concrete((problem, jnp.zeros(())))
+    if not (by_itself or jax.config.read("jax_enable_x64")):
+        return (
+            "the sides of kinks are told apart in float64 only, which under jit and "
+            "vmap has to be switched on: run `jax.config.update('jax_enable_x64', "
+            "True)` before anything else (the weights may stay float32)"
+        )
+    with jax.enable_x64(True):
+        wide = _cast(problem, np.float64, np.int64)
+        try:
+            eqx.filter_eval_shape(wide.loss, wide.weights())
+        except (TypeError, ValueError) as error:  # strict promotion raises either
+            reason = str(error).strip().split("\n")[0]
+            return f"the model cannot be evaluated in float64 ({reason})"
+    return None
+
+
+def _cast(tree: PyTree, floats: type, integers: type) -> PyTree:
+    """Floating-point arrays in one dtype, and 64-bit integers in another."""
+
+    def one(leaf):
+        if not eqx.is_array(leaf):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.astype(floats)
+        return leaf.astype(integers) if leaf.dtype == jnp.int64 else leaf
+
+    return jax.tree.map(one, tree)

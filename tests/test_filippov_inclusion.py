@@ -1,0 +1,107 @@
+"""The exact flow against the definition: dw/dt = −d, d the least element of Clarke's set.
+
+Clarke's sub-differential at w is the convex hull of the gradients in every neighbourhood
+of w. Here they are sampled, by plain autodiff at random points around w, and the point of
+their hull that is nearest to 0 is found by non-negative least squares. Nothing of this
+knows of kinks, sides or sliding. It holds where solutions part, too: what comes after is
+one of them.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+from test_filippov_degenerate import CORNERS, Case
+
+import homoflow as hf
+
+#: How far around w gradients are taken; they differ from those at w by ten times that.
+NEAR = 1e-9
+DELTA = 1e-5
+TIMES = np.array([0.31, 1.7, 3.9, 7.3, 12.9, 18.7])
+TS = (TIMES[:, None] + DELTA * np.array([-1, 0, 1])).ravel()
+SOLVER = hf.Filippov(slots=40)
+
+
+def leaky(seed: int) -> Case:
+    """Leaky kinks above a layer of width 1: all of them close and open together."""
+    model = hf.MLP((2, 1, 4, 2), activation=hf.LeakyReLU(0.1), key=jr.key(seed))
+    x, y = jr.normal(jr.key(6), (12, 2)), jr.normal(jr.key(7), (12, 2))
+    return Case(model, (x, y))
+
+
+CASES = {
+    "nested": CORNERS["nested"],
+    "below tied sliders": CORNERS["below tied sliders"],
+    "a layer closes above a slider": CORNERS["a layer closes above a slider"],
+    "leaky above width 1": leaky(0),
+}
+#: Those that slide at some of the times.
+SLIDING = list(CASES)[1:]
+
+
+class Followed(NamedTuple):
+    flow: hf.Trajectory
+    gradients: np.ndarray  # (times, samples of the hull, weights)
+    velocity: np.ndarray  # (times, weights)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def followed(request) -> Followed:
+    model, data = CASES[request.param]
+    options = {"ts": TS, "rtol": 1e-10, "laws": (), "save_models": True}
+    flow = hf.flow(model, data, 20.0, solver=SOLVER, **options)
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    _, unravel = jax.flatten_util.ravel_pytree(arrays)
+
+    def loss(w):
+        predictions = jax.vmap(eqx.combine(unravel(w), rest))(data[0])
+        return jnp.mean(jax.vmap(hf.SquaredLoss())(predictions, data[1]))
+
+    saved = eqx.filter(flow.models, eqx.is_inexact_array)
+    w = np.concatenate([a.reshape(TS.size, -1) for a in jax.tree.leaves(saved)], 1)
+    before, at, after = w.reshape(TIMES.size, 3, -1).swapaxes(0, 1)
+    random = np.random.default_rng(0).standard_normal((TIMES.size, 2000, w.shape[1]))
+    beside = at[:, None] + NEAR * random
+    gradients = jax.jit(jax.vmap(jax.vmap(jax.grad(loss))))(beside)
+    return Followed(flow, np.asarray(gradients), (after - before) / (2 * DELTA))
+
+
+def least(gradients: np.ndarray) -> np.ndarray:
+    """The point nearest to 0 in the convex hull of the rows.
+
+    The penalty on Σ a = 1 changes the length of the answer, not its direction.
+    """
+    size = np.abs(gradients).max()
+    rows = np.unique(np.round(gradients / size, 9), axis=0)
+    ones = np.ones(len(rows))
+    right = np.append(np.zeros(rows.shape[1]), 1.0)
+    share, _ = nnls(np.vstack([rows.T, ones]), right, maxiter=50_000)
+    return size * (share @ rows) / share.sum()
+
+
+def test_the_velocity_is_the_least_element_of_clarkes_set(followed):
+    scale = float(followed.flow.grad_norms[0])
+    speeds = np.asarray(followed.flow.grad_norms)[1::3]
+    for gradients, speed, velocity in zip(
+        followed.gradients, speeds, followed.velocity, strict=True
+    ):
+        expected = least(gradients)
+        assert abs(speed - np.linalg.norm(expected)) < 1e-6 * scale
+        assert np.linalg.norm(velocity + expected) < 1e-4 * scale
+
+
+@pytest.mark.parametrize("followed", SLIDING, indirect=True)
+def test_single_gradients_are_not_that(followed):
+    """The negative control: where the flow slides no gradient beside it is its velocity."""
+    nearest = [
+        np.min(np.linalg.norm(g + v, axis=1))
+        for g, v in zip(followed.gradients, followed.velocity, strict=True)
+    ]
+    assert np.max(nearest) > 1e-2 * float(followed.flow.grad_norms[0])
