@@ -48,6 +48,8 @@ from ._models import (
     factorization_objective as factorization_objective,
     regularized_factorization_objective as regularized_factorization_objective,
 )
+from ._modified_flow import modified_flow as modified_flow
+from ._sharpness import sharpness as sharpness
 from ._trajectory import (
     RESULTS as RESULTS,
     Stats as Stats,

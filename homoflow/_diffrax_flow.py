@@ -1,11 +1,15 @@
-"""The flow of a problem by one of Diffrax's solvers: smooth, or averaged over kinks."""
+"""Dynamics of a problem by one of Diffrax's solvers: smooth, or averaged over kinks."""
+
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
+from ._compiling import quickly_compiled
+from ._dynamics import AbstractDynamics, GradientFlow
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
 from ._method import Method, gradient_evaluations
@@ -15,7 +19,14 @@ from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Trajectory
+from ._trajectory import RESULTS, Trajectory, nan_unless
+
+
+class Run(NamedTuple):
+    """A trajectory, and what its dynamics watched at the same times: NaN after failure."""
+
+    trajectory: Trajectory
+    watched: Any
 
 
 def diffrax_flow(
@@ -23,13 +34,14 @@ def diffrax_flow(
     span: Span,
     method: Method,
     *,
+    dynamics: AbstractDynamics = GradientFlow(),  # noqa: B008
     max_steps: int,
     save_models: bool,
     adjoint: dfx.AbstractAdjoint | None,
     estimate_error: bool | None,
     progress: Progress,
-) -> Trajectory:
-    """The flow of `problem` by `method`, with an error estimate where it averages."""
+) -> Run:
+    """Moves `problem`'s weights by `method`, with an error estimate where it averages."""
     options = _Options(
         save_models=save_models,
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
@@ -38,13 +50,16 @@ def diffrax_flow(
     coarser = None
     if method.is_averaging if estimate_error is None else estimate_error:
         coarser = _coarser(method)
-    trajectory = _solve(problem, method, span, options, as_meter(progress))
+    run = _solve(problem, dynamics, method, span, options, as_meter(progress))
     if coarser is None:
-        return trajectory
+        return run
     # Only a figure is wanted: derivatives need not follow the second solve.
-    problem, coarser, span = without_derivatives((problem, coarser, span))
-    coarse = _solve(problem, coarser, span, options, dfx.NoProgressMeter())
-    return with_error_estimate(trajectory, coarse, problem.mask)
+    problem, dynamics, coarser, span = without_derivatives(
+        (problem, dynamics, coarser, span)
+    )
+    coarse = _solve(problem, dynamics, coarser, span, options, dfx.NoProgressMeter())
+    estimated = with_error_estimate(run.trajectory, coarse.trajectory, problem.mask)
+    return Run(estimated, run.watched)
 
 
 class _Options(eqx.Module):
@@ -53,17 +68,21 @@ class _Options(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
 
-@eqx.filter_jit
+@quickly_compiled
 @full_matmul_precision()
 def _solve(
     problem: Problem,
+    dynamics: AbstractDynamics,
     method: Method,
     span: Span,
     options: _Options,
     meter: dfx.AbstractProgressMeter,
-) -> Trajectory:
-    weights = problem.weights()
-    fault = fault_of(problem, span, method.rtol)
+) -> Run:
+    fault = RESULTS.where(
+        dynamics.fault() == RESULTS.successful,
+        fault_of(problem, span, method.rtol),
+        dynamics.fault(),
+    )
     # A faulty problem must not be integrated: nothing would be learned, slowly.
     sound = fault == RESULTS.successful
     t1 = jnp.where(sound, span.t1, 0)
@@ -71,24 +90,26 @@ def _solve(
 
     # Diffrax gets plain lists: a model's tree may hold more than arrays. And it
     # differentiates with respect to `args`, not to what a closure holds.
-    leaves, structure = jax.tree.flatten(weights)
-    given, fixed = eqx.partition((problem.frozen(), problem.data), eqx.is_array)
-
-    def loss(w, given):
-        frozen, data = eqx.combine(given, fixed)
-        return problem.objective(eqx.combine(w, frozen), data)
+    weights = problem.weights()
+    leaves, structure = jax.tree.flatten(dynamics.start(problem, weights))
+    posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
+    given, fixed = eqx.partition((posed, dynamics), eqx.is_array)
 
     def field(t, leaves, given):
         del t
-        gradient = jax.grad(loss)(jax.tree.unflatten(structure, leaves), given)
-        return [-g for g in jax.tree.leaves(gradient)]
+        posed, dynamics = eqx.combine(given, fixed)
+        state = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves(dynamics.velocity(posed, state))
 
     def record(t, leaves, given):
         del t
-        w = jax.tree.unflatten(structure, leaves)
-        value, gradient = jax.value_and_grad(loss)(w, given)
+        posed, dynamics = eqx.combine(given, fixed)
+        state = jax.tree.unflatten(structure, leaves)
+        w = dynamics.weights(state)
+        value, gradient = jax.value_and_grad(posed.loss)(w)
         seen = observe(problem.laws, w, value, gradient)
-        return seen, (leaves if options.save_models else None)
+        watched = dynamics.watch(posed, state)
+        return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
 
     controller = _controller(method, weights, t1)
     solution = dfx.diffeqsolve(
@@ -107,16 +128,20 @@ def _solve(
         throw=False,
         progress_meter=meter,
     )
-    seen, saved, final, reached = _read(solution, options.adjoint, record, given)
+    (seen, watched, saved), final, reached = _read(
+        solution, options.adjoint, record, given
+    )
     # Of a faulty problem nothing is recorded, not even the start.
     reached = jnp.where(sound, reached, -jnp.inf)
-    final = jax.tree.unflatten(structure, final)
+    final = dynamics.weights(jax.tree.unflatten(structure, final))
     if options.save_models:
-        saved = jax.tree.unflatten(structure, saved)
+        saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
     result = _result(fault, solution.result, seen, final)
-    return _trajectory(
-        problem, method, span, options, seen, saved, final, reached, result, solution
+    valid = _valid(span, seen, reached, result)
+    trajectory = _trajectory(
+        problem, method, span, seen, valid, saved, final, reached, result, solution
     )
+    return Run(trajectory, nan_unless(valid, watched))
 
 
 def _controller(method: Method, weights: PyTree, t1: Array):
@@ -162,15 +187,14 @@ def _event(adjoint) -> dfx.Event | None:
 
 
 def _read(solution, adjoint, record, given):
-    """Observations, saved weights, final weights and the time they belong to."""
+    """What was recorded, the final state and the time it belongs to."""
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         states = jax.tree.map(lambda y: y[:-1], solution.ys)
         final = jax.tree.map(lambda y: y[-1], solution.ys)
-        seen, saved = jax.lax.map(lambda w: record(None, w, given), states)
-        return seen, saved, final, solution.ts[-1]
-    seen, saved = solution.ys["ts"]
+        records = jax.lax.map(lambda y: record(None, y, given), states)
+        return records, final, solution.ts[-1]
     final = jax.tree.map(lambda y: y[0], solution.ys["final"])
-    return seen, saved, final, solution.ts["final"][0]
+    return solution.ys["ts"], final, solution.ts["final"][0]
 
 
 def _result(
@@ -191,14 +215,19 @@ def _result(
     return RESULTS.where(fault == RESULTS.successful, failed, fault)
 
 
-def _trajectory(
-    problem, method, span, options, seen, saved, final, reached, result, solution
-) -> Trajectory:
-    ts = span.times()
+def _valid(
+    span: Span, seen: Observation, reached: Array, result: RESULTS
+) -> Bool[Array, " times"]:
     ok = result == RESULTS.successful
     finite = jax.vmap(all_finite)(seen)
     # Times the solver never came to were left at inf by Diffrax.
-    valid = finite & (ok | (ts <= reached)) & (jnp.cumsum(~finite) == 0)
+    return finite & (ok | (span.times() <= reached)) & (jnp.cumsum(~finite) == 0)
+
+
+def _trajectory(
+    problem, method, span, seen, valid, saved, final, reached, result, solution
+) -> Trajectory:
+    ts = span.times()
     numbers = {
         "steps": solution.stats["num_accepted_steps"],
         "rejected_steps": solution.stats["num_rejected_steps"],
@@ -214,7 +243,7 @@ def _trajectory(
         seen,
         valid,
         final=final,
-        saved=saved if options.save_models else None,
+        saved=saved,
         result=result,
         numbers=numbers,
         facts=facts,

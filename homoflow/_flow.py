@@ -15,7 +15,7 @@ from ._method import choose_method
 from ._problem import Objective, pose
 from ._progress import Progress
 from ._solver_choice import after_giving_up, choose_between, gave_up
-from ._span import checked_span
+from ._span import check_max_steps, checked_span
 from ._trainable import Trainable
 from ._trajectory import Trajectory, raise_unless_successful
 
@@ -132,7 +132,7 @@ def flow(
         laws=laws,
     )
     span = checked_span(t1, ts, problem.dtype)
-    max_steps = _checked_max_steps(max_steps)
+    check_max_steps(max_steps)
     for_diffrax = {
         "atol": atol,
         "stepsize_controller": stepsize_controller,
@@ -166,7 +166,7 @@ def flow(
         max_steps=max_steps,
         note=choice.why,
     )
-    trajectory = diffrax_flow(
+    trajectory, _ = diffrax_flow(
         problem,
         span,
         method,
@@ -177,9 +177,3 @@ def flow(
         progress=progress,
     )
     return raise_unless_successful(trajectory) if throw else trajectory
-
-
-def _checked_max_steps(max_steps: int) -> int:
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
-    return max_steps

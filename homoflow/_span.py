@@ -54,6 +54,12 @@ def checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> Span:
     return Span(end, times)
 
 
+def check_max_steps(max_steps: int) -> None:
+    """`ValueError` unless a solver can take that many steps."""
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
+
+
 def fault_of(problem: Problem, span: Span, rtol: Array | None) -> RESULTS:
     """What is wrong with the input, found where its values are known."""
     fault = RESULTS.successful

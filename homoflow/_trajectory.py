@@ -66,6 +66,9 @@ class RESULTS(eqx.Enumeration):
     bad_time = "`t1` must be positive and finite."
     bad_times = "`ts` must increase and lie in [0, t1]."
     bad_learning_rate = "The learning rate must be positive and finite."
+    bad_coefficient = (
+        "A coefficient of the equation (weight decay, momentum, mass) is out of range."
+    )
     bad_tolerance = (
         "The tolerance is below what the dtype can reach, or is not positive. With "
         "float32 weights, `jax.config.update('jax_enable_x64', True)` and float64 "
@@ -130,6 +133,8 @@ class Trajectory(eqx.Module):
     - `stats`: numbers and facts about the run.
     - `events`: of the exact flow, what its kinks did: `homoflow.Events`, if asked for with
         `homoflow.Filippov(events=…)`; otherwise `None`.
+    - `sharpness`: of `homoflow.modified_flow` and `homoflow.predict_drift`, the largest
+        eigenvalue of ∇²L at `ts`; otherwise `None`.
 
     After the point where a run failed, arrays over time hold NaN, never a number.
     """
@@ -144,6 +149,7 @@ class Trajectory(eqx.Module):
     result: RESULTS
     stats: Stats
     events: Events | None = None
+    sharpness: Float[Array, " times"] | None = None
 
     def __repr__(self) -> str:
         if not is_concrete((self.ts, self.result)) or self.ts.ndim != 1:
@@ -165,22 +171,27 @@ class Trajectory(eqx.Module):
 def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
     """The trajectory with NaN in place of every observable that is not `valid`."""
 
-    def mask(values):
-        keep = valid.reshape(valid.shape + (1,) * (values.ndim - 1))
-        return _nan_unless(keep, values)
-
     def over_time(t: Trajectory):
         return (t.losses, t.laws, t.grad_norms, t.squared_norms)
 
-    masked = jax.tree.map(mask, over_time(trajectory))
-    trajectory = eqx.tree_at(over_time, trajectory, masked)
+    known = nan_unless(valid, over_time(trajectory))
+    trajectory = eqx.tree_at(over_time, trajectory, known)
     if trajectory.models is None:
         return trajectory
-    models = jax.tree.map(
-        lambda leaf: mask(leaf) if eqx.is_inexact_array(leaf) else leaf,
-        trajectory.models,
-    )
+    models = nan_unless(valid, trajectory.models)
     return eqx.tree_at(lambda t: t.models, trajectory, models)
+
+
+def nan_unless(valid: Array, over_time: PyTree) -> PyTree:
+    """Arrays over time, with NaN in the floating-point ones where not `valid`."""
+
+    def mask(values):
+        if not eqx.is_inexact_array(values):
+            return values
+        keep = valid.reshape(valid.shape + (1,) * (values.ndim - 1))
+        return _nan_unless(keep, values)
+
+    return jax.tree.map(mask, over_time)
 
 
 @jax.custom_jvp

@@ -1,0 +1,93 @@
+"""`sharpness`: the largest eigenvalue of the Hessian of a loss."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ._lanczos import largest_eigenvalue
+from ._losses import LossLike, SquaredLoss
+from ._precision import full_matmul_precision
+from ._problem import Objective, Problem, pose
+from ._trainable import Trainable
+
+#: ‖Hv − λv‖ relative to ‖H‖ at which the iteration stops.
+RESIDUAL = 1e-3
+
+
+class Sharpness(NamedTuple):
+    """λ_max(∇²L), and the number of Hessian-vector products that it took.
+
+    That number is a float: what Diffrax records has to have room for inf.
+    """
+
+    value: Float[Array, ""]
+    products: Float[Array, ""]
+
+
+def sharpness_of(problem: Problem, weights: PyTree) -> Sharpness:
+    """λ_max(∇²L) at `weights`, differentiable (a simple eigenvalue's derivative)."""
+    flat, unravel = ravel_pytree(weights)
+
+    def gradient(problem, flat):
+        return jax.grad(lambda v: problem.loss(unravel(v)))(flat)
+
+    # The iteration is not to be differentiated: with its vector v held still, the
+    # derivative of vᵀHv is that of the eigenvalue.
+    still, fixed = eqx.partition(problem, eqx.is_array)
+    still = eqx.combine(jax.lax.stop_gradient(still), fixed)
+    _, product = jax.linearize(
+        lambda v: gradient(still, v), jax.lax.stop_gradient(flat)
+    )
+    found = largest_eigenvalue(product, flat.size, flat.dtype, RESIDUAL)
+    v = jax.lax.stop_gradient(found.vector)
+    _, image = jax.jvp(lambda u: gradient(problem, u), (flat,), (v,))
+    moving = v @ image
+    value = found.value + (moving - jax.lax.stop_gradient(moving))
+    return Sharpness(value, found.products.astype(value.dtype))
+
+
+def sharpness(
+    model: PyTree,
+    data: PyTree,
+    *,
+    loss: LossLike = SquaredLoss(),  # noqa: B008
+    objective: Objective | None = None,
+    trainable: Trainable = None,
+) -> Float[Array, ""]:
+    """λ_max(∇²L), the largest eigenvalue of the Hessian at `model`'s weights.
+
+    Gradient descent with learning rate η is unstable in a direction of curvature
+    λ > 2/η; with momentum μ, of λ > 2(1 + μ)/η.
+
+    By Lanczos iteration with Hessian-vector products, until ‖Hv − λv‖ ≤ 1e-3·‖H‖: an
+    eigenvalue lies within 1e-3·‖H‖ of the value, and usually within about 1e-6·‖H‖,
+    because the error is of second order in the residual. The iteration starts at random
+    and cannot prove that there is no larger one. At kinks (ReLU) there is no Hessian;
+    elsewhere the kinks are not in it.
+
+    **Arguments:** as for `homoflow.flow`.
+
+    **Returns:** a scalar in the dtype of the weights, in units of 1/time; NaN if the
+    iteration did not converge. It can be differentiated where the eigenvalue is simple.
+
+    **Raises:** `ValueError` for bad input.
+
+    ```python
+    model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    limit = 2 / hf.sharpness(model, (x, x[:, :1]))  # of the learning rate
+    ```
+    """
+    problem = pose(
+        model, data, loss=loss, objective=objective, trainable=trainable, laws=()
+    )
+    return _sharpness(problem)
+
+
+@eqx.filter_jit
+@full_matmul_precision()
+def _sharpness(problem: Problem) -> Float[Array, ""]:
+    return sharpness_of(problem, problem.weights()).value

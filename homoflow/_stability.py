@@ -1,0 +1,84 @@
+"""Where an expansion in the learning rate holds, and the warning where it does not.
+
+Heavy ball (v ← μv + λw, w ← w − ηv) on the quadratic λw²/2 multiplies w by the roots r
+of r² − (1 + μ − ηλ)r + μ = 0.
+
+- It is stable for ηλ < 2(1 + μ), where the root at −1 is met.
+- The larger root, which is the flow's, is analytic in η up to ηλ = (1 − √μ)², where the
+  two meet and become complex: the radius of convergence of any expansion of the path.
+- A sum over all of its steps is analytic up to the stability limit: Σ_k v_k² = λw₀² /
+  (2η(1−μ)(1 − ηλ/(2(1+μ)))), so that leading order is wrong by a factor 1/(1 − r), with
+  r the fraction of the stability limit.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ._concrete import is_concrete
+from ._trajectory import Trajectory
+
+
+def warn_unless_trajectory_expands(
+    trajectory: Trajectory, learning_rate: Any, momentum: Any
+) -> None:
+    """A warning if η λ_max leaves the radius in which a path can be expanded in η."""
+    radius = (1 - np.sqrt(momentum)) ** 2 if is_concrete(momentum) else None
+    _warn_beyond(
+        trajectory,
+        learning_rate,
+        momentum,
+        radius,
+        "the expansion in the learning rate converges only up to {bound}, where the "
+        "steps begin to overshoot, and the modified flow does not follow them in the "
+        "sharpest directions",
+    )
+
+
+def warn_unless_drift_expands(
+    trajectory: Trajectory, learning_rate: Any, momentum: Any
+) -> None:
+    """A warning if η λ_max is more than half of what is stable."""
+    half = 1 + momentum if is_concrete(momentum) else None
+    _warn_beyond(
+        trajectory,
+        learning_rate,
+        momentum,
+        half,
+        "beyond half of the stability limit, {bound}, the leading order in the learning "
+        "rate is wrong by more than a factor of 2 in the sharpest directions: the "
+        "expansion fails",
+    )
+
+
+def _warn_beyond(
+    trajectory: Trajectory, learning_rate: Any, momentum: Any, bound: Any, meaning: str
+) -> None:
+    sharpness = trajectory.sharpness
+    known = is_concrete((sharpness, learning_rate, momentum))
+    if sharpness is None or not known or sharpness.ndim != 1:
+        return
+    values = np.asarray(sharpness, float)
+    # Where a run failed its losses are NaN too.
+    missed = np.isnan(values) & ~np.isnan(np.asarray(trajectory.losses))
+    if np.any(missed):
+        warnings.warn(
+            "The sharpness could not be measured at every recorded time: whether the "
+            "learning rate is small enough is not known.",
+            stacklevel=4,
+        )
+    if np.all(np.isnan(values)):
+        return
+    worst = int(np.nanargmax(values))
+    reached = float(learning_rate) * values[worst]
+    if reached <= bound:
+        return
+    limit = 2 * (1 + float(momentum))
+    warnings.warn(
+        f"learning_rate·λ_max reaches {reached:.3g} at t = "
+        f"{float(trajectory.ts[worst]):.3g} (measured sharpness λ_max = "
+        f"{values[worst]:.4g}): {meaning.format(bound=f'{float(bound):.3g}')}. The steps "
+        f"are unstable above {limit:.3g}.",
+        stacklevel=4,
+    )
