@@ -3,6 +3,7 @@
 from ._averaged import Averaged as Averaged
 from ._compare import Comparison as Comparison, compare as compare
 from ._descent import descend as descend
+from ._drift import DriftPrediction as DriftPrediction
 from ._flow import flow as flow
 from ._kink_events import Event as Event, Events as Events, Slide as Slide
 from ._kink_layers import KinkLayer as KinkLayer
@@ -49,6 +50,7 @@ from ._models import (
     regularized_factorization_objective as regularized_factorization_objective,
 )
 from ._modified_flow import modified_flow as modified_flow
+from ._predict_drift import predict_drift as predict_drift
 from ._sharpness import sharpness as sharpness
 from ._trajectory import (
     RESULTS as RESULTS,

@@ -26,6 +26,16 @@ def check_momentum(momentum: Any) -> None:
         raise ValueError(f"`momentum` must lie in [0, 1); got {float(momentum)}.")
 
 
+def check_batch_size(batch_size: Any, samples: int) -> None:
+    """`ValueError` unless it is an integer from 1 to the number of samples."""
+    is_integer = isinstance(batch_size, int | np.integer)
+    if isinstance(batch_size, bool) or not is_integer or not 1 <= batch_size <= samples:
+        raise ValueError(
+            f"`batch_size` must be an integer from 1 to the {samples} samples; got "
+            f"{batch_size!r}."
+        )
+
+
 def _check_scalar(name: str, value: Any) -> None:
     if callable(value) or jnp.ndim(value) != 0:
         raise ValueError(f"`{name}` must be one number; got {value!r}.")

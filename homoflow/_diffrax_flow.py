@@ -23,10 +23,14 @@ from ._trajectory import RESULTS, Trajectory, nan_unless
 
 
 class Run(NamedTuple):
-    """A trajectory, and what its dynamics watched at the same times: NaN after failure."""
+    """A trajectory, and what its dynamics watched at the same times: NaN after failure.
+
+    `coarse` is the same as `watched`, of the second solve for an error estimate.
+    """
 
     trajectory: Trajectory
     watched: Any
+    coarse: Any = None
 
 
 def diffrax_flow(
@@ -59,7 +63,7 @@ def diffrax_flow(
     )
     coarse = _solve(problem, dynamics, coarser, span, options, dfx.NoProgressMeter())
     estimated = with_error_estimate(run.trajectory, coarse.trajectory, problem.mask)
-    return Run(estimated, run.watched)
+    return Run(estimated, run.watched, coarse.watched)
 
 
 class _Options(eqx.Module):
@@ -93,17 +97,21 @@ def _solve(
     weights = problem.weights()
     leaves, structure = jax.tree.flatten(dynamics.start(problem, weights))
     posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
-    given, fixed = eqx.partition((posed, dynamics), eqx.is_array)
+    arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
+    given, places = jax.tree.flatten(arrays)
+
+    def known(given) -> tuple[Problem, AbstractDynamics]:
+        return eqx.combine(jax.tree.unflatten(places, given), fixed)
 
     def field(t, leaves, given):
         del t
-        posed, dynamics = eqx.combine(given, fixed)
+        posed, dynamics = known(given)
         state = jax.tree.unflatten(structure, leaves)
         return jax.tree.leaves(dynamics.velocity(posed, state))
 
     def record(t, leaves, given):
         del t
-        posed, dynamics = eqx.combine(given, fixed)
+        posed, dynamics = known(given)
         state = jax.tree.unflatten(structure, leaves)
         w = dynamics.weights(state)
         value, gradient = jax.value_and_grad(posed.loss)(w)

@@ -166,7 +166,7 @@ def flow(
         max_steps=max_steps,
         note=choice.why,
     )
-    trajectory, _ = diffrax_flow(
+    trajectory, *_ = diffrax_flow(
         problem,
         span,
         method,

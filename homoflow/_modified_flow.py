@@ -123,7 +123,7 @@ def modified_flow(
     dynamics = ModifiedFlow(
         jnp.asarray(learning_rate, problem.dtype), jnp.asarray(momentum, problem.dtype)
     )
-    trajectory, curvature = diffrax_flow(
+    trajectory, curvature, _ = diffrax_flow(
         problem,
         span,
         method,
