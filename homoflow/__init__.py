@@ -5,6 +5,7 @@ from ._compare import Comparison as Comparison, compare as compare
 from ._descent import descend as descend
 from ._drift import DriftPrediction as DriftPrediction
 from ._flow import flow as flow
+from ._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from ._kink_events import Event as Event, Events as Events, Slide as Slide
 from ._kink_layers import KinkLayer as KinkLayer
 from ._kinks import EventKind as EventKind, Filippov as Filippov

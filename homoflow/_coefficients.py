@@ -26,6 +26,24 @@ def check_momentum(momentum: Any) -> None:
         raise ValueError(f"`momentum` must lie in [0, 1); got {float(momentum)}.")
 
 
+def check_weight_decay(weight_decay: Any) -> None:
+    """`ValueError` unless it is one finite number that is not negative."""
+    _check_scalar("weight_decay", weight_decay)
+    if is_concrete(weight_decay):
+        value = float(weight_decay)
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(
+                f"`weight_decay` must be finite and not negative; got {value}."
+            )
+
+
+def check_mass(mass: Any) -> None:
+    """`ValueError` unless it is one positive, finite number."""
+    _check_scalar("mass", mass)
+    if is_concrete(mass) and not (np.isfinite(float(mass)) and float(mass) > 0):
+        raise ValueError(f"`mass` must be positive and finite; got {float(mass)}.")
+
+
 def check_batch_size(batch_size: Any, samples: int) -> None:
     """`ValueError` unless it is an integer from 1 to the number of samples."""
     is_integer = isinstance(batch_size, int | np.integer)

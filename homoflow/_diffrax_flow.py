@@ -146,8 +146,19 @@ def _solve(
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
+    facts = (("dynamics", dynamics.name),) if dynamics.name else ()
     trajectory = _trajectory(
-        problem, method, span, seen, valid, saved, final, reached, result, solution
+        problem,
+        method,
+        facts,
+        span,
+        seen,
+        valid,
+        saved,
+        final,
+        reached,
+        result,
+        solution,
     )
     return Run(trajectory, nan_unless(valid, watched))
 
@@ -233,7 +244,7 @@ def _valid(
 
 
 def _trajectory(
-    problem, method, span, seen, valid, saved, final, reached, result, solution
+    problem, method, facts, span, seen, valid, saved, final, reached, result, solution
 ) -> Trajectory:
     ts = span.times()
     numbers = {
@@ -244,7 +255,7 @@ def _trajectory(
     evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
     if evaluations is not None:
         numbers["gradient_evaluations"] = evaluations + ts.shape[0]
-    facts = (*method.facts, ("clock", "flow time"))
+    facts = (*facts, *method.facts, ("clock", "flow time"))
     return recorded_trajectory(
         problem,
         ts,

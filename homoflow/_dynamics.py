@@ -22,6 +22,11 @@ class AbstractDynamics(eqx.Module):
     everything but the trained weights.
     """
 
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What to call it in `stats`; empty for the gradient flow itself."""
+
     @abc.abstractmethod
     def start(self, problem: Problem, weights: PyTree) -> State:
         """The state at t = 0."""
@@ -48,6 +53,10 @@ class GradientFlow(AbstractDynamics):
     """dw/dt = −∇L(w), or −∇L(w) − λw with a `weight_decay` λ."""
 
     weight_decay: Float[Array, ""] | None = None
+
+    @property
+    def name(self) -> str:
+        return "" if self.weight_decay is None else "gradient flow with weight decay"
 
     def start(self, problem: Problem, weights: PyTree) -> State:
         del problem

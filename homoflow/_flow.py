@@ -6,12 +6,14 @@ import diffrax as dfx
 from jaxtyping import ArrayLike, Float, PyTree
 
 from ._averaged import Averaged
+from ._coefficients import check_weight_decay
 from ._diffrax_flow import diffrax_flow
+from ._dynamics import GradientFlow
 from ._exact_flow import exact_flow
 from ._kinks import Filippov
 from ._laws import Law
 from ._losses import LossLike, SquaredLoss
-from ._method import choose_method
+from ._method import as_scalar, choose_method
 from ._problem import Objective, pose
 from ._progress import Progress
 from ._solver_choice import after_giving_up, choose_between, gave_up
@@ -34,6 +36,7 @@ def flow(
     solver: dfx.AbstractSolver | Filippov | Averaged | None = None,
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
     dt0: float | Float[ArrayLike, ""] | None = None,
+    weight_decay: float | int | Float[ArrayLike, ""] | None = None,
     laws: Iterable[Law] | None = None,
     project: bool | None = None,
     save_models: bool = False,
@@ -79,7 +82,15 @@ def flow(
         exact flow through kinks, at an `rtol` of 1e-8 if none is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or
         `homoflow.Averaged()`, never the exact flow. Options that are Diffrax's (`atol`,
-        `stepsize_controller`, `dt0`, `adjoint`, `progress`) also rule it out.
+        `stepsize_controller`, `dt0`, `adjoint`, `progress`) and `weight_decay` also rule
+        it out.
+    - `weight_decay`: λ of dw/dt = −∇L(w) − λw, for the limit of descent with weight
+        decay. Then nothing is conserved: wᵀAw decays as e^{−2λt} and bᵀw as e^{−λt}, so
+        that e^{2λt}·wᵀAw and e^{λt}·bᵀw are constant [Kunin et al. 2021]. `laws` are
+        recorded as they are, and `losses` and `grad_norms` are those of L alone. It is
+        for Diffrax's solvers, approximate at kinks. With momentum μ it is the limit of
+        decay that is coupled (added to the gradient); decay that is decoupled (added to
+        the velocity) has the limit (1 − μ)λ, because a step takes time η/(1−μ).
     - `laws`: law objects to record (those of `homoflow.laws`); `()` for none.
     - `project`: project onto the conserved laws after each step. Not available in this
         version: `None` and `False` leave the solver's own drift as it is.
@@ -133,12 +144,15 @@ def flow(
     )
     span = checked_span(t1, ts, problem.dtype)
     check_max_steps(max_steps)
+    if weight_decay is not None:
+        check_weight_decay(weight_decay)
     for_diffrax = {
         "atol": atol,
         "stepsize_controller": stepsize_controller,
         "dt0": dt0,
         "adjoint": adjoint,
         "progress": progress or None,
+        "weight_decay": weight_decay,
     }
     choice = choose_between(problem, solver, rtol, for_diffrax)
     if choice.is_exact:
@@ -170,6 +184,7 @@ def flow(
         problem,
         span,
         method,
+        dynamics=GradientFlow(as_scalar(weight_decay, problem.dtype)),
         max_steps=max_steps,
         save_models=save_models,
         adjoint=adjoint,

@@ -146,6 +146,10 @@ class ModifiedFlow(AbstractDynamics):
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
 
+    @property
+    def name(self) -> str:
+        return "modified flow"
+
     def start(self, problem: Problem, weights: PyTree) -> State:
         """The start of the slow motion that heavy ball settles to.
 

@@ -17,6 +17,7 @@ from ._error_estimate import SAFETY
 from ._laws import Law, Laws
 from ._losses import LossLike, Risk, SquaredLoss
 from ._method import choose_method
+from ._norm import tree_norm
 from ._problem import Objective, Problem, pose
 from ._progress import Progress
 from ._sharpness import Sharpness, sharpness_of
@@ -158,8 +159,12 @@ class FlowWithDrift(AbstractDynamics):
 
     noise: bool = eqx.field(static=True)
 
+    @property
+    def name(self) -> str:
+        return ""
+
     def start(self, problem: Problem, weights: PyTree) -> _State:
-        speed = _norm(jax.grad(problem.loss)(weights))
+        speed = tree_norm(jax.grad(problem.loss)(weights))
         size = sum(w.size for w in jax.tree.leaves(weights))
         # ∫|∇L|² is about |∇L||w| where weights move as far as they are long.
         unit = jax.lax.stop_gradient(speed * jnp.sqrt(jnp.asarray(size, speed.dtype)))
@@ -240,7 +245,3 @@ def _sample_count(problem: Problem) -> int | None:
     if not isinstance(problem.objective, Risk):
         return None
     return jax.tree.leaves(problem.data)[0].shape[0]
-
-
-def _norm(tree: PyTree) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(x**2) for x in jax.tree.leaves(tree)])))

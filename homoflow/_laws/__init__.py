@@ -4,3 +4,8 @@ from ._certificate import Certificate as Certificate, certify as certify
 from ._certify import relative_violation as relative_violation
 from ._find import known_laws as known_laws, laws as laws
 from ._law import Law as Law, Laws as Laws
+from ._rotation import (
+    Rotation as Rotation,
+    rotations_of as rotations_of,
+    torque as torque,
+)

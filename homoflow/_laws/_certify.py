@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._norm import tree_norm
 from .._precision import full_matmul_precision
 from ._law import Entries, Law, contracted, leaf_at, rows_of
 
@@ -72,8 +73,8 @@ def relative_violation(
     laws: tuple[Law, ...], weights: PyTree, gradient: PyTree
 ) -> Float[Array, " laws"]:
     """|⟨2Aw + b, g⟩| / (2‖w‖‖g‖ + ‖g‖), the largest component of each law."""
-    size_g = _norm(gradient)
-    scale = 2 * _norm(weights) * size_g + size_g
+    size_g = tree_norm(gradient)
+    scale = 2 * tree_norm(weights) * size_g + size_g
     worst = [jnp.max(jnp.abs(law_rate(law, weights, gradient))) for law in laws]
     return jnp.stack(worst) / jnp.where(scale > 0, scale, 1)
 
@@ -116,7 +117,3 @@ def _redrawn(model: PyTree, mask: PyTree, key) -> PyTree:
         for k, leaf, s in zip(keys, leaves, selected, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
-
-
-def _norm(tree: PyTree) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(x**2) for x in jax.tree.leaves(tree)])))
