@@ -16,6 +16,7 @@ from ._laws import (
     certify as certify,
     laws as laws,
 )
+from ._ledger import Account as Account, BatchSplit as BatchSplit, Ledger as Ledger
 from ._losses import (
     AbstractLoss as AbstractLoss,
     ExponentialLoss as ExponentialLoss,
@@ -53,6 +54,7 @@ from ._models import (
 from ._modified_flow import modified_flow as modified_flow
 from ._predict_drift import predict_drift as predict_drift
 from ._sharpness import sharpness as sharpness
+from ._track import track as track, tracked as tracked
 from ._trajectory import (
     RESULTS as RESULTS,
     Stats as Stats,

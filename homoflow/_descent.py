@@ -12,17 +12,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ._accounting import Accountant, Step, Sums
 from ._batches import Batches, Order
 from ._clock import Clock, read_clock
 from ._concrete import is_concrete
 from ._finite import all_finite
 from ._laws import Law
+from ._ledger import Ledger
 from ._losses import LossLike, Risk, SquaredLoss
 from ._observables import Observation, observe
 from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
+from ._sources import read_sources
 from ._trainable import Trainable
 from ._trajectory import (
     RESULTS,
@@ -49,6 +52,7 @@ def descend(
     laws: Iterable[Law] | None = None,
     record_every: int = 1,
     save_models: bool = False,
+    ledger: bool = False,
     throw: bool = True,
     progress: Progress = False,
 ) -> Trajectory:
@@ -72,6 +76,11 @@ def descend(
         new random order; a last incomplete batch is left out.
     - `record_every`: record every so many steps, and at the end.
     - `save_models`: also keep the model at every recorded step.
+    - `ledger`: also account for every change of every law: `trajectory.ledger`, a
+        `homoflow.Ledger`, splits it exactly into what discretization, momentum, weight
+        decay and the optimizer's transformation of the gradient do, and with minibatches
+        into mean gradient and noise. Costs a few products of the size of the weights in
+        each step; for matrix laws, as many matrix products.
 
     **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
@@ -102,14 +111,18 @@ def descend(
     if not callable(learning_rate):
         _check_learning_rate(learning_rate)
         learning_rate = jnp.asarray(learning_rate, _time_dtype(problem))
-    factory = _Factory.of(optimizer)
+    factory, weights = _Factory.of(optimizer), problem.weights()
+    accountant = None
+    if ledger:
+        accountant = Accountant(problem.laws, read_sources(factory, weights))
     plan = _Plan(
         steps=steps,
         record_every=min(record_every, steps),
         batches=_checked_batches(problem, batch_size, key),
         save_models=save_models,
         factory=factory,
-        clock=read_clock(factory, problem.weights()),
+        clock=read_clock(factory, weights),
+        accountant=accountant,
     )
     trajectory = _run(problem, plan, learning_rate, key, as_meter(progress))
     return raise_unless_successful(trajectory) if throw else trajectory
@@ -167,6 +180,7 @@ class _Plan(eqx.Module):
     save_models: bool = eqx.field(static=True)
     factory: _Factory
     clock: Clock
+    accountant: Accountant | None
 
     @property
     def blocks(self) -> int:
@@ -192,6 +206,7 @@ class _State(eqx.Module):
     step: Int[Array, ""]
     alive: Bool[Array, ""]
     order: Order | None
+    sums: Sums | None
 
 
 @eqx.filter_jit
@@ -206,10 +221,13 @@ def _run(
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
         optimizer = optax.with_extra_args_support(plan.factory(learning_rate))
         memory = optimizer.init(problem.weights())
+    accountant = plan.accountant
 
-    def observed(weights, loss, gradient):
+    def observed(state, loss, gradient):
+        weights = state.weights
         seen = observe(problem.laws, weights, loss, gradient)
-        return seen, (weights if plan.save_models else None)
+        entry = None if accountant is None else (accountant.values(weights), state.sums)
+        return seen, (weights if plan.save_models else None), entry
 
     def batch(state):
         if plan.batches is None:
@@ -217,19 +235,31 @@ def _run(
         data, order = plan.batches.take(state.order, state.step, problem.data)
         return _batch_loss(problem, plan.batches, data), order
 
+    def responder(loss, loss_fn):
+        def respond(gradient, memory, weights):
+            with jax.numpy_dtype_promotion("standard"):
+                return optimizer.update(
+                    gradient, memory, weights,
+                    value=loss, grad=gradient, value_fn=loss_fn,
+                )  # fmt: skip
+
+        return respond
+
     def advance(state, loss, gradient, order, loss_fn):
+        respond = responder(loss, loss_fn)
+        update, memory = respond(gradient, state.memory, state.weights)
         with jax.numpy_dtype_promotion("standard"):
-            update, memory = optimizer.update(
-                gradient, state.memory, state.weights,
-                value=loss, grad=gradient, value_fn=loss_fn,
-            )  # fmt: skip
             proposed = optax.apply_updates(state.weights, update)
+        sums = None
+        if accountant is not None:
+            step = Step(state.weights, gradient, state.memory, update)
+            sums = accountant.add(state.sums, step, respond)
         # Only the loss is looked at: to look at every weight in every step takes longer
         # than to update them, and a weight that is not finite soon makes the loss so.
         alive = state.alive & jnp.isfinite(loss)
         kept = _select(alive, state.weights, state.kept)
-        step = state.step + alive.astype(state.step.dtype)
-        return _State(proposed, kept, memory, step, alive, order)
+        count = state.step + alive.astype(state.step.dtype)
+        return _State(proposed, kept, memory, count, alive, order, sums)
 
     def plain(_, state):
         loss_fn, order = batch(state)
@@ -242,22 +272,29 @@ def _run(
         loss_fn, order = batch(state)
         stochastic = plan.batches is not None
         used = jax.value_and_grad(loss_fn)(state.weights) if stochastic else full
-        return observed(state.weights, *full), advance(state, *used, order, loss_fn)
+        split = None
+        if accountant is not None and stochastic:
+            respond, gradient = responder(used[0], loss_fn), used[1]
+            update, _ = respond(gradient, state.memory, state.weights)
+            step = Step(state.weights, gradient, state.memory, update)
+            split = accountant.split(full[1], step, respond)
+        return observed(state, *full), advance(state, *used, order, loss_fn), split
 
     def block(length, carry, _):
         state, bar = carry
         alive = state.alive
-        seen, state = recorded(state)
+        seen, state, split = recorded(state)
         state = jax.lax.fori_loop(0, length - 1, plain, state)
         bar = meter.step(bar, state.step.astype(jnp.float32) / plan.steps)
-        return (state, bar), (seen, alive)
+        return (state, bar), ((seen, alive), split)
 
     order = None
     if plan.batches is not None:
         assert key is not None
         order = plan.batches.init(key)
     weights, sound = problem.weights(), _fault(problem) == RESULTS.successful
-    start = _State(weights, weights, memory, jnp.array(0), sound, order)
+    sums = None if accountant is None else accountant.start(weights)
+    start = _State(weights, weights, memory, jnp.array(0), sound, order, sums)
     carry, history = jax.lax.scan(
         functools.partial(block, plan.record_every),
         (start, meter.init()),
@@ -266,18 +303,32 @@ def _run(
     pieces = [history]
     if plan.rest:
         carry, last = block(plan.rest, carry, None)
-        pieces.append(jax.tree.map(lambda leaf: leaf[None], last))
+        pieces.append(_alone(last))
     state, bar = carry
     meter.close(bar)
     loss, gradient = jax.value_and_grad(problem.loss)(state.weights)
     alive = state.alive & jnp.isfinite(loss) & all_finite(state.weights)
-    ending = observed(state.weights, loss, gradient)
-    pieces.append(jax.tree.map(lambda leaf: leaf[None], (ending, alive)))
-    (seen, saved), alive_then = jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
+    ending = _alone((observed(state, loss, gradient), alive))
+    splits = _joined([split for _, split in pieces])
+    (seen, saved, entries), alive_then = _joined([*(p for p, _ in pieces), ending])
     final = _select(alive, state.weights, state.kept)
+    books = None
+    if accountant is not None:
+        values, sums = entries
+        first = jax.tree.map(lambda h: h[:1], values)
+        books = accountant.ledger(first, values, sums, splits)
     return _trajectory(
-        problem, plan, learning_rate, final, state.step, seen, saved, alive_then
+        problem, plan, learning_rate, final, state.step, seen, saved, alive_then, books
     )
+
+
+def _alone(tree: PyTree) -> PyTree:
+    """One entry of what is recorded over time."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def _joined(pieces: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
 
 
 def _select(choice: Bool[Array, ""], these: PyTree, those: PyTree) -> PyTree:
@@ -340,6 +391,7 @@ def _trajectory(
     seen: Observation,
     saved: PyTree,
     alive: Bool[Array, " times"],
+    ledger: Ledger | None,
 ) -> Trajectory:
     dtype = _time_dtype(problem)
     ts, good_rate = _times(plan, learning_rate, dtype)
@@ -371,6 +423,7 @@ def _trajectory(
         result=result,
         numbers=numbers,
         facts=facts,
+        ledger=ledger,
     )
 
 

@@ -77,7 +77,7 @@ def pose(
     if laws is None:
         found = known_laws(model, example, loss, objective=objective, trainable=mask)
     else:
-        found = _as_laws(laws)
+        found = as_laws(laws)
     return Problem(model, data, problem_objective, mask, found)
 
 
@@ -100,7 +100,8 @@ def _refuse_unless_scalar(what: str, value: Any) -> None:
         )
 
 
-def _as_laws(laws: Iterable[Law]) -> Laws:
+def as_laws(laws: Iterable[Law]) -> Laws:
+    """Laws that a user passes, or an error if they are not."""
     if isinstance(laws, Laws):
         return laws
     items = tuple(laws)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._kink_events import Events
+from ._ledger import Ledger
 from ._observables import Observation
 from ._problem import Problem
 from ._trajectory import RESULTS, Stats, Trajectory, masked_after
@@ -22,6 +23,7 @@ def recorded_trajectory(
     numbers: dict[str, Array],
     facts: tuple[tuple[str, str], ...],
     events: Events | None = None,
+    ledger: Ledger | None = None,
 ) -> Trajectory:
     """`seen` at `ts`, NaN where not `valid`; `final` and `saved` are trained weights.
 
@@ -43,5 +45,6 @@ def recorded_trajectory(
             (*facts, ("laws", problem.laws.note)),
         ),
         events=events,
+        ledger=ledger,
     )
     return masked_after(trajectory, valid)

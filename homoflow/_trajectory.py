@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._concrete import is_concrete
 from ._kink_events import Events
+from ._ledger import Account, Ledger
 
 
 class RESULTS(eqx.Enumeration):
@@ -135,6 +136,8 @@ class Trajectory(eqx.Module):
         `homoflow.Filippov(events=…)`; otherwise `None`.
     - `sharpness`: of `homoflow.modified_flow` and `homoflow.predict_drift`, the largest
         eigenvalue of ∇²L at `ts`; otherwise `None`.
+    - `ledger`: of gradient descent with `ledger=True`, what every part of the optimizer
+        did to every law: `homoflow.Ledger`; otherwise `None`.
 
     After the point where a run failed, arrays over time hold NaN, never a number.
     """
@@ -150,6 +153,7 @@ class Trajectory(eqx.Module):
     stats: Stats
     events: Events | None = None
     sharpness: Float[Array, " times"] | None = None
+    ledger: Ledger | None = None
 
     def __repr__(self) -> str:
         if not is_concrete((self.ts, self.result)) or self.ts.ndim != 1:
@@ -176,10 +180,29 @@ def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
 
     known = nan_unless(valid, over_time(trajectory))
     trajectory = eqx.tree_at(over_time, trajectory, known)
+    if trajectory.ledger is not None:
+        accounts = _known_accounts(trajectory.ledger, valid)
+        trajectory = eqx.tree_at(
+            lambda t: t.ledger.accounts,  # pyright: ignore[reportOptionalMemberAccess]
+            trajectory,
+            accounts,
+        )
     if trajectory.models is None:
         return trajectory
     models = nan_unless(valid, trajectory.models)
     return eqx.tree_at(lambda t: t.models, trajectory, models)
+
+
+def _known_accounts(ledger: Ledger, valid: Array) -> dict[str, Account]:
+    return {
+        name: Account(
+            nan_unless(valid, account.observed),
+            nan_unless(valid, account.parts),
+            # Of the steps that start at these times: none starts at the last.
+            nan_unless(valid[:-1], account.batch),
+        )
+        for name, account in ledger.items()
+    }
 
 
 def nan_unless(valid: Array, over_time: PyTree) -> PyTree:

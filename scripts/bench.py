@@ -1,12 +1,13 @@
 """Speed, as ratios measured in one run: the machine's own speed cancels.
 
-    python scripts/bench.py [--repeats 5] [--only descend flow import]
+    python scripts/bench.py [--repeats 5] [--only descend ledger flow import]
 
 Prints a table with the target beside each ratio. Every pair is timed alternately, and
 the ratio is that of the fastest times, which a busy machine disturbs least.
 """
 
 import argparse
+import functools
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jaxtyping import Array, PyTree
 
 import homoflow as hf
@@ -55,6 +57,38 @@ def bench_descend(repeats: int) -> list[tuple[str, ...]]:
 
         mine, theirs = fastest_of(ours, bare, repeats=repeats)
         rows.append(_row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
+    return rows
+
+
+def bench_ledger(repeats: int) -> list[tuple[str, ...]]:
+    """CPU time of `descend` with a ledger against the same run without."""
+    rows = []
+    heavy_ball = functools.partial(optax.sgd, momentum=0.9)
+    for activation, name, optimizer, batch_size in (
+        ("relu", "sgd", optax.sgd, None),
+        ("relu", "momentum", heavy_ball, None),
+        ("relu", "adam", optax.adam, None),
+        ("relu", "momentum, batches of 100", heavy_ball, 100),
+        ("linear", "sgd", optax.sgd, None),
+        ("linear", "momentum", heavy_ball, None),
+    ):
+        _, (x, y) = figure2_problem(jnp.float32)
+        model = hf.MLP(SIZES, activation=activation, key=jr.key(0), dtype=jnp.float32)
+
+        def run(ledger, model=model, x=x, y=y, o=optimizer, size=batch_size):
+            done = hf.descend(
+                model, (x, y), STEPS // 5, learning_rate=1e-4, optimizer=o,
+                batch_size=size, key=jr.key(1), record_every=50, ledger=ledger,
+            )  # fmt: skip
+            return done.losses, done.ledger
+
+        with_it, without = fastest_of(
+            functools.partial(run, True), functools.partial(run, False),
+            repeats=repeats, clock=time.process_time,
+        )  # fmt: skip
+        kind = "matrix" if activation == "linear" else "neuron"
+        label = f"ledger of {kind} laws / none, {name}"
+        rows.append(_row(label, with_it / without, 1.1))
     return rows
 
 
@@ -141,16 +175,20 @@ def _repeated_gradients(weights, x, y, count):
     return jax.lax.scan(body, weights, count)[0][0]
 
 
-def fastest_of(*functions: Callable[[], PyTree], repeats: int) -> list[float]:
+def fastest_of(
+    *functions: Callable[[], PyTree],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """The fastest time of each function, called in turn after one warm-up."""
     for function in functions:
         jax.block_until_ready(function())
     times = [[] for _ in functions]
     for _ in range(repeats):
         for function, seconds in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(function())
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     return [min(seconds) for seconds in times]
 
 
@@ -169,7 +207,12 @@ def _row(label: str, measured: float, target: float) -> tuple[str, ...]:
     return f"{label:58s}", f"{measured:6.3f}", f"target {target:g}", verdict
 
 
-BENCHES = {"descend": bench_descend, "flow": bench_flow, "import": bench_import}
+BENCHES = {
+    "descend": bench_descend,
+    "ledger": bench_ledger,
+    "flow": bench_flow,
+    "import": bench_import,
+}
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)

@@ -57,7 +57,7 @@ def runs():
     """What the examples of `homoflow.plot` take for granted."""
     model = hf.MLP((3, 4, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (8, 3))
-    gd = hf.descend(model, (x, x[:, :1]), 20, learning_rate=0.1)
+    gd = hf.descend(model, (x, x[:, :1]), 20, learning_rate=0.1, ledger=True)
     # As in `Filippov`'s example, which compiles it.
     x = jax.random.normal(jax.random.key(1), (20, 3))
     exact = hf.flow(

@@ -1,0 +1,54 @@
+"""uᵀAv and bᵀu of many laws at once, without computing twice what they share."""
+
+from collections.abc import Iterable
+
+from jaxtyping import Array, Float, PyTree
+
+from ._law import Law
+
+#: From the coarsest to the finest: each is a sum over entries of the next.
+_FINENESS = ("total", "units", "matrix")
+
+Values = dict[str, Float[Array, "..."]]
+
+
+def bilinears(laws: Iterable[Law], left: PyTree, right: PyTree) -> Values:
+    """`law.bilinear(left, right)` of every law, by name.
+
+    Laws of the same terms, such as `matrix[1]`, `neurons[1]` and `layers[1]`, are a
+    matrix, its diagonal and its trace: only the first is computed.
+    """
+    laws = tuple(laws)
+    finest: dict[tuple, Law] = {}
+    for law in laws:
+        key = _shared(law)
+        if key not in finest or _fineness(law) > _fineness(finest[key]):
+            finest[key] = law
+    computed = {key: law.bilinear(left, right) for key, law in finest.items()}
+    return {
+        law.name: _coarsened(computed[_shared(law)], finest[_shared(law)], law)
+        for law in laws
+    }
+
+
+def rates(laws: Iterable[Law], weights: PyTree, update: PyTree) -> Values:
+    """2⟨Aw, u⟩ + bᵀu of every law: how much an update u changes it to first order."""
+    laws = tuple(laws)
+    forms = bilinears(laws, weights, update)
+    return {law.name: 2 * forms[law.name] + law.linear(update) for law in laws}
+
+
+def _shared(law: Law) -> tuple:
+    """Equal for laws of which the finest gives the others."""
+    simple = law.blocks == 1 and not law.entries and law.quadratic_terms
+    return law.quadratic_terms if simple else (law.name,)
+
+
+def _fineness(law: Law) -> int:
+    return _FINENESS.index(law.contraction)
+
+
+def _coarsened(value: Array, fine: Law, coarse: Law) -> Array:
+    if _fineness(coarse) < _fineness(fine) == 2:
+        value = value.diagonal()
+    return value.sum() if _fineness(coarse) < min(_fineness(fine), 1) else value

@@ -1,0 +1,177 @@
+"""`track`: the account of conservation laws, in anyone's own training loop."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import PyTree
+
+from ._accounting import Accountant, Step, Sums
+from ._laws import Law, Laws
+from ._laws._forms import Values
+from ._laws._law import leaf_at
+from ._ledger import Ledger
+from ._problem import as_laws
+from ._sources import UNKNOWN, Sources, read_sources
+
+
+class Tracked(eqx.Module):
+    """The state of `track`; `tracked` makes a `Ledger` of it.
+
+    - `start`: the laws at the first weights.
+    - `sums`: the account so far.
+    - `inner`: the state of the optimizer inside, if there is one.
+    """
+
+    accountant: Accountant
+    start: Values
+    sums: Sums
+    inner: Any
+
+
+def track(
+    laws: Iterable[Law], optimizer: optax.GradientTransformation | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """An Optax transformation that accounts for what training does to conservation laws.
+
+    It changes no update. Around a whole optimizer, `track(laws, optimizer)`, it sees the
+    gradients and keeps the full account of `homoflow.Ledger`. At the end of a chain,
+    `optax.chain(..., track(laws))`, it sees what the chain makes of them only, and tells
+    `discretization` from `first_order`. In both cases the updates must be the last word:
+    what is done to them afterwards shows up in `rounding`.
+
+    **Arguments:**
+
+    - `laws`: such as `homoflow.laws` returns.
+    - `optimizer`: the whole optimizer, if it is to be split by source. Which parts it has
+        is measured on a small copy when its state is made; of one whose settings are
+        being traced by jit or vmap less can be told, and all but the multiple of the
+        gradient is `transformation`.
+
+    Parameters are the model that the laws are of, or what `eqx.filter(model,
+    eqx.is_inexact_array)` leaves of it: laws find their arrays by their place in it.
+    `homoflow.tracked(opt_state, params)` reads the account.
+
+    **Raises:** `TypeError` or `ValueError` for what is not a list of laws; the
+    transformation raises `ValueError` for parameters that lack an array of a law, and in
+    `update` without `params`.
+
+    ```python
+    import equinox as eqx
+    import optax
+
+    model = hf.MLP((3, 8, 1), key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    optimizer = hf.track(hf.laws(model), optax.sgd(0.1, momentum=0.9))
+    state = optimizer.init(model)
+
+    def loss(model):
+        return jnp.mean((jax.vmap(model)(x)[:, 0] - x[:, 0]) ** 2)
+
+    for _ in range(10):
+        updates, state = optimizer.update(eqx.filter_grad(loss)(model), state, model)
+        model = eqx.apply_updates(model, updates)
+
+    print(hf.tracked(state, model)["neurons[1]"].momentum)
+    ```
+    """
+    found = as_laws(laws)
+    inner = optax.with_extra_args_support(
+        optax.identity() if optimizer is None else optimizer
+    )
+
+    def init(params: PyTree) -> Any:
+        weights = eqx.filter(params, eqx.is_inexact_array)
+        _refuse_unless_there(found, weights)
+        sources = None if optimizer is None else _sources_of(optimizer, weights)
+        accountant = Accountant(found, sources)
+        return Tracked(
+            accountant,
+            accountant.values(weights),
+            accountant.start(weights),
+            inner.init(params),
+        )
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra) -> Any:
+        if params is None:
+            raise ValueError(
+                "`homoflow.track` follows functions of the weights: call "
+                "`optimizer.update(gradients, state, params)` with `params`."
+            )
+        gradient = eqx.filter(updates, eqx.is_inexact_array)
+        weights, others = eqx.partition(params, eqx.is_inexact_array)
+
+        def respond(gradient, memory, weights):
+            given = extra | ({"grad": gradient} if "grad" in extra else {})
+            with jax.numpy_dtype_promotion("standard"):
+                return inner.update(
+                    gradient, memory, eqx.combine(weights, others), **given
+                )
+
+        made, memory = respond(updates, state.inner, weights)
+        update = eqx.filter(made, eqx.is_inexact_array)
+        step = Step(weights, gradient, state.inner, update)
+        sums = state.accountant.add(state.sums, step, respond)
+        return made, Tracked(state.accountant, state.start, sums, memory)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def tracked(opt_state: PyTree, params: PyTree) -> Ledger:
+    """The account that `homoflow.track` kept, found wherever it is in `opt_state`.
+
+    **Arguments:**
+
+    - `opt_state`: an optimizer's state after an update; under jit and vmap too.
+    - `params`: the weights after that update. `observed` is of these, so that whatever
+        else has moved them since the state was made shows up in `rounding`.
+
+    **Returns:** a `homoflow.Ledger`, whose arrays have the laws' own shapes: there is no
+    axis of time. `jax.tree.map(lambda *a: jnp.stack(a), *ledgers)` makes one.
+
+    **Raises:** `ValueError` if there is no such state in `opt_state`, or several.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, Tracked))
+    states = [leaf for leaf in leaves if isinstance(leaf, Tracked)]
+    if len(states) != 1:
+        raise ValueError(
+            f"This optimizer state holds {len(states) or 'no'} accounts of "
+            "`homoflow.track`; it takes one to read."
+        )
+    (state,) = states
+    now = state.accountant.values(eqx.filter(params, eqx.is_inexact_array))
+    return state.accountant.ledger(state.start, now, state.sums)
+
+
+class _Given(eqx.Module):
+    """A factory of one optimizer, equal to another of the same."""
+
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+
+    def __call__(self, _: Any) -> optax.GradientTransformation:
+        return self.optimizer
+
+
+def _sources_of(optimizer: optax.GradientTransformation, weights: PyTree) -> Sources:
+    try:
+        return read_sources(_Given(optimizer), weights)
+    except (jax.errors.TracerArrayConversionError, jax.errors.UnexpectedTracerError):
+        return UNKNOWN
+
+
+def _refuse_unless_there(laws: Laws, weights: PyTree) -> None:
+    for law in laws:
+        for path in law.paths():
+            try:
+                found = leaf_at(weights, path)
+            except (AttributeError, IndexError, KeyError, TypeError):
+                found = None
+            if not hasattr(found, "dtype"):
+                name = jax.tree_util.keystr(path).lstrip(".")
+                raise ValueError(
+                    f"The law {law.name} is about the array `{name}`, which these "
+                    "parameters do not have. Pass the model that the laws are of, or "
+                    "`eqx.filter(model, eqx.is_inexact_array)`, with that array in it."
+                )

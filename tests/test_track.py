@@ -1,0 +1,274 @@
+"""`track` in a training loop of one's own, against an account in NumPy."""
+
+import functools
+import itertools
+
+import accounts
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+from accounts import CLIP, DECAY, MOMENTUM, RATE, account, laws_and_others, network
+from toys import arrays_of
+
+import homoflow as hf
+from homoflow._sources import read_sources
+
+STEPS = 5
+LAWS = laws_and_others()[2:]
+X, Y = jnp.asarray(accounts.X), jnp.asarray(accounts.Y)
+
+
+def chained(before, **keywords):
+    return optax.chain(before, optax.sgd(RATE, **keywords))
+
+
+momentum = {"momentum": MOMENTUM}
+by_hand = {
+    "sgd": (optax.sgd(RATE), accounts.sgd),
+    "schedule": (optax.sgd(optax.exponential_decay(RATE, 1, 0.5)), accounts.scheduled),
+    "heavy ball": (optax.sgd(RATE, momentum=MOMENTUM), accounts.heavy_ball),
+    "injected rate": (
+        optax.inject_hyperparams(optax.sgd)(RATE, momentum=MOMENTUM),
+        accounts.heavy_ball,
+    ),
+    "Nesterov": (
+        optax.sgd(RATE, momentum=MOMENTUM, nesterov=True), accounts.nesterov,
+    ),
+    "coupled decay": (
+        chained(optax.add_decayed_weights(DECAY), nesterov=True, **momentum),
+        accounts.coupled_nesterov,
+    ),
+    "decoupled decay": (
+        optax.chain(
+            optax.trace(MOMENTUM), optax.add_decayed_weights(DECAY), optax.scale(-RATE)
+        ),
+        accounts.decoupled_heavy_ball,
+    ),
+    "clipped norm": (chained(optax.clip_by_global_norm(CLIP)), accounts.clipped_norm),
+    "clipped": (chained(optax.clip(CLIP / 4)), accounts.clipped),
+    "signs": (optax.sign_sgd(RATE), accounts.signs),
+    "Adam": (optax.adam(RATE), accounts.adam),
+    "AdamW": (optax.adamw(RATE, weight_decay=DECAY), accounts.adamw),
+}  # fmt: skip
+others = {
+    "Lion": optax.lion(RATE),
+    "RMSprop": optax.rmsprop(RATE),
+    "decay, then clipping": optax.chain(
+        optax.add_decayed_weights(DECAY), chained(optax.clip_by_global_norm(CLIP))
+    ),
+}
+
+
+def loss(arrays) -> jax.Array:
+    first, second = jax.tree.leaves(arrays)
+    residual = X @ first.T @ second.T - Y
+    return 0.5 * jnp.sum(residual**2) / len(X)
+
+
+def train(optimizer, steps=STEPS, dtype=jnp.float64):
+    """Weights before every step and at the end, and the account of all."""
+    params = eqx.filter(network(dtype), eqx.is_inexact_array)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        update, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, update), state
+
+    history = [params]
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
+        for _ in range(steps):
+            params, state = step(params, state)
+            history.append(params)
+    return [arrays_of(p) for p in history], hf.tracked(state, params)
+
+
+@functools.cache
+def wrapped(optimizer):
+    return train(hf.track(LAWS, optimizer))
+
+
+@pytest.mark.parametrize("name", by_hand)
+def test_every_part_is_that_of_numpy(name):
+    optimizer, rule = by_hand[name]
+    weights, ledger = wrapped(optimizer)
+    history, books = account(weights[0], rule, [slice(None)] * STEPS)
+    # Optax's Adam corrects its bias in single precision.
+    atol = 1e-9 if name in ("Adam", "AdamW") else 1e-13
+    for mine, expected in zip(weights[-1], history[-1], strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=0, atol=atol)
+    for law, mine in ledger.items():
+        for part in ("discretization", *accounts.PARTS):
+            np.testing.assert_allclose(
+                getattr(mine, part), books[-1][part][law], rtol=0, atol=atol,
+                err_msg=law + part,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*by_hand, *others])
+def test_parts_sum_to_the_change_of_any_optimizer(name):
+    optimizer = others[name] if name in others else by_hand[name][0]
+    weights, ledger = wrapped(optimizer)
+    start, end = accounts.values(weights[0]), accounts.values(weights[-1])
+    for law, mine in ledger.items():
+        change = end[law] - start[law]
+        assert np.abs(change).max() > 1e-5
+        np.testing.assert_allclose(mine.observed, change, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(mine.explained, change, rtol=0, atol=1e-14)
+
+
+def test_momentum_is_the_recursion_of_heavy_ball():
+    """Σ −2ηP, P⁺ = μ(P − ηq(v)): nothing but q of the velocities, which are NumPy's."""
+    weights, ledger = wrapped(by_hand["heavy ball"][0])
+    w = weights[0]
+    velocity, p, expected = accounts.times(0, w), np.zeros((4, 4)), np.zeros((4, 4))
+    for _ in range(STEPS):
+        p = MOMENTUM * (p - RATE * accounts.q(velocity)["matrix[1]"])
+        grown = accounts.times(MOMENTUM, velocity)
+        velocity = accounts.plus(accounts.gradient(w), grown)
+        w = accounts.plus(w, accounts.times(-RATE, velocity))
+        expected = expected - 2 * RATE * p
+    assert np.abs(expected).max() > 1e-3
+    mine = ledger["matrix[1]"].momentum
+    np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-14)
+
+
+def test_what_single_precision_rounds_off_is_rounding():
+    """It is in no other part: those are as in double precision."""
+    _, single = train(hf.track(LAWS, by_hand["heavy ball"][0]), dtype=jnp.float32)
+    _, double = wrapped(by_hand["heavy ball"][0])
+    mine, exact = single["matrix[1]"], double["matrix[1]"]
+    assert mine.rounding.dtype == jnp.float32
+    assert 1e-9 < np.abs(mine.rounding).max() < 1e-5
+    for part in ("discretization", "momentum"):
+        size = np.abs(getattr(exact, part)).max()
+        np.testing.assert_allclose(
+            getattr(mine, part), getattr(exact, part), rtol=0, atol=1e-5 * size
+        )
+
+
+@pytest.mark.parametrize("name", ["heavy ball", "AdamW"])
+def test_at_the_end_of_a_chain_there_are_two_parts(name):
+    optimizer = optax.chain(by_hand[name][0], hf.track(LAWS))
+    weights, ledger = train(optimizer)
+    _, whole = wrapped(by_hand[name][0])
+    for law, mine in ledger.items():
+        updates = [
+            [b - a for a, b in zip(*pair, strict=True)]
+            for pair in itertools.pairwise(weights)
+        ]
+        q = sum(accounts.q(u)[law] for u in updates)
+        first = sum(
+            accounts.rate(w, u)[law] for w, u in zip(weights[:-1], updates, strict=True)
+        )
+        np.testing.assert_allclose(mine.discretization, q, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(mine.first_order, first, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(whole[law].first_order, first, rtol=0, atol=1e-13)
+        with pytest.raises(AttributeError, match="sees updates but no gradients"):
+            _ = mine.momentum
+
+
+def test_it_changes_no_update():
+    tracked, _ = wrapped(by_hand["AdamW"][0])
+    plain, _ = train(optax.chain(by_hand["AdamW"][0], hf.track(())))
+    for a, b in zip(tracked[-1], plain[-1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+def test_what_else_moves_the_weights_shows():
+    """A negative control: rounding is not what makes the parts add up."""
+    optimizer = hf.track(LAWS, by_hand["sgd"][0])
+    params = eqx.filter(network(), eqx.is_inexact_array)
+    state = optimizer.init(params)
+    update, state = optimizer.update(jax.grad(loss)(params), state, params)
+    moved = optax.apply_updates(params, update)
+    pushed = eqx.tree_at(
+        lambda m: m.layers[0].weight, moved, replace_fn=lambda w: 2 * w
+    )
+    extra = LAWS[0].value(pushed) - LAWS[0].value(moved)
+    mine = hf.tracked(state, pushed)["matrix[1]"]
+    np.testing.assert_allclose(mine.rounding, extra, rtol=1e-11)
+    assert np.abs(hf.tracked(state, moved)["matrix[1]"].rounding).max() < 1e-14
+
+
+def test_a_rate_that_is_traced_is_accounted_for_in_less_detail():
+    def final(rate):
+        params = eqx.filter(network(), eqx.is_inexact_array)
+        optimizer = hf.track(LAWS[:1], optax.sgd(rate, momentum=MOMENTUM))
+        state = optimizer.init(params)
+        for _ in range(2):
+            update, state = optimizer.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, update)
+        return hf.tracked(state, params)
+
+    sweep = jax.jit(jax.vmap(final))(jnp.array([RATE / 2, RATE]))["matrix[1]"]
+    assert sweep.rounding.shape == (2, 4, 4)
+    assert np.abs(sweep.rounding).max() < 1e-14
+    known = train(hf.track(LAWS[:1], by_hand["heavy ball"][0]), 2)[1]["matrix[1]"]
+    np.testing.assert_allclose(sweep.transformation[1], known.momentum, atol=1e-14)
+    assert np.abs(known.momentum).max() > 1e-4
+    assert "momentum" not in sweep.parts
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "memory", "weights", "is_multiple"),
+    [
+        (by_hand["sgd"][0], "absent", "absent", True),
+        (by_hand["schedule"][0], "absent", "absent", True),
+        (by_hand["heavy ball"][0], "adds", "absent", True),
+        (by_hand["injected rate"][0], "adds", "absent", True),
+        (by_hand["coupled decay"][0], "adds", "adds", True),
+        (by_hand["clipped norm"][0], "absent", "absent", True),
+        (by_hand["clipped"][0], "absent", "absent", False),
+        (by_hand["Adam"][0], "mixes", "absent", False),
+        (by_hand["AdamW"][0], "mixes", "adds", False),
+        (others["decay, then clipping"], "absent", "mixes", False),
+        (optax.MultiSteps(optax.sgd(0.1), 3), "adds", "absent", True),
+        (optax.polyak_sgd(), "absent", "absent", True),
+    ],
+)
+def test_sources_are_measured(optimizer, memory, weights, is_multiple):
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
+    read = read_sources(
+        lambda _: optimizer, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+    )
+    assert (read.memory, read.weights) == (memory, weights)
+    assert read.is_multiple == is_multiple
+    mixed = "mixes" in (memory, weights)
+    assert (read.note != "") == mixed
+
+
+# Bad input. -----------------------------------------------------------------------------
+
+
+def test_parameters_are_needed():
+    optimizer = hf.track(LAWS)
+    params = eqx.filter(network(), eqx.is_inexact_array)
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"call `optimizer\.update\(.*with `params`"):
+        optimizer.update(params, state)
+
+
+@pytest.mark.parametrize("params", [{"w": jnp.ones(3)}, network().layers[0]])
+def test_parameters_must_have_the_arrays_of_the_laws(params):
+    with pytest.raises(ValueError, match=r"about the array `layers\[\d\]\.weight`"):
+        hf.track(LAWS).init(params)
+
+
+@pytest.mark.parametrize(("count", "word"), [(0, "no"), (2, "2")])
+def test_one_account_is_read_at_a_time(count, word):
+    params = eqx.filter(network(), eqx.is_inexact_array)
+    optimizer = optax.chain(optax.sgd(0.1), *[hf.track(LAWS)] * count)
+    with pytest.raises(ValueError, match=f"holds {word} accounts"):
+        hf.tracked(optimizer.init(params), params)
+
+
+def test_laws_must_be_laws(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match="law objects"):
+        hf.track(["neurons[1]"])  # pyright: ignore
