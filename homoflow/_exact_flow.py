@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.flatten_util
@@ -23,6 +24,7 @@ from ._method import COARSER_RTOL, check_tolerance, kinks_of
 from ._observables import observe
 from ._precision import full_matmul_precision
 from ._problem import Problem
+from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory
@@ -45,6 +47,7 @@ def exact_flow(
     save_models: bool,
     estimate_error: bool = False,
     why: str = "asked for",
+    progress: Progress = False,
 ) -> Trajectory:
     """The flow of `problem` as a differential inclusion.
 
@@ -64,7 +67,9 @@ def exact_flow(
 
     def solved(problem: Problem, span: Span) -> Trajectory:
         goal = jnp.asarray(EXACT_RTOL if rtol is None else rtol, problem.dtype)
-        options = _Options(FIRST_SLOTS, solver.events, max_steps, save_models)
+        options = _Options(
+            FIRST_SLOTS, solver.events, max_steps, save_models, as_meter(progress)
+        )
         trajectory = _solved(problem, span, goal, solver.slots, options, estimate_error)
         return eqx.tree_at(
             lambda t: t.stats, trajectory, trajectory.stats.with_facts(facts)
@@ -94,7 +99,7 @@ def _solved(
         return trajectory
     # Only a figure is wanted: derivatives need not follow the second solve.
     still, until = without_derivatives((problem, span))
-    options = dataclasses.replace(options, slots=slots)
+    options = dataclasses.replace(options, slots=slots, meter=dfx.NoProgressMeter())
     coarse = _solve(still, COARSER_RTOL * rtol, until, options)
     return with_error_estimate(trajectory, coarse, problem.mask)
 
@@ -119,6 +124,7 @@ class _Options(eqx.Module):
     events: int = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
     save_models: bool = eqx.field(static=True)
+    meter: dfx.AbstractProgressMeter
 
 
 def obstacle(problem: Problem) -> str | None:
@@ -192,6 +198,7 @@ def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Traj
         room=min(options.slots, system.low.size),
         max_steps=options.max_steps,
         events=options.events,
+        meter=options.meter,
     )
     return _trajectory(problem, span, options, fault, system, solution, unravel)
 

@@ -82,8 +82,7 @@ def flow(
         exact flow through kinks, at an `rtol` of 1e-8 if none is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or
         `homoflow.Averaged()`, never the exact flow. Options that are Diffrax's (`atol`,
-        `stepsize_controller`, `dt0`, `adjoint`, `progress`) and `weight_decay` also rule
-        it out.
+        `stepsize_controller`, `dt0`, `adjoint`) and `weight_decay` also rule it out.
     - `weight_decay`: λ of dw/dt = −∇L(w) − λw, for the limit of descent with weight
         decay. Then nothing is conserved: wᵀAw decays as e^{−2λt} and bᵀw as e^{−λt}, so
         that e^{2λt}·wᵀAw and e^{λt}·bᵀw are constant [Kunin et al. 2021]. `laws` are
@@ -151,7 +150,6 @@ def flow(
         "stepsize_controller": stepsize_controller,
         "dt0": dt0,
         "adjoint": adjoint,
-        "progress": progress or None,
         "weight_decay": weight_decay,
     }
     choice = choose_between(problem, solver, rtol, for_diffrax)
@@ -166,6 +164,7 @@ def flow(
             save_models=save_models,
             estimate_error=bool(estimate_error),
             why=choice.why,
+            progress=progress,
         )
         if isinstance(solver, Filippov) or not gave_up(trajectory):
             return raise_unless_successful(trajectory) if throw else trajectory

@@ -40,7 +40,8 @@ CASES = {
     "nested": CORNERS["nested"],
     "below tied sliders": CORNERS["below tied sliders"],
     "a layer closes above a slider": CORNERS["a layer closes above a slider"],
-    "leaky above width 1": leaky(0),
+    "leaky above width 1": leaky(10),
+    "many leaky above width 1": leaky(7),
 }
 #: Those that slide at some of the times.
 SLIDING = list(CASES)[1:]

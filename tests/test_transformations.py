@@ -493,3 +493,12 @@ def test_progress_is_shown_and_changes_no_number(half, capfd):
     assert "%" in captured.out + captured.err
     np.testing.assert_allclose(shown.losses, quiet.losses, rtol=1e-14)
     np.testing.assert_allclose(flat(shown.model), flat(quiet.model), rtol=1e-14)
+
+
+def test_the_exact_flow_shows_progress(capfd):
+    model, data = relu_regression()
+    flow = hf.flow(model, data, 1.0, solver=hf.Filippov(slots=24), progress=True)
+    jax.effects_barrier()
+    captured = capfd.readouterr()
+    assert "100" in captured.out + captured.err
+    assert flow.stats["entries"] + flow.stats["crossings"] > 0

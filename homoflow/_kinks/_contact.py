@@ -24,10 +24,15 @@ _PROPORTIONS, _LEAST_PART = 4, 1e-2
 
 
 class Contact(NamedTuple):
-    """The pairs `at_kink`; sides and base slopes in which `dormant` pairs are placed."""
+    """The pairs `at_kink`; sides and base slopes in which `dormant` pairs are placed.
+
+    `torn` are dormant pairs whose side depends on which of the sliders below opens first:
+    the set of slopes that these may have is then more than the product of intervals.
+    """
 
     at_kink: Bool[Array, "samples kinks"]
     dormant: Bool[Array, "samples kinks"]
+    torn: Bool[Array, "samples kinks"]
     side: Int[Array, "samples kinks"]
     base: Int[Array, "samples kinks"]
 
@@ -54,31 +59,44 @@ def find_contact(
     opens = at_kink & (side >= 0)
     lift = LIFT * jnp.where(side > 0, _LEAVING, 1) * opens.astype(w.dtype)
 
+    slides = LIFT * (at_kink & (side == 0) & ~trigger).astype(w.dtype)
+    among, one_by_one = (jnp.asarray(p, w.dtype) for p in _proportions(system.kinks))
+
     def place(base, side):
-        def one_layer(_, carry):
-            base, side = carry
+        def one_layer(number, carry):
+            base, side, _ = carry
+            # At last, with what slides on alone.
+            is_last = number == system.function.depth
+            lifted = jnp.where(is_last, slides, lift)
             z = jax.vmap(
-                lambda part: system.preactivations(w, system.slope(base), lift * part)
-            )(jnp.asarray(_proportions(system.kinks), w.dtype))
+                lambda part: system.preactivations(w, system.slope(base), lifted * part)
+            )(jnp.where(is_last, one_by_one, among))
             seen = dormant & (jnp.abs(z) > 1e-3 * _LEAST_PART * LIFT)
             wakes = jnp.where(seen, jnp.sign(z), 0).astype(side.dtype)
-            may_stay = jnp.any((wakes == side) & seen, 0)
+            torn = jnp.any(wakes > 0, 0) & jnp.any(wakes < 0, 0)
+            may_stay = is_last | jnp.any((wakes == side) & seen, 0)
             side = jnp.where(seen[0] & ~may_stay, wakes[0], side)
             side = jnp.where(dormant & (side == 0), -1, side)
-            return jnp.where(dormant, side, base), side
+            return jnp.where(dormant, side, base), side, torn
 
-        return lax.fori_loop(0, system.function.depth, one_layer, (base, side))
+        start = base, side, jnp.zeros_like(dormant)
+        return lax.fori_loop(0, system.function.depth + 1, one_layer, start)
 
-    base, side = lax.cond(
-        jnp.any(dormant), place, lambda base, side: (base, side), base, side
-    )
-    return Contact(at_kink, dormant, side, base)
+    def leave(base, side):
+        return base, side, jnp.zeros_like(dormant)
+
+    base, side, torn = lax.cond(jnp.any(dormant), place, leave, base, side)
+    return Contact(at_kink, dormant, torn, side, base)
 
 
-def _proportions(kinks: int) -> np.ndarray:
-    """Equal ones, then others."""
+def _proportions(kinks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Equal ones, then others; and some in which any two kinks differ, either way."""
+    bits = np.arange(kinks) >> np.arange(max(kinks - 1, 1).bit_length())[:, None] & 1
+    one_by_one = _LEAST_PART ** np.concatenate([bits, 1 - bits])
     exponents = np.random.default_rng(1).random((_PROPORTIONS, kinks))
-    return np.concatenate([np.ones((1, kinks)), _LEAST_PART**exponents])
+    among = np.concatenate([np.ones((1, kinks)), _LEAST_PART**exponents])
+    count = max(len(among), len(one_by_one))
+    return np.resize(among, (count, kinks)), np.resize(one_by_one, (count, kinks))
 
 
 def _near(

@@ -9,6 +9,7 @@ its error asks for it.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,14 @@ def integrate(
     room: int,
     max_steps: int,
     events: int,
+    meter: dfx.AbstractProgressMeter,
 ) -> Solution:
     """Follow the flow from `w0` to `t1`, with steps that end on the times `ts`.
 
     `record(given, w, loss, velocity)` is what is kept at those times. `room` bounds how
     many pairs may be at their kinks at one time, `max_steps` counts accepted and
-    rejected steps. The first `events` events are kept.
+    rejected steps. The first `events` events are kept. The `meter` shows how far it has
+    got, unless derivatives are taken.
 
     It has forward-mode derivatives of first order with respect to everything that
     moves, but for `rtol`; NaN where they do not exist, an error in reverse mode.
@@ -81,9 +84,20 @@ def integrate(
 
     @jax.custom_jvp
     def solve(*arguments):
-        steps = prepared(*arguments)
+        steps, t1 = prepared(*arguments), arguments[2]
+
+        def one(carry):
+            run, bar = carry
+            run = steps.one(run)
+            reached = (run.progress.state.t / t1).astype(jnp.float32)
+            return run, meter.step(bar, reached)
+
         # No time, no start: nothing is recorded of a problem that is not to be solved.
-        return steps.solution(lax.while_loop(steps.running, steps.one, steps.start))
+        last, bar = lax.while_loop(
+            lambda carry: steps.running(carry[0]), one, (steps.start, meter.init())
+        )
+        meter.close(bar)
+        return steps.solution(last)
 
     @solve.defjvp
     def solve_with_derivative(primals, tangents):

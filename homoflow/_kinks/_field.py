@@ -21,6 +21,9 @@ from ._system import Rows, Slots, System
 
 #: Rows whose directions agree to this much belong to kinks that coincide.
 _PARALLEL = 1e-9
+#: Rows that are no further from the span of others, though not parallel to one of them,
+#: belong to kinks that are not independent.
+_DEPENDENT = 1e-5
 #: Added to the scaled Gram matrix, whose diagonal is 1.
 _JITTER = 1e-14
 
@@ -112,8 +115,14 @@ def group(point: Point, used: Bool[Array, " slots"]) -> Groups:
 
 def gram_solver(
     point: Point, slides: Bool[Array, " slots"]
-) -> Callable[[Float[Array, "slots sides"]], Float[Array, "slots sides"]]:
-    """Solves (JJᵀ)x = right with the scaled rows of the pairs in `slides`; 0 elsewhere."""
+) -> tuple[
+    Callable[[Float[Array, "slots sides"]], Float[Array, "slots sides"]],
+    Float[Array, " slots"],
+]:
+    """Solves (JJᵀ)x = right with the scaled rows of the pairs in `slides`; 0 elsewhere.
+
+    And the part of each row that is outside of the span of those before it (of 1).
+    """
     on = slides.astype(point.gram.dtype)
     matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
     factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
@@ -127,19 +136,21 @@ def gram_solver(
         )
         return x * on[:, None]
 
-    return solve
+    return solve, jnp.where(slides, jnp.diagonal(factor), 1)
 
 
 def multipliers(
     point: Point, slides: Bool[Array, " slots"], fixed: Float[Array, " slots"]
-) -> tuple[Float[Array, " slots"], Float[Array, " slots"]]:
+) -> tuple[Float[Array, " slots"], Float[Array, " slots"], Bool[Array, ""]]:
     """λ that keeps the pairs in `slides` on their kinks, others `fixed`.
 
-    And the multipliers of the rows that lead back to the kinks of those pairs.
+    And the multipliers of the rows that lead back to the kinks of those pairs, and
+    whether λ is unique: it is not where rows are dependent.
     """
     right = jnp.stack([-(point.rates + point.gram @ fixed), point.off], 1)
-    x = gram_solver(point, slides)(right)
-    return fixed + x[:, 0], x[:, 1]
+    solve, outside = gram_solver(point, slides)
+    x = solve(right)
+    return fixed + x[:, 0], x[:, 1], jnp.min(outside, initial=1) > _DEPENDENT
 
 
 def widths(
@@ -148,28 +159,34 @@ def widths(
     groups: Groups,
     multiplier: Float[Array, " slots"],
     used: Bool[Array, " slots"],
+    based_on_plus: Bool[Array, " slots"],
 ) -> Float[Array, " slots"]:
     """The largest multiplier of each group, at its leader: the gradient's whole jump.
 
     ∂L/∂a at a kink must see the actual slopes of the kinks above it in the same sample.
-    Those enter through their multipliers, and a member of a group has the share of the
-    group's multiplier that its own jump has in the group's: so with groups the widths
-    are found from the top layer down, one layer in a pass.
+    Those enter through their multipliers, and a member of another group has the share of
+    that group's multiplier that its own jump has in the group's. Members of its own group
+    have changed sides where the jump is whole: between the two gradients lies a segment.
+    So with groups the widths are found from the top layer down, one layer in a pass.
     """
     norm = jnp.where(point.scale > 0, 1 / jnp.where(point.scale > 0, point.scale, 1), 0)
     alone = groups.total(jnp.ones_like(multiplier))[groups.leader] == 1
     passes = jnp.where(jnp.any(used & ~alone), system.function.depth, 1)
+    own = groups.leader[:, None] == groups.leader[None, :]
+    sense = groups.sense.astype(multiplier.dtype)
 
     def one_layer(number, carry):
         jump, width = carry
         share = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
-        tied = (
-            groups.sense.astype(share.dtype) * share[groups.leader] * point.gap * jump
+        across = sense * point.gap * jump
+        shift = jnp.where(
+            alone, multiplier * point.scale, share[groups.leader] * across
         )
-        shift = jnp.where(alone, multiplier * point.scale, tied)
+        whole = jnp.where(based_on_plus, -across, across)
+        shifts = jnp.where(own, whole[:, None], shift[:, None])
         # The first pass is at the base slopes: there is no width yet to share.
-        shift = jnp.where(used & (number > 0), shift, 0)
-        jump = point.jump + point.above.T @ shift
+        shifts = jnp.where(used[:, None] & (number > 0), shifts, 0)
+        jump = point.jump + jnp.sum(point.above * shifts, 0)
         return jump, groups.total(jnp.where(used, point.gap * jump * norm, 0))
 
     start = point.jump, jnp.zeros_like(point.jump)

@@ -16,7 +16,8 @@ class EventKind(enum.IntEnum):
     - `entry`: it begins to slide, pinned at 0.
     - `exit_up`, `exit_down`: it ceases to slide, and goes on to that side.
     - `choice_up`, `choice_down`: at a concave kink the flow has more than one solution
-        to go on with; the one taken keeps the pair on that side.
+        to go on with; the one taken keeps the pair on that side (down also if it slides
+        among kinks that are not independent, where that has not been looked into).
     """
 
     crossing_up = 0

@@ -274,7 +274,12 @@ def _committed(
     # At the start the sides before are a guess, not where the flow came from.
     again = state.again & (p.steps > 0)
     settled, counts = conclude(
-        target, last, p.counts, sliders=state.slots.used, again=again
+        target,
+        last,
+        p.counts,
+        sliders=state.slots.used,
+        torn=state.torn,
+        again=again,
     )
     step = pending.theta * pending.step
     sizes = _Sizes.of(state, pending, settled)
@@ -384,6 +389,7 @@ def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State
         width_rate=pending.width_rate,
         step=pending.step,
         largest=jnp.maximum(largest, settled.largest),
+        torn=settled.torn,
         again=settled.again,
     )
 
@@ -422,6 +428,7 @@ def _start(
         width_rate=table,
         step=one,
         largest=jnp.maximum(jnp.max(jnp.abs(z)), tiny),
+        torn=jnp.zeros(shape, bool),
         again=no,
     )
     pending = Pending(

@@ -32,6 +32,7 @@ class Mode(NamedTuple):
 
     - `before`: the multiplier in the states that the search began with.
     - `back`: multipliers of the rows that lead back to the sliders' kinks.
+    - `is_unique`: whether no other multipliers of sliders give the same ẇ.
     """
 
     state: Int[Array, " slots"]
@@ -39,6 +40,7 @@ class Mode(NamedTuple):
     width: Float[Array, " slots"]
     before: Float[Array, " slots"]
     back: Float[Array, " slots"]
+    is_unique: Bool[Array, ""]
     is_settled: Bool[Array, ""]
 
 
@@ -68,9 +70,9 @@ def find_mode(
         state = jnp.where(block | one, proposed, old.state)
         on_plus = (state > 0).astype(plus.dtype)
         fixed = jnp.where(leads & (state != 0), old.width * (on_plus - plus), 0)
-        multiplier, back = multipliers(point, leads & (state == 0), fixed)
+        multiplier, back, is_unique = multipliers(point, leads & (state == 0), fixed)
         before = jnp.where(count == 0, multiplier, old.before)
-        width = widths(system, point, groups, multiplier, used)
+        width = widths(system, point, groups, multiplier, used, based_on_plus)
         proposed = jnp.where(
             leads, _proposal(point, state, multiplier, width, plus), state
         )
@@ -78,7 +80,7 @@ def find_mode(
         off_base = leads & (state != 0) & ((state > 0) != based_on_plus)
         change = jnp.abs(width - old.width)
         moved = jnp.any(off_base & (change > 1e-12 * jnp.max(jnp.abs(width))))
-        new = Mode(state, multiplier, width, before, back, old.is_settled)
+        new = Mode(state, multiplier, width, before, back, is_unique, old.is_settled)
         return count + 1, new, proposed, moved
 
     def unsettled(carry):
@@ -87,7 +89,7 @@ def find_mode(
         return (count == 0) | (again & (count < pivots))
 
     no, zeros = jnp.asarray(False), jnp.zeros_like(point.scale)
-    blank = Mode(start, zeros, zeros, zeros, zeros, no)
+    blank = Mode(start, zeros, zeros, zeros, zeros, no, no)
     first = (jnp.asarray(0), blank, start, no)
     count, mode, _, _ = lax.while_loop(unsettled, pivot, first)
     return mode._replace(is_settled=count < pivots)

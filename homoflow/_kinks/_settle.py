@@ -29,6 +29,7 @@ class Target(NamedTuple):
     - `side`, `base`: of every pair, as it arrives there; `was`: side of those in slots.
     - `arrives`: those in slots that other pairs' constraints did not hold there before.
     - `wakes`: those in slots with dormant pairs in their sample.
+    - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
     - `settles`: whether the mode is to be settled, or is known: all in slots slide.
     """
 
@@ -39,6 +40,7 @@ class Target(NamedTuple):
     was: Int[Array, " slots"]
     arrives: Bool[Array, " slots"]
     wakes: Bool[Array, " slots"]
+    torn: Bool[Array, "samples kinks"]
     settles: Bool[Array, ""]
 
 
@@ -83,6 +85,7 @@ class Settled(NamedTuple):
     - `velocity` goes on from here; `velocity_before` is that of the mode that a step
         arrived with, NaN where that cannot be told.
     - `choices`: the kind of event where the side is one of two that are possible.
+    - `torn`: as in the target.
     - `again`: pairs changed sides below dormant ones, which now may wake on others: the
         point has to be settled once more.
     """
@@ -100,6 +103,7 @@ class Settled(NamedTuple):
     velocity_before: Float[Array, " weights"]
     largest: Float[Array, ""]
     choices: Int[Array, "samples kinks"]
+    torn: Bool[Array, "samples kinks"]
     is_settled: Bool[Array, ""]
     again: Bool[Array, ""]
 
@@ -131,6 +135,7 @@ def arrival(
         was=was,
         arrives=slots.used & ~slots.gathered(held),
         wakes=slots.used & jnp.any(contact.dormant, 1)[slots.pair // system.kinks],
+        torn=contact.torn,
         settles=jnp.asarray(True),
     )
     return target, overflows
@@ -245,7 +250,7 @@ def _blank(target: Target) -> Outcome:
         loss=zero,
         largest=zero,
         groups=Groups(states, states),
-        mode=Mode(states, none, none, none, none, no),
+        mode=Mode(states, none, none, none, none, no, no),
         velocity_before=nowhere,
         velocity=nowhere,
         back=nowhere,
@@ -325,11 +330,13 @@ def conclude(
     counts: Counts,
     *,
     sliders: Bool[Array, " slots"],
+    torn: Bool[Array, "samples kinks"],
     again: Bool[Array, ""],
 ) -> tuple[Settled, Counts]:
     """The settled point, and the counts with what it took.
 
-    `sliders` are the slots that slid on the way to it; `again` tells that it was settled
+    `sliders` are the slots that slid on the way to it, `torn` those pairs that were so
+    already; `again` tells that it was settled
     before. What changes then depends on which kinks are taken to close first: that may
     be a choice, as may be what keeps tied pairs tied.
     """
@@ -343,9 +350,12 @@ def conclude(
     on_plus = ((last.base * groups.sense) > 0)[groups.leader]
     from_minus = mode.multiplier + mode.width * on_plus.astype(mode.width.dtype)
     turned = again & used & (side != was)
+    # Where sliders are dependent each is held to its own interval, which may be too much.
+    dependent = target.arrives & slides & ~mode.is_unique
     nothing = jnp.zeros(target.side.shape, bool)
-    nothing_chosen = jnp.full(target.side.shape, NOTHING, jnp.int32)
     up, down = int(EventKind.choice_up), int(EventKind.choice_down)
+    first_torn = target.torn & ~torn
+    nothing_chosen = jnp.where(first_torn, down, NOTHING).astype(jnp.int32)
     choice = jnp.where(side > 0, up, down).astype(jnp.int32)
     # A slider that went dormant took its constraint with it: the step that led here
     # cannot be judged by the old mode's velocity.
@@ -366,8 +376,11 @@ def conclude(
         velocity_before=before,
         largest=last.largest,
         choices=slots.scattered(
-            nothing_chosen, choice, last.chooses | last.unties | turned
+            nothing_chosen,
+            choice,
+            last.chooses | last.unties | turned | dependent,
         ),
+        torn=target.torn,
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
         again=jnp.any(target.wakes & (side != was)),
     )

@@ -54,6 +54,7 @@ class State(NamedTuple):
         tables over pairs; `acceleration`: of w. For predictions only.
     - `step`: what the error control allows next.
     - `largest`: the scale of z.
+    - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
     - `again`: the point has to be settled once more.
     """
 
@@ -73,6 +74,7 @@ class State(NamedTuple):
     width_rate: Float[Array, "samples kinks"]
     step: Float[Array, ""]
     largest: Float[Array, ""]
+    torn: Bool[Array, "samples kinks"]
     again: Bool[Array, ""]
 
 
@@ -119,7 +121,9 @@ def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
     was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
     known = jnp.asarray(False)
     nothing = jnp.zeros_like(state.slots.used)
-    return Target(w, state.side, state.base, state.slots, was, nothing, nothing, known)
+    return Target(
+        w, state.side, state.base, state.slots, was, nothing, nothing, state.torn, known
+    )
 
 
 def with_stage(

@@ -79,7 +79,7 @@ def vary(
     point = evaluate(system, w, base, slots)
     groups = group(point, slots.used)
     leads = slots.used & groups.leads
-    solve = gram_solver(point, leads)
+    solve, _ = gram_solver(point, leads)
     lam = -solve(point.rates[:, None])[:, 0]
     mu = slots.scattered(jnp.zeros_like(system.low), lam * point.scale, slots.used)
     still = jnp.zeros_like(system.low)
