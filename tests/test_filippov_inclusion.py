@@ -1,10 +1,7 @@
 """The exact flow against the definition: dw/dt = −d, d the least element of Clarke's set.
 
-Clarke's sub-differential at w is the convex hull of the gradients in every neighbourhood
-of w. Here they are sampled, by plain autodiff at random points around w, and the point of
-their hull that is nearest to 0 is found by non-negative least squares. Nothing of this
-knows of kinks, sides or sliding. It holds where solutions part, too: what comes after is
-one of them.
+`scripts/clarke.py` samples that set by plain autodiff. It holds where solutions part, too:
+what comes after is one of them.
 """
 
 from typing import NamedTuple
@@ -16,13 +13,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy.optimize import nnls
+from clarke import gradients_around, least_element
 from test_filippov_degenerate import CORNERS, Case
 
 import homoflow as hf
 
-#: How far around w gradients are taken; they differ from those at w by ten times that.
-NEAR = 1e-9
 DELTA = 1e-5
 TIMES = np.array([0.31, 1.7, 3.9, 7.3, 12.9, 18.7])
 TS = (TIMES[:, None] + DELTA * np.array([-1, 0, 1])).ravel()
@@ -68,23 +63,9 @@ def followed(request) -> Followed:
     saved = eqx.filter(flow.models, eqx.is_inexact_array)
     w = np.concatenate([a.reshape(TS.size, -1) for a in jax.tree.leaves(saved)], 1)
     before, at, after = w.reshape(TIMES.size, 3, -1).swapaxes(0, 1)
-    random = np.random.default_rng(0).standard_normal((TIMES.size, 2000, w.shape[1]))
-    beside = at[:, None] + NEAR * random
-    gradients = jax.jit(jax.vmap(jax.vmap(jax.grad(loss))))(beside)
-    return Followed(flow, np.asarray(gradients), (after - before) / (2 * DELTA))
-
-
-def least(gradients: np.ndarray) -> np.ndarray:
-    """The point nearest to 0 in the convex hull of the rows.
-
-    The penalty on Σ a = 1 changes the length of the answer, not its direction.
-    """
-    size = np.abs(gradients).max()
-    rows = np.unique(np.round(gradients / size, 9), axis=0)
-    ones = np.ones(len(rows))
-    right = np.append(np.zeros(rows.shape[1]), 1.0)
-    share, _ = nnls(np.vstack([rows.T, ones]), right, maxiter=50_000)
-    return size * (share @ rows) / share.sum()
+    rows = jax.jit(jax.vmap(jax.grad(loss)))
+    gradients = np.stack([gradients_around(rows, one) for one in at])
+    return Followed(flow, gradients, (after - before) / (2 * DELTA))
 
 
 def test_the_velocity_is_the_least_element_of_clarkes_set(followed):
@@ -93,7 +74,7 @@ def test_the_velocity_is_the_least_element_of_clarkes_set(followed):
     for gradients, speed, velocity in zip(
         followed.gradients, speeds, followed.velocity, strict=True
     ):
-        expected = least(gradients)
+        expected = least_element(gradients)
         assert abs(speed - np.linalg.norm(expected)) < 1e-6 * scale
         assert np.linalg.norm(velocity + expected) < 1e-4 * scale
 
