@@ -9,8 +9,8 @@ its own. Networks of at most 400 weights are also
 integrated by the explicit midpoint rule with constant steps on JAX's own gradient. That
 converges to Filippov's solution at order 1 where the flow slides, with some noise from
 where steps happen to meet kinks. Those of at most 100 weights are held to the
-definition at ten times: ‖dw/dt‖ is the distance from 0 to the hull of the gradients around w;
-`departs` is the first of them at which it is not.
+definition at ten times: ‖dw/dt‖ is the distance from 0 to the hull of the gradients
+around w; `departs` is the first of them at which it is not.
 
 Every network's row is written as soon as its shape is done, and a run goes on with the
 rows that its output lacks: interrupt it at any time. A network passes if its distance to
