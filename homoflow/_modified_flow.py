@@ -72,8 +72,9 @@ def modified_flow(
 
     **Returns:** a `homoflow.Trajectory`. `losses` are L, not the modified loss, and
     `grad_norms` are ‖∇L‖. `sharpness` is λ_max(∇²L) at `ts`, with which the expansion
-    is checked (see `homoflow.sharpness` for its accuracy): each time costs 10 or so
-    Hessian-vector products. `stats["gradient_evaluations"]` counts evaluations of the
+    is checked (see `homoflow.sharpness` for its accuracy): each time costs some 20
+    Hessian-vector products, which at 101 times is most of the run. Record at fewer `ts`
+    to save it. `stats["gradient_evaluations"]` counts evaluations of the
     equation, each one gradient and one Hessian-vector product, and
     `stats["hessian_vector_products"]` all such products.
 

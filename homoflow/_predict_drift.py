@@ -74,8 +74,9 @@ def predict_drift(
     - all others: as for `homoflow.flow`.
 
     **Returns:** a `homoflow.DriftPrediction`. Its `flow.sharpness` is λ_max(∇²L) at the
-    recorded times, each at the cost of 10 or so Hessian-vector products (see
-    `homoflow.sharpness`); at kinks there is no Hessian, and it is that beside them.
+    recorded times, each at the cost of some 20 Hessian-vector products (see
+    `homoflow.sharpness`), which at 101 times is most of the run. At kinks there is no
+    Hessian, and it is that beside them.
     Where the flow is solved a second time for an error estimate (with kinks, always),
     `flow.stats["drift_error_estimate"]` is twice the largest difference of the
     integrals, relative to the largest of each law.

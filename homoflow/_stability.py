@@ -33,6 +33,7 @@ def warn_unless_trajectory_expands(
         "the expansion in the learning rate converges only up to {bound}, where the "
         "steps begin to overshoot, and the modified flow does not follow them in the "
         "sharpest directions",
+        stacklevel=4,
     )
 
 
@@ -49,11 +50,18 @@ def warn_unless_drift_expands(
         "beyond half of the stability limit, {bound}, the leading order in the learning "
         "rate is wrong by more than a factor of 2 in the sharpest directions: the "
         "expansion fails",
+        stacklevel=5,  # Equinox wraps methods once.
     )
 
 
 def _warn_beyond(
-    trajectory: Trajectory, learning_rate: Any, momentum: Any, bound: Any, meaning: str
+    trajectory: Trajectory,
+    learning_rate: Any,
+    momentum: Any,
+    bound: Any,
+    meaning: str,
+    *,
+    stacklevel: int,
 ) -> None:
     sharpness = trajectory.sharpness
     known = is_concrete((sharpness, learning_rate, momentum))
@@ -66,7 +74,7 @@ def _warn_beyond(
         warnings.warn(
             "The sharpness could not be measured at every recorded time: whether the "
             "learning rate is small enough is not known.",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     if np.all(np.isnan(values)):
         return
@@ -80,5 +88,5 @@ def _warn_beyond(
         f"{float(trajectory.ts[worst]):.3g} (measured sharpness λ_max = "
         f"{values[worst]:.4g}): {meaning.format(bound=f'{float(bound):.3g}')}. The steps "
         f"are unstable above {limit:.3g}.",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )

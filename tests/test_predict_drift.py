@@ -184,6 +184,13 @@ def test_a_warning_says_where_the_prediction_fails(prediction, momentum):
         prediction.drift(1.01 * half, momentum)
 
 
+def test_a_sharpness_that_was_not_measured_is_said_to_be_unknown(prediction):
+    sharpness = prediction.flow.sharpness.at[3].set(jnp.nan)
+    unknown = eqx.tree_at(lambda p: p.flow.sharpness, prediction, sharpness)
+    with pytest.warns(UserWarning, match="could not be measured"):
+        unknown.drift(1e-6)
+
+
 def test_leading_order_is_wrong_by_what_is_said_on_a_quadratic():
     """Σ of squared velocities over all steps, against η → 0, by NumPy."""
     curvature, mu = 2.0, 0.6
