@@ -102,7 +102,7 @@ class Accountant(eqx.Module):
     def _rest(self, step: Step, apart: dict, respond: Response) -> PyTree:
         """What the present gradient contributes to the update."""
         assert self.sources is not None
-        if apart and "mixes" not in (self.sources.memory, self.sources.weights):
+        if "mixes" not in (self.sources.memory, self.sources.weights):
             # Not what is left of the update: of an optimizer that is not what it was
             # measured to be, the parts are not to add up.
             none = jax.tree.map(jnp.zeros_like, step.weights)

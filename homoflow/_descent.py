@@ -79,8 +79,9 @@ def descend(
     - `ledger`: also account for every change of every law: `trajectory.ledger`, a
         `homoflow.Ledger`, splits it exactly into what discretization, momentum, weight
         decay and the optimizer's transformation of the gradient do, and with minibatches
-        into mean gradient and noise. Costs a few products of the size of the weights in
-        each step; for matrix laws, as many matrix products.
+        into mean gradient and noise. Costs two to four sums over the weights in each
+        step; for matrix laws as many matrix products, each about n/3m of a gradient's
+        cost for layers of width n and batches of m.
 
     **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did

@@ -63,7 +63,9 @@ class Account(eqx.Module):
     - `explained`: the sum of the five parts.
     - `rounding`: `observed` − `explained`. Of the order of the dtype's rounding of h times
         the square root of the number of steps; anything larger means that something
-        else moved the weights. In float32 it may well exceed the discretization.
+        else moved the weights, or that the optimizer came to be another than it was in
+        the first steps, where it is measured (decay that sets in later). In float32 it
+        may well exceed the discretization.
 
     An account by `homoflow.track(laws)`, which sees no gradients, has only
     `discretization` and `first_order`, the sum of all others.

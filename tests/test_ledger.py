@@ -7,6 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
@@ -15,7 +17,10 @@ from test_transformations import compilations
 from toys import SAMPLES, arrays_of, flat
 
 import homoflow as hf
+import homoflow.plot
 from homoflow._batches import Batches
+
+matplotlib.use("Agg")
 
 STEPS, BATCH = 10, 4
 
@@ -238,3 +243,39 @@ def test_printed_ledgers_name_laws_and_parts():
     assert "matrix[1]: Account(largest |observed|" in text
     assert "discretization" in text
     assert "momentum" not in text
+
+
+# The picture. ---------------------------------------------------------------------------
+
+
+def test_the_picture_shows_the_parts_of_one_entry():
+    done = run("minibatches, Nesterov, decay")
+    mine = ledger_of(done)["matrix[1]"]
+    ax = hf.plot.ledger(done, "matrix[1]", component=(0, 1))
+    lines = {str(line.get_label()): line for line in ax.get_lines()}
+    for name in ("observed", "discretization", "gradient", "momentum", "decay"):
+        shown = lines[name].get_xydata()
+        expected = np.stack([done.ts, getattr(mine, name)[:, 0, 1]], axis=1)
+        np.testing.assert_array_equal(shown, expected)
+    assert "transformation" not in lines
+    assert ax.get_ylabel() == "change of matrix[1], entry 0, 1"
+    largest = np.abs(np.asarray(mine.observed)).max(axis=0)
+    ax = hf.plot.ledger(done, "matrix[1]")
+    i, j = np.unravel_index(np.argmax(largest), largest.shape)
+    assert ax.get_ylabel() == f"change of matrix[1], entry {i}, {j}"
+    plt.close("all")
+
+
+def test_a_picture_that_cannot_be_drawn_says_why():
+    done = run("gradient descent")
+    with pytest.raises(ValueError, match="2 indices, one for each axis"):
+        hf.plot.ledger(done, "matrix[1]", component=1)
+    with pytest.raises(KeyError, match=r"No account of a law 'layers\[9\]'"):
+        hf.plot.ledger(done, "layers[9]")
+    without = eqx.tree_at(lambda t: t.ledger, done, None)
+    with pytest.raises(ValueError, match="ledger=True"):
+        hf.plot.ledger(without, "matrix[1]")
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]) if eqx.is_array(a) else a, done)
+    with pytest.raises(ValueError, match="a batch of runs"):
+        hf.plot.ledger(batch, "matrix[1]")
+    plt.close("all")

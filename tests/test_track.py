@@ -195,6 +195,19 @@ def test_what_else_moves_the_weights_shows():
     assert np.abs(hf.tracked(state, moved)["matrix[1]"].rounding).max() < 1e-14
 
 
+def test_an_optimizer_that_is_another_later_is_found_out():
+    """Decay that sets in after the steps at which the optimizer is measured."""
+    late = optax.conditionally_transform(
+        optax.add_decayed_weights(DECAY), lambda step: step >= 8
+    )
+    weights, ledger = train(hf.track(LAWS[:1], chained(late)), steps=9)
+    mine = ledger["matrix[1]"]
+    missing = accounts.rate(weights[8], accounts.times(-RATE * DECAY, weights[8]))
+    assert np.abs(mine.rounding).max() > 1e-4
+    np.testing.assert_allclose(mine.rounding, missing["matrix[1]"], rtol=0, atol=1e-14)
+    assert np.abs(mine.gradient).max() < 1e-15
+
+
 def test_a_rate_that_is_traced_is_accounted_for_in_less_detail():
     def final(rate):
         params = eqx.filter(network(), eqx.is_inexact_array)

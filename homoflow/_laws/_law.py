@@ -104,8 +104,7 @@ class Law(eqx.Module):
         `value(w⁺) = value(w) + 2·bilinear(w, u) + linear(u) + bilinear(u, u)`.
         """
         shares = (
-            t.coefficient * self._contract(t.rows(left), t.rows(right))
-            for t in self.quadratic_terms
+            t.coefficient * self._contract(t, left, right) for t in self.quadratic_terms
         )
         single = (e.of(left, right) for e in self.entries if e.other_path is not None)
         return sum((*shares, *single), start=self._zero(left))
@@ -140,7 +139,7 @@ class Law(eqx.Module):
     def linear(self, update: PyTree) -> Float[Array, "..."]:
         """bᵀu; 0 for a law that is purely quadratic."""
         shares = (
-            t.coefficient * _linear(self.contraction, t.rows(update))
+            t.coefficient * _linear(self.contraction, t, update)
             for t in self.linear_terms
         )
         single = (e.of(update, update) for e in self.entries if e.other_path is None)
@@ -156,8 +155,12 @@ class Law(eqx.Module):
         first = (*self.quadratic_terms, *self.linear_terms, *self.entries)[0]
         return jnp.zeros((), leaf_at(tree, first.path).dtype)
 
-    def _contract(self, left: Array, right: Array) -> Array:
-        return contracted(self.contraction, self.blocks, left, right)
+    def _contract(self, term: Term, left: PyTree, right: PyTree) -> Array:
+        if self.contraction != "matrix" and term.index is None:
+            product = leaf_at(left, term.path) * leaf_at(right, term.path)
+            return _summed(self.contraction, term, product)
+        rows = term.rows(left), term.rows(right)
+        return contracted(self.contraction, self.blocks, *rows)
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self._described()}>"
@@ -262,14 +265,26 @@ def contracted(kind: Contraction, blocks: int, left, right):
             return (product + product.swapaxes(1, 2)) / 2
 
 
-def _linear(kind: Contraction, rows: Array) -> Array:
-    match kind:
-        case "total":
-            return jnp.sum(rows)
-        case "units":
-            return jnp.sum(rows, axis=1)
-        case "matrix":
-            raise ValueError("A matrix law has no linear part.")
+def _linear(kind: Contraction, term: Term, tree: PyTree) -> Array:
+    if kind == "matrix":
+        raise ValueError("A matrix law has no linear part.")
+    if term.index is None:
+        return _summed(kind, term, leaf_at(tree, term.path))
+    rows = term.rows(tree)
+    return rows.sum() if kind == "total" else rows.sum(axis=1)
+
+
+def _summed(kind: Contraction, term: Term, array: Array) -> Array:
+    """All of a term's array, or each of its units, summed where it lies.
+
+    XLA takes up to ten times as long on CPUs for the sums of rows of a transposed array.
+    """
+    if kind == "total":
+        return array.sum()
+    array = array if term.view is None else array.reshape(term.view)
+    if array.ndim == 0:
+        return array.reshape(1)
+    return array.sum(axis=tuple(a for a in range(array.ndim) if a != term.axis))
 
 
 _LATEX = {"²": "^2", "ᵀ": r"^\top", "Σ": r"\sum", "−": "-", "·": r"\cdot "}
