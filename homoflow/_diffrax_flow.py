@@ -12,6 +12,7 @@ from ._compiling import quickly_compiled
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
+from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
 from ._observables import Observation, observe
 from ._precision import full_matmul_precision
@@ -57,12 +58,18 @@ def diffrax_flow(
     run = _solve(problem, dynamics, method, span, options, as_meter(progress))
     if coarser is None:
         return run
-    # Only a figure is wanted: derivatives need not follow the second solve.
-    problem, dynamics, coarser, span = without_derivatives(
-        (problem, dynamics, coarser, span)
+
+    # Only a figure is wanted: derivatives need not follow these solves.
+    def at(method: Method) -> Run:
+        still = without_derivatives((problem, dynamics, method, span))
+        return _solve(*still, options, dfx.NoProgressMeter())
+
+    coarse, coarsest = at(coarser), None
+    if isinstance(method.solver, KinkShare):
+        coarsest = at(_coarser(coarser)).trajectory
+    estimated = with_error_estimate(
+        run.trajectory, coarse.trajectory, problem.mask, coarsest
     )
-    coarse = _solve(problem, dynamics, coarser, span, options, dfx.NoProgressMeter())
-    estimated = with_error_estimate(run.trajectory, coarse.trajectory, problem.mask)
     return Run(estimated, run.watched, coarse.watched)
 
 
@@ -103,15 +110,18 @@ def _solve(
     def known(given) -> tuple[Problem, AbstractDynamics]:
         return eqx.combine(jax.tree.unflatten(places, given), fixed)
 
-    def field(t, leaves, given):
+    shares_kinks = isinstance(method.solver, KinkShare)
+    args = given, as_system(problem) if shares_kinks else None
+
+    def field(t, leaves, args):
         del t
-        posed, dynamics = known(given)
+        posed, dynamics = known(args[0])
         state = jax.tree.unflatten(structure, leaves)
         return jax.tree.leaves(dynamics.velocity(posed, state))
 
-    def record(t, leaves, given):
+    def record(t, leaves, args):
         del t
-        posed, dynamics = known(given)
+        posed, dynamics = known(args[0])
         state = jax.tree.unflatten(structure, leaves)
         w = dynamics.weights(state)
         value, gradient = jax.value_and_grad(posed.loss)(w)
@@ -119,15 +129,15 @@ def _solve(
         watched = dynamics.watch(posed, state)
         return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
 
-    controller = _controller(method, weights, t1)
+    solver, controller = _solver_and_controller(method, weights, t1)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(field),
-        method.solver,
+        solver,
         jnp.zeros_like(t1),
         t1,
         method.dt0,
         leaves,
-        args=given,
+        args=args,
         saveat=_saveat(options.adjoint, ts, t1, record),
         stepsize_controller=controller,
         adjoint=options.adjoint,
@@ -137,7 +147,7 @@ def _solve(
         progress_meter=meter,
     )
     (seen, watched, saved), final, reached = _read(
-        solution, options.adjoint, record, given
+        solution, options.adjoint, record, args
     )
     # Of a faulty problem nothing is recorded, not even the start.
     reached = jnp.where(sound, reached, -jnp.inf)
@@ -163,18 +173,26 @@ def _solve(
     return Run(trajectory, nan_unless(valid, watched))
 
 
-def _controller(method: Method, weights: PyTree, t1: Array):
+def _solver_and_controller(method: Method, weights: PyTree, t1: Array):
     if method.controller is not None:
-        return method.controller
+        return method.solver, method.controller
     assert method.rtol is not None
     atol = method.rtol * _scale(weights) if method.atol is None else method.atol
-    if method.most_steps is None:
-        # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
-        dtmin = jnp.finfo(t1.dtype).eps * t1
-        return dfx.PIDController(rtol=method.rtol, atol=atol, dtmin=dtmin)
-    return dfx.PIDController(
-        rtol=method.rtol, atol=atol, dtmin=t1 / method.most_steps, force_dtmin=True
+    # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
+    dtmin = jnp.finfo(t1.dtype).eps * t1
+    forced = method.most_steps is not None
+    if method.most_steps is not None:
+        dtmin = t1 / method.most_steps
+    if isinstance(method.solver, KinkShare):
+        # Its errors are in units of the tolerance already.
+        controller = dfx.PIDController(
+            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4, dtmin=dtmin, force_dtmin=forced
+        )
+        return KinkShare(method.rtol, atol), controller
+    controller = dfx.PIDController(
+        rtol=method.rtol, atol=atol, dtmin=dtmin, force_dtmin=forced
     )
+    return method.solver, controller
 
 
 def _scale(weights: PyTree) -> Float[Array, ""]:
@@ -205,12 +223,12 @@ def _event(adjoint) -> dfx.Event | None:
     return dfx.Event(nonfinite)
 
 
-def _read(solution, adjoint, record, given):
+def _read(solution, adjoint, record, args):
     """What was recorded, the final state and the time it belongs to."""
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         states = jax.tree.map(lambda y: y[:-1], solution.ys)
         final = jax.tree.map(lambda y: y[-1], solution.ys)
-        records = jax.lax.map(lambda y: record(None, y, given), states)
+        records = jax.lax.map(lambda y: record(None, y, args), states)
         return records, final, solution.ts[-1]
     final = jax.tree.map(lambda y: y[0], solution.ys["final"])
     return solution.ys["ts"], final, solution.ts["final"][0]
@@ -252,9 +270,12 @@ def _trajectory(
         "rejected_steps": solution.stats["num_rejected_steps"],
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
-    evaluations = gradient_evaluations(method.solver, solution.stats["num_steps"])
-    if evaluations is not None:
-        numbers["gradient_evaluations"] = evaluations + ts.shape[0]
+    steps = solution.stats["num_steps"]
+    count = gradient_evaluations(method.solver, steps)
+    if isinstance(method.solver, KinkShare):
+        count = evaluations(as_system(problem), steps)
+    if count is not None:
+        numbers["gradient_evaluations"] = count + ts.shape[0]
     facts = (*facts, *method.facts, ("clock", "flow time"))
     return recorded_trajectory(
         problem,

@@ -77,9 +77,12 @@ def flow(
         initializations are resolved.
     - `solver`, `stepsize_controller`, `dt0`: any of Diffrax's, run unaltered. Default:
         `Dopri8` (float64) or `Tsit5` (float32) for smooth models, `Heun` with a smallest
-        step of 2·t1/`max_steps` for models with kinks. `dt0` is the first step, or the
-        constant one for a solver without error estimate. Or `homoflow.Filippov()`, the
-        exact flow through kinks, at an `rtol` of 1e-8 if none is given; then
+        step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of a
+        sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
+        midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
+        first step, or the constant one for a solver without error estimate. Or
+        `homoflow.Filippov()`, the exact flow through kinks, at an `rtol` of 1e-8 if none
+        is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or
         `homoflow.Averaged()`, never the exact flow. Options that are Diffrax's (`atol`,
         `stepsize_controller`, `dt0`, `adjoint`) and `weight_decay` also rule it out.
@@ -100,7 +103,9 @@ def flow(
         forward mode only.
     - `estimate_error`: solve again at 4 times the tolerance (or with twice the constant
         step) and report twice the difference. Default: where homoflow averages over
-        kinks. An estimate above about 0.1 says that the weights have not converged.
+        kinks. `KinkShare` solves a third time, at 16 times the tolerance, and counts a
+        quarter of that difference if it is larger. An estimate above about 0.1 says that
+        the weights have not converged.
     - `max_steps`: of the solver.
     - `throw`: raise if the run does not finish; otherwise see `result`.
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.
@@ -177,6 +182,8 @@ def flow(
         controller=stepsize_controller,
         dt0=dt0,
         max_steps=max_steps,
+        may_share_kinks=weight_decay is None
+        and not isinstance(adjoint, dfx.BacksolveAdjoint),
         note=choice.why,
     )
     trajectory, *_ = diffrax_flow(

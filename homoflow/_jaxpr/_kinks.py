@@ -60,16 +60,20 @@ class KinkedFunction:
     def opened(
         self,
         weights: PyTree[Array],
-        slopes: Float[Array, " kinks"],
+        slopes: Float[Array, " kinks"] | Callable[[Array, int], Array],
         lift: Float[Array, " kinks"],
         others: PyTree[Array],
         x: PyTree[Array],
     ) -> tuple[PyTree[Array], Float[Array, " kinks"], list[Array]]:
-        """The prediction, all z, and the vectors that `products` are products with."""
+        """The prediction, all z, and the vectors that `products` are products with.
+
+        `slopes` may be a function of an operation's z and of the number of its first
+        kink: then slopes are found on the way.
+        """
         reader = self._read((weights, others, x), Given(slopes, lift))
         vectors = [reader.vectors[p.leaf] for p in self.products]
         prediction = jax.tree.unflatten(self._structure, reader.outputs)
-        return prediction, reader.preactivations(slopes), vectors
+        return prediction, reader.preactivations(lift), vectors
 
     def tapped(
         self,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -80,9 +80,12 @@ class Operation(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the kinks and the products are given; without `slopes` one looks around."""
+    """What the kinks and the products are given; without `slopes` one looks around.
 
-    slopes: Array | None = None
+    `slopes` may be a function of an operation's z and of the number of its first kink.
+    """
+
+    slopes: Array | Callable[[Array, int], Array] | None = None
     lift: Array | None = None
     taps: dict[int, Array] | None = None
 
@@ -346,11 +349,10 @@ class Reader:
         self.depth = max(self.depth, depth)
         if self.given.slopes is None or self.given.lift is None:
             return high, jnp.zeros_like(high)
-        slope, lift = (
-            a[start : self.count].reshape(z.shape)
-            for a in (self.given.slopes, self.given.lift)
-        )
-        return slope, lift
+        lift = self.given.lift[start : self.count].reshape(z.shape)
+        if callable(self.given.slopes):
+            return self.given.slopes(z, start), lift
+        return self.given.slopes[start : self.count].reshape(z.shape), lift
 
     def _count_uses(self, values: list[Value]) -> None:
         self.uses.update(v.leaf for v in values if v.leaf is not None)

@@ -1,5 +1,6 @@
 """The exact flow of networks with kinks, sliding included."""
 
+from ._averaging import KinkShare as KinkShare, evaluations as evaluations
 from ._derivative import integrate as integrate
 from ._filippov import Filippov as Filippov
 from ._log import EventKind as EventKind, Log as Log

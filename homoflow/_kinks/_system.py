@@ -88,6 +88,14 @@ class Rows(NamedTuple):
         )
         return sum(factored, start=self.explicit @ self.explicit.T)
 
+    def squares(self) -> Float[Array, " slots"]:
+        """The diagonal of J Jᵀ."""
+        factored = (
+            jnp.sum(v**2, 1) * jnp.sum(d**2, 1)
+            for v, d in zip(self.vectors, self.deltas, strict=True)
+        )
+        return sum(factored, start=jnp.sum(self.explicit**2, 1))
+
 
 class Derivatives(NamedTuple):
     """L(w), z of every pair, ∇L; rows of the pairs in the slots.
@@ -191,6 +199,21 @@ class System(eqx.Module):
             rows=Rows(explicit, slot_deltas, [v[sample] for v in vectors]),
             above=reached[:, kink],
         )
+
+    def rows(self, w: Array, slopes: Array, slots: Slots, vectors: list[Array]) -> Rows:
+        """J for the pairs in the slots, given the products' vectors."""
+        room, sample = slots.pair.size, slots.pair // self.kinks
+        predictions = jax.eval_shape(lambda: self._opened(w, slopes)[0])
+        starts = _Starts(
+            sample,
+            jax.tree.map(
+                lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), predictions
+            ),
+            slots.pair % self.kinks,
+            jnp.ones(room, w.dtype),
+        )
+        explicit, deltas, _ = self._backward(w, slopes, starts)
+        return Rows(explicit, deltas, [v[sample] for v in vectors])
 
     def _sums_first(self) -> bool:
         """Whether single samples' gradients cost far more than the gradient of a sum.
