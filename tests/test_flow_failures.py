@@ -112,7 +112,10 @@ def test_blow_up_in_finite_time_is_named_with_its_time(start):
     with pytest.raises(hf.TrajectoryError) as caught:
         hf.flow(jnp.array([start]), jnp.ones(()), 1.0, objective=falling_quartic)
     kept = caught.value.trajectory
-    assert kept.result == hf.RESULTS.nonfinite
+    # Rounding decides which comes first: weights that overflow, or steps that the clock
+    # cannot resolve.
+    overflows = kept.result == hf.RESULTS.nonfinite
+    assert overflows or kept.result == hf.RESULTS.step_size_too_small
     assert "run off to infinity" in str(caught.value)
     assert kept.stats["rejected_steps"] < 1000
     reached = float(kept.stats["time_reached"])
