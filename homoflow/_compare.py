@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._concrete import is_concrete
 from ._data import cast_floats
+from ._norm import tree_norm
 from ._trajectory import RESULTS, Trajectory
 
 #: Times closer than this fraction of the whole span are the same time.
@@ -121,7 +122,7 @@ def compare(
         laws_a={name: read_a(a.laws[name]) for name in shared},
         laws_b={name: read_b(b.laws[name]) for name in shared},
         weight_distance=weight_distance,
-        relative_weight_distance=weight_distance / _norm(a.model),
+        relative_weight_distance=weight_distance / tree_norm(_arrays(a.model)),
         function_distance=None
         if x is None
         else _function_distance(a.model, b.model, x),
@@ -215,12 +216,8 @@ def _arrays(model: PyTree) -> PyTree:
     return eqx.filter(model, eqx.is_inexact_array)
 
 
-def _norm(model: PyTree) -> Float[Array, ""]:
-    return jnp.sqrt(sum(jnp.sum(w**2) for w in jax.tree.leaves(_arrays(model))))
-
-
 def _weight_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    return _norm(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
+    return tree_norm(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
 
 
 def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, ""]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
-from ._concrete import is_concrete
+from ._concrete import is_untraced
 
 #: XLA's newer generator of CPU code takes twice as long to compile a function of
 #: hundreds of small kernels, which then run no faster.
@@ -29,9 +28,8 @@ class QuicklyCompiled:
     quick: Callable
 
     def __call__(self, *args: Any) -> Any:
-        # A constant is traced inside of what is being compiled, whatever the arguments.
-        by_itself = is_concrete((args, jnp.zeros(())))
-        return (self.quick if by_itself and _has_choice() else self.plain)(*args)
+        is_quick = is_untraced(args) and _has_choice()
+        return (self.quick if is_quick else self.plain)(*args)
 
 
 def quickly_compiled(fun: Callable) -> QuicklyCompiled:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._trajectory import RESULTS, Stats, Trajectory
+from ._trajectory import RESULTS, Trajectory
 
 #: The estimate is this factor times the difference to a coarser solve: with kinks the
 #: error does not always fall in proportion, and where the two solves become unrelated
@@ -43,7 +43,7 @@ def with_error_estimate(
             numbers["gradient_evaluations"] += other.stats["gradient_evaluations"]
     numbers["error_estimate"] = jnp.max(jnp.stack(weights))
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
-    stats = Stats(numbers, trajectory.stats.facts)
+    stats = trajectory.stats.with_numbers(**numbers)
     return eqx.tree_at(lambda t: t.stats, trajectory, stats)
 
 

@@ -22,7 +22,7 @@ from ._problem import Objective, Problem, pose
 from ._progress import Progress
 from ._span import check_max_steps, checked_span
 from ._trainable import Trainable
-from ._trajectory import RESULTS, Stats, Trajectory, raise_unless_successful
+from ._trajectory import RESULTS, Trajectory, raise_unless_successful
 
 Number = float | int | Float[ArrayLike, ""]
 
@@ -249,12 +249,10 @@ def _checked_velocity(problem: Problem, velocity: PyTree) -> PyTree:
 
 
 def _with_charges(trajectory: Trajectory, watched: _Watched, mass: Array) -> Trajectory:
-    numbers = dict(trajectory.stats.numbers)
     worst = jnp.max(jnp.nan_to_num(watched.violation))
-    numbers["law_violation"] = jnp.maximum(numbers["law_violation"], worst)
-    numbers["mass"] = mass
+    violation = jnp.maximum(trajectory.stats["law_violation"], worst)
     return dataclasses.replace(
         trajectory,
         laws={**trajectory.laws, **watched.charges},
-        stats=Stats(numbers, trajectory.stats.facts),
+        stats=trajectory.stats.with_numbers(law_violation=violation, mass=mass),
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._concrete import is_concrete
+from ._concrete import is_untraced
 from ._problem import Problem
 from ._span import Span
 from ._trajectory import Trajectory
@@ -42,9 +42,7 @@ def _is_none(leaf) -> bool:
 
 def why_not_in_float64(problem: Problem) -> str | None:
     """What keeps a float32 problem from being followed in float64, or `None`."""
-    # A constant is traced inside of what is being compiled, whatever the arguments.
-    by_itself = is_concrete((problem, jnp.zeros(())))
-    if not (by_itself or jax.config.read("jax_enable_x64")):
+    if not (is_untraced(problem) or jax.config.read("jax_enable_x64")):
         return (
             "the sides of kinks are told apart in float64 only, which under jit and "
             "vmap has to be switched on: run `jax.config.update('jax_enable_x64', "

@@ -21,7 +21,7 @@ from ._sharpness import Sharpness, sharpness_of
 from ._span import check_max_steps, checked_span
 from ._stability import warn_unless_trajectory_expands
 from ._trainable import Trainable
-from ._trajectory import RESULTS, Stats, Trajectory, raise_unless_successful
+from ._trajectory import RESULTS, Trajectory, raise_unless_successful
 
 
 def modified_flow(
@@ -195,10 +195,8 @@ def _refuse_kinks(problem: Problem) -> None:
 
 
 def _with_sharpness(trajectory: Trajectory, curvature: Sharpness) -> Trajectory:
-    numbers = dict(trajectory.stats.numbers)
     products = jnp.nansum(curvature.products)
-    if "gradient_evaluations" in numbers:
-        products = products + numbers["gradient_evaluations"]
-    numbers["hessian_vector_products"] = products
-    stats = Stats(numbers, trajectory.stats.facts)
+    if "gradient_evaluations" in trajectory.stats:
+        products = products + trajectory.stats["gradient_evaluations"]
+    stats = trajectory.stats.with_numbers(hessian_vector_products=products)
     return dataclasses.replace(trajectory, sharpness=curvature.value, stats=stats)

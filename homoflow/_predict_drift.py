@@ -23,7 +23,7 @@ from ._progress import Progress
 from ._sharpness import Sharpness, sharpness_of
 from ._span import check_max_steps, checked_span
 from ._trainable import Trainable
-from ._trajectory import RESULTS, Stats, raise_unless_successful
+from ._trajectory import RESULTS, raise_unless_successful
 
 #: Samples whose gradients are in memory at one time.
 _CHUNK = 64
@@ -132,7 +132,7 @@ def predict_drift(
     stats = flow.stats
     if coarse is not None:
         estimate = _relative_difference(watched, coarse)
-        stats = Stats({**stats.numbers, "drift_error_estimate": estimate}, stats.facts)
+        stats = stats.with_numbers(drift_error_estimate=estimate)
     flow = dataclasses.replace(flow, stats=stats, sharpness=watched.sharpness.value)
     if throw:
         flow = raise_unless_successful(flow)

@@ -112,6 +112,10 @@ class Stats(eqx.Module, Mapping):
         """These and more facts, which come first."""
         return Stats(self.numbers, (*facts, *self.facts))
 
+    def with_numbers(self, **numbers: Array) -> "Stats":
+        """These and more numbers, in place of those of the same names."""
+        return Stats({**self.numbers, **numbers}, self.facts)
+
     def __repr__(self) -> str:
         items = "\n".join(f"  {name}: {self[name]}" for name in self)
         return f"Stats(\n{items}\n)"

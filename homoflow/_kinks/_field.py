@@ -69,6 +69,13 @@ class Groups(NamedTuple):
     def _numbers(self) -> Int[Array, " slots"]:
         return jnp.arange(self.leader.size, dtype=self.leader.dtype)
 
+    def base_of(self, side: Int[Array, " slots"]) -> Int[Array, " slots"]:
+        """Where base slopes are: sliders' on the minus side of their group.
+
+        Their multipliers count from there.
+        """
+        return jnp.where(side == 0, -self.sense, side)
+
     def total(self, values: Array) -> Array:
         """Sums over groups, at their leaders."""
         is_member = self.leader[None, :] == self._numbers[:, None]

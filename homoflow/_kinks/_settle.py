@@ -196,7 +196,7 @@ def _attempted(target: Target, found: Outcome, attempt) -> _Search:
     turned = suspects & ((attempt == 0) | (number == attempt))
     start = jnp.where(turned, -found.mode.state, found.mode.state)
     side = (start[groups.leader] * groups.sense).astype(jnp.int32)
-    base = jnp.where(side == 0, -groups.sense, side)
+    base = groups.base_of(side)
     base = jnp.where(target.slots.used, base, found.base)
     next_ = found._replace(
         number=jnp.ones_like(found.number), start=start, next_base=base
@@ -284,7 +284,7 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
         groups.leader
     ]
     below_tied = jnp.any((used & tied)[:, None] & (point.above != 0), 0)
-    fitting = jnp.where(mixed | (side == 0), -groups.sense, side)
+    fitting = groups.base_of(jnp.where(mixed, 0, side))
     before, after, back = _velocities(system, point, mode, target.settles)
     before = jnp.where(mixed & target.settles, jnp.nan, before)
     rate = rate_of_change(point, mode.multiplier)
@@ -345,8 +345,7 @@ def conclude(
     side = _sides(target, last)
     slides = used & (side == 0)
     leads = slides & groups.leads
-    # Sliders are based on their group's minus side: their multipliers count from there.
-    base = jnp.where(side == 0, -groups.sense, side)
+    base = groups.base_of(side)
     on_plus = ((last.base * groups.sense) > 0)[groups.leader]
     from_minus = mode.multiplier + mode.width * on_plus.astype(mode.width.dtype)
     turned = again & used & (side != was)
