@@ -1,219 +1,148 @@
-"""Speed, as ratios measured in one run: the machine's own speed cancels.
+"""Speed of homoflow, beside other ODE solvers and beside bare loops.
 
-    python scripts/bench.py [--repeats 5] [--only descend ledger flow import]
+    python scripts/bench.py --out results/bench              # everything: an hour or more
+    python scripts/bench.py --only a-1000-100 d --seconds 10
+    python scripts/bench.py --only descend ledger flow import
+    python scripts/bench.py --quick
 
-Prints a table with the target beside each ratio. Every pair is timed alternately, and
-the ratio is that of the fastest times, which a busy machine disturbs least.
+Solves smooth gradient flows by `homoflow.flow`, Diffrax, SciPy, CVODE, torchdiffeq,
+torchode and gradient descent at a series of tolerances, on one core and with the same
+compiled gradient (and Hessian, for implicit methods). Writes the runs (`bench.json`,
+after each of them) and work–precision diagrams (`bench.png`), and prints the CPU time at
+equal error of the final weights, beside the project's targets. Absolute tolerances are
+the relative ones times the root mean square of the initial weights. Compilation is not
+counted. A later run adds to what is in `--out`, and Ctrl-C keeps what there is.
+
+`descend`, `ledger`, `flow` and `import` are ratios to bare loops in one and the same run.
+
+The peers come with `pip install '.[bench]'` (and `pip install torchode`); those that are
+missing are left out.
 """
 
 import argparse
-import functools
-import subprocess
+import json
+import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import diffrax as dfx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
-import optax
-from jaxtyping import Array, PyTree
-
-import homoflow as hf
-
-SIZES = (1000, 100, 100, 10)
-SAMPLES = 1000
-#: Steps of descent (the paper takes 10,000) and gradients timed by themselves.
-STEPS, GRADIENTS = 1500, 300
-STEP_SIZE = 0.008
+#: Of `--quick`: the problem's samples and end, and one setting in how many is run.
+_QUICK_SAMPLES, _QUICK_T1, _QUICK_EVERY = 100, 5.0, 3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(BENCHES), default=None)
-    args = parser.parse_args()
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
-    for name in args.only or BENCHES:
-        for row in BENCHES[name](args.repeats):
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    problems, ratios = _chosen(args)
+    interrupted = False
+    try:
+        _run_ratios(ratios, args.repeats)
+        if problems and not args.draw_only:
+            _run_study(problems, args)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("Interrupted: what follows is what was computed.", flush=True)
+    if problems or args.draw_only:
+        _show(args.out)
+    return 130 if interrupted else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from benchmark.problems import PROBLEMS
+    from benchmark.ratios import BENCHES
+    from benchmark.study import METHODS
+
+    names = [method.name for method in METHODS]
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def choice(flag: str, of: list[str]) -> None:
+        told = f"of {', '.join(of)}"
+        p.add_argument(flag, nargs="+", choices=of, metavar="NAME", help=told)
+
+    choice("--only", [*PROBLEMS, *BENCHES])
+    choice("--methods", names)
+    p.add_argument("--out", type=Path, default=Path("results/bench"), help="a folder")
+    p.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="of CPU time, after which a run is given up",
+    )
+    p.add_argument("--every", type=int, default=1, help="run one setting in so many")
+    p.add_argument("--repeats", type=int, default=3, help="of each timed ratio")
+    p.add_argument("--quick", action="store_true", help="one problem to an early end")
+    p.add_argument("--draw-only", action="store_true", help="what --out has of runs")
+    return p
+
+
+def _chosen(args) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    from benchmark.problems import PROBLEMS, small
+    from benchmark.ratios import BENCHES
+
+    if args.quick:
+        early = small(_QUICK_SAMPLES, _QUICK_T1)
+        return {"quick": lambda: replace(early, is_stiff=False)}, []
+    if args.draw_only:
+        return {}, []
+    only = args.only or [*BENCHES, *PROBLEMS]
+    problems = {name: PROBLEMS[name] for name in only if name in PROBLEMS}
+    return problems, [name for name in only if name in BENCHES]
+
+
+def _run_ratios(names: list[str], repeats: int) -> None:
+    from benchmark.ratios import BENCHES
+
+    for name in names:
+        for row in BENCHES[name](repeats):
             print("  ".join(row), flush=True)
 
 
-def bench_descend(repeats: int) -> list[tuple[str, ...]]:
-    """`descend` with every law every 10 steps, against a hand-written scan."""
-    rows = []
-    for dtype in (jnp.float32, jnp.float64):
-        model, (x, y) = figure2_problem(dtype)
-        weights = [layer.weight for layer in model.layers]
+def _run_study(problems: dict[str, Callable[[], Any]], args) -> None:
+    from benchmark.study import METHODS, missing_packages, run_study
 
-        def ours(model=model, x=x, y=y):
-            return hf.descend(
-                model, (x, y), STEPS, learning_rate=STEP_SIZE, record_every=10
-            ).losses
-
-        def bare(weights=weights, x=x, y=y):
-            return bare_descent(weights, x, y, STEPS)
-
-        mine, theirs = fastest_of(ours, bare, repeats=repeats)
-        rows.append(_row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
-    return rows
-
-
-def bench_ledger(repeats: int) -> list[tuple[str, ...]]:
-    """CPU time of `descend` with a ledger against the same run without."""
-    rows = []
-    heavy_ball = functools.partial(optax.sgd, momentum=0.9)
-    for activation, name, optimizer, batch_size in (
-        ("relu", "sgd", optax.sgd, None),
-        ("relu", "momentum", heavy_ball, None),
-        ("relu", "adam", optax.adam, None),
-        ("relu", "momentum, batches of 100", heavy_ball, 100),
-        ("linear", "sgd", optax.sgd, None),
-        ("linear", "momentum", heavy_ball, None),
-    ):
-        _, (x, y) = figure2_problem(jnp.float32)
-        model = hf.MLP(SIZES, activation=activation, key=jr.key(0), dtype=jnp.float32)
-
-        def run(ledger, model=model, x=x, y=y, o=optimizer, size=batch_size):
-            done = hf.descend(
-                model, (x, y), STEPS // 5, learning_rate=1e-4, optimizer=o,
-                batch_size=size, key=jr.key(1), record_every=50, ledger=ledger,
-            )  # fmt: skip
-            return done.losses, done.ledger
-
-        with_it, without = fastest_of(
-            functools.partial(run, True), functools.partial(run, False),
-            repeats=repeats, clock=time.process_time,
-        )  # fmt: skip
-        kind = "matrix" if activation == "linear" else "neuron"
-        label = f"ledger of {kind} laws / none, {name}"
-        rows.append(_row(label, with_it / without, 1.1))
-    return rows
-
-
-def bench_flow(repeats: int) -> list[tuple[str, ...]]:
-    """`flow` against its number of gradients times the time of one bare gradient."""
-    rows = []
-    for dtype, solver in (
-        (jnp.float32, None),
-        (jnp.float64, None),
-        (jnp.float64, dfx.Tsit5()),
-        (jnp.float64, dfx.Dopri8()),
-    ):
-        model, (x, y) = figure2_problem(dtype)
-        weights = [layer.weight for layer in model.layers]
-
-        def ours(model=model, x=x, y=y, solver=solver):
-            run = hf.flow(model, (x, y), 2.0, rtol=1e-3, solver=solver)
-            return run.losses, run.stats
-
-        evaluations = int(ours()[1]["gradient_evaluations"])
-
-        def bare(weights=weights, x=x, y=y):
-            return repeated_gradients(weights, x, y, GRADIENTS)
-
-        mine, theirs = fastest_of(ours, bare, repeats=repeats)
-        ratio = mine / (theirs / GRADIENTS * evaluations)
-        name = "default" if solver is None else type(solver).__name__
-        label = f"flow / gradients, {dtype.__name__}, {name} ({evaluations} gradients)"
-        rows.append(_row(label, ratio, 1.15))
-    return rows
-
-
-def bench_import(repeats: int) -> list[tuple[str, ...]]:
-    """Seconds that `import homoflow` adds to importing its dependencies."""
-    dependencies = "import jax, diffrax, optax, equinox, jaxtyping"
-    alone, with_us = (
-        min(_import_seconds(code) for _ in range(repeats))
-        for code in (dependencies, f"{dependencies}; import homoflow")
+    if missing := missing_packages():
+        print(f"Not installed, left out: {', '.join(missing)}.", flush=True)
+    run_study(
+        problems,
+        args.methods or [method.name for method in METHODS],
+        args.out / "bench.json",
+        seconds=args.seconds,
+        every=_QUICK_EVERY if args.quick else args.every,
+        say=lambda line: print(line, flush=True),
     )
-    return [_row("import homoflow − import dependencies, s", with_us - alone, 0.2)]
 
 
-def figure2_problem(dtype) -> tuple[hf.MLP, tuple[Array, Array]]:
-    """The paper's network with the balanced start, on Gaussian data."""
-    key_model, key_x, key_y = jr.split(jr.key(0), 3)
-    init = hf.Gaussian(variance=(1e-4 / 100, 1e-4 / 10, 1e-4))
-    model = hf.MLP(SIZES, init=init, key=key_model, dtype=dtype)
-    x = jr.normal(key_x, (SAMPLES, SIZES[0]), dtype)
-    return model, (x, jr.normal(key_y, (SAMPLES, SIZES[-1]), dtype))
+def _show(folder: Path) -> None:
+    from benchmark.picture import draw
+    from benchmark.report import report
+
+    path = folder / "bench.json"
+    if not path.exists():
+        print(f"There is no {path}.")
+        return
+    study = json.loads(path.read_text(encoding="utf-8"))
+    print(report(study))
+    print(f"Picture: {draw(study, folder / 'bench.png')}")
 
 
-def bare_loss(weights: list[Array], x: Array, y: Array) -> Array:
-    first, second, third = weights
-    hidden = jax.nn.relu(jax.nn.relu(x @ first.T) @ second.T)
-    return 0.5 * jnp.mean(jnp.sum((hidden @ third.T - y) ** 2, axis=1))
+def on_one_core() -> None:
+    """Before JAX is imported: one thread, and one core where the system can say so."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = flags
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-
-@jax.jit
-def _bare_step(weights, x, y):
-    loss, gradient = jax.value_and_grad(bare_loss)(weights, x, y)
-    return [w - STEP_SIZE * g for w, g in zip(weights, gradient, strict=True)], loss
-
-
-def bare_descent(weights: list[Array], x: Array, y: Array, steps: int) -> Array:
-    return _bare_descent(weights, x, y, jnp.zeros(steps))
-
-
-@jax.jit
-def _bare_descent(weights, x, y, steps):
-    return jax.lax.scan(lambda w, _: _bare_step(w, x, y), weights, steps)[1]
-
-
-def repeated_gradients(weights: list[Array], x: Array, y: Array, count: int) -> Array:
-    return _repeated_gradients(weights, x, y, jnp.zeros(count))
-
-
-@jax.jit
-def _repeated_gradients(weights, x, y, count):
-    def body(w, _):
-        # A vanishing step keeps the compiler from computing the gradient only once.
-        gradient = jax.grad(bare_loss)(w, x, y)
-        return [a - 1e-12 * g for a, g in zip(w, gradient, strict=True)], None
-
-    return jax.lax.scan(body, weights, count)[0][0]
-
-
-def fastest_of(
-    *functions: Callable[[], PyTree],
-    repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[float]:
-    """The fastest time of each function, called in turn after one warm-up."""
-    for function in functions:
-        jax.block_until_ready(function())
-    times = [[] for _ in functions]
-    for _ in range(repeats):
-        for function, seconds in zip(functions, times, strict=True):
-            start = clock()
-            jax.block_until_ready(function())
-            seconds.append(clock() - start)
-    return [min(seconds) for seconds in times]
-
-
-def _import_seconds(code: str) -> float:
-    timed = (
-        f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", timed], check=True, capture_output=True, text=True
-    )
-    return float(done.stdout)
-
-
-def _row(label: str, measured: float, target: float) -> tuple[str, ...]:
-    verdict = "ok" if measured <= target else "MISS"
-    return f"{label:58s}", f"{measured:6.3f}", f"target {target:g}", verdict
-
-
-BENCHES = {
-    "descend": bench_descend,
-    "ledger": bench_ledger,
-    "flow": bench_flow,
-    "import": bench_import,
-}
 
 if __name__ == "__main__":
+    on_one_core()
+    import jax
+
     jax.config.update("jax_enable_x64", True)
-    main()
+    # Gradients that Python waits for come sooner without a second thread.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    sys.exit(main())

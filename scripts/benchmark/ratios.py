@@ -1,0 +1,201 @@
+"""Speed, as ratios measured in one run: the machine's own speed cancels.
+
+Every pair is timed alternately, and the ratio is that of the fastest times, which a busy
+machine disturbs least.
+"""
+
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, PyTree
+
+import homoflow as hf
+
+SIZES = (1000, 100, 100, 10)
+SAMPLES = 1000
+#: Steps of descent (the paper takes 10,000) and gradients timed by themselves.
+STEPS, GRADIENTS = 1500, 300
+STEP_SIZE = 0.008
+
+
+def bench_descend(repeats: int) -> list[tuple[str, ...]]:
+    """`descend` with every law every 10 steps, against a hand-written scan."""
+    rows = []
+    for dtype in (jnp.float32, jnp.float64):
+        model, (x, y) = figure2_problem(dtype)
+        weights = [layer.weight for layer in model.layers]
+
+        def ours(model=model, x=x, y=y):
+            return hf.descend(
+                model, (x, y), STEPS, learning_rate=STEP_SIZE, record_every=10
+            ).losses
+
+        def bare(weights=weights, x=x, y=y):
+            return bare_descent(weights, x, y, STEPS)
+
+        mine, theirs = fastest_of(ours, bare, repeats=repeats)
+        rows.append(_row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
+    return rows
+
+
+def bench_ledger(repeats: int) -> list[tuple[str, ...]]:
+    """CPU time of `descend` with a ledger against the same run without."""
+    rows = []
+    heavy_ball = functools.partial(optax.sgd, momentum=0.9)
+    for activation, name, optimizer, batch_size in (
+        ("relu", "sgd", optax.sgd, None),
+        ("relu", "momentum", heavy_ball, None),
+        ("relu", "adam", optax.adam, None),
+        ("relu", "momentum, batches of 100", heavy_ball, 100),
+        ("linear", "sgd", optax.sgd, None),
+        ("linear", "momentum", heavy_ball, None),
+    ):
+        _, (x, y) = figure2_problem(jnp.float32)
+        model = hf.MLP(SIZES, activation=activation, key=jr.key(0), dtype=jnp.float32)
+
+        def run(ledger, model=model, x=x, y=y, o=optimizer, size=batch_size):
+            done = hf.descend(
+                model, (x, y), STEPS // 5, learning_rate=1e-4, optimizer=o,
+                batch_size=size, key=jr.key(1), record_every=50, ledger=ledger,
+            )  # fmt: skip
+            return done.losses, done.ledger
+
+        with_it, without = fastest_of(
+            functools.partial(run, True), functools.partial(run, False),
+            repeats=repeats, clock=time.process_time,
+        )  # fmt: skip
+        kind = "matrix" if activation == "linear" else "neuron"
+        label = f"ledger of {kind} laws / none, {name}"
+        rows.append(_row(label, with_it / without, 1.1))
+    return rows
+
+
+def bench_flow(repeats: int) -> list[tuple[str, ...]]:
+    """`flow` against its number of gradients times the time of one bare gradient."""
+    rows = []
+    for dtype, solver in (
+        (jnp.float32, None),
+        (jnp.float64, None),
+        (jnp.float64, dfx.Tsit5()),
+        (jnp.float64, dfx.Dopri8()),
+    ):
+        model, (x, y) = figure2_problem(dtype)
+        weights = [layer.weight for layer in model.layers]
+
+        def ours(model=model, x=x, y=y, solver=solver):
+            run = hf.flow(model, (x, y), 2.0, rtol=1e-3, solver=solver)
+            return run.losses, run.stats
+
+        evaluations = int(ours()[1]["gradient_evaluations"])
+
+        def bare(weights=weights, x=x, y=y):
+            return repeated_gradients(weights, x, y, GRADIENTS)
+
+        mine, theirs = fastest_of(ours, bare, repeats=repeats)
+        ratio = mine / (theirs / GRADIENTS * evaluations)
+        name = "default" if solver is None else type(solver).__name__
+        label = f"flow / gradients, {dtype.__name__}, {name} ({evaluations} gradients)"
+        rows.append(_row(label, ratio, 1.15))
+    return rows
+
+
+def bench_import(repeats: int) -> list[tuple[str, ...]]:
+    """Seconds that `import homoflow` adds to importing its dependencies."""
+    dependencies = "import jax, diffrax, optax, equinox, jaxtyping"
+    alone, with_us = (
+        min(_import_seconds(code) for _ in range(repeats))
+        for code in (dependencies, f"{dependencies}; import homoflow")
+    )
+    return [_row("import homoflow − import dependencies, s", with_us - alone, 0.2)]
+
+
+def figure2_problem(dtype) -> tuple[hf.MLP, tuple[Array, Array]]:
+    """The paper's network with the balanced start, on Gaussian data."""
+    key_model, key_x, key_y = jr.split(jr.key(0), 3)
+    init = hf.Gaussian(variance=(1e-4 / 100, 1e-4 / 10, 1e-4))
+    model = hf.MLP(SIZES, init=init, key=key_model, dtype=dtype)
+    x = jr.normal(key_x, (SAMPLES, SIZES[0]), dtype)
+    return model, (x, jr.normal(key_y, (SAMPLES, SIZES[-1]), dtype))
+
+
+def bare_loss(weights: list[Array], x: Array, y: Array) -> Array:
+    first, second, third = weights
+    hidden = jax.nn.relu(jax.nn.relu(x @ first.T) @ second.T)
+    return 0.5 * jnp.mean(jnp.sum((hidden @ third.T - y) ** 2, axis=1))
+
+
+@jax.jit
+def _bare_step(weights, x, y):
+    loss, gradient = jax.value_and_grad(bare_loss)(weights, x, y)
+    return [w - STEP_SIZE * g for w, g in zip(weights, gradient, strict=True)], loss
+
+
+def bare_descent(weights: list[Array], x: Array, y: Array, steps: int) -> Array:
+    return _bare_descent(weights, x, y, jnp.zeros(steps))
+
+
+@jax.jit
+def _bare_descent(weights, x, y, steps):
+    return jax.lax.scan(lambda w, _: _bare_step(w, x, y), weights, steps)[1]
+
+
+def repeated_gradients(weights: list[Array], x: Array, y: Array, count: int) -> Array:
+    return _repeated_gradients(weights, x, y, jnp.zeros(count))
+
+
+@jax.jit
+def _repeated_gradients(weights, x, y, count):
+    def body(w, _):
+        # A vanishing step keeps the compiler from computing the gradient only once.
+        gradient = jax.grad(bare_loss)(w, x, y)
+        return [a - 1e-12 * g for a, g in zip(w, gradient, strict=True)], None
+
+    return jax.lax.scan(body, weights, count)[0][0]
+
+
+def fastest_of(
+    *functions: Callable[[], PyTree],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """The fastest time of each function, called in turn after one warm-up."""
+    for function in functions:
+        jax.block_until_ready(function())
+    times = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, seconds in zip(functions, times, strict=True):
+            start = clock()
+            jax.block_until_ready(function())
+            seconds.append(clock() - start)
+    return [min(seconds) for seconds in times]
+
+
+def _import_seconds(code: str) -> float:
+    timed = (
+        f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", timed], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)
+
+
+def _row(label: str, measured: float, target: float) -> tuple[str, ...]:
+    verdict = "ok" if measured <= target else "MISS"
+    return f"{label:58s}", f"{measured:6.3f}", f"target {target:g}", verdict
+
+
+BENCHES = {
+    "descend": bench_descend,
+    "ledger": bench_ledger,
+    "flow": bench_flow,
+    "import": bench_import,
+}
