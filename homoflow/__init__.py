@@ -52,6 +52,7 @@ from ._models import (
     regularized_factorization_objective as regularized_factorization_objective,
 )
 from ._modified_flow import modified_flow as modified_flow
+from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
 from ._sharpness import sharpness as sharpness
 from ._track import track as track, tracked as tracked

@@ -19,16 +19,22 @@ def bilinears(laws: Iterable[Law], left: PyTree, right: PyTree) -> Values:
     matrix, its diagonal and its trace: only the first is computed.
     """
     laws = tuple(laws)
-    finest: dict[tuple, Law] = {}
-    for law in laws:
-        key = _shared(law)
-        if key not in finest or _fineness(law) > _fineness(finest[key]):
-            finest[key] = law
+    finest = {_shared(law): law for law in finest_laws(laws)}
     computed = {key: law.bilinear(left, right) for key, law in finest.items()}
     return {
         law.name: _coarsened(computed[_shared(law)], finest[_shared(law)], law)
         for law in laws
     }
+
+
+def finest_laws(laws: Iterable[Law]) -> tuple[Law, ...]:
+    """The laws without those that are the diagonal or the trace of another."""
+    finest: dict[tuple, Law] = {}
+    for law in laws:
+        key = _shared(law)
+        if key not in finest or _fineness(law) > _fineness(finest[key]):
+            finest[key] = law
+    return tuple(finest.values())
 
 
 def rates(laws: Iterable[Law], weights: PyTree, update: PyTree) -> Values:

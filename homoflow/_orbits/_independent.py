@@ -1,0 +1,22 @@
+"""Which laws generate rescalings of the weights, each of them once."""
+
+from collections.abc import Iterable
+
+from .._laws._forms import finest_laws
+from .._laws._law import Law
+
+
+def generating_laws(laws: Iterable[Law]) -> tuple[Law, ...]:
+    """The laws wᵀAw whose symmetries w → e^{sA}w are rescalings of whole units.
+
+    Of laws that are a matrix, its diagonal and its trace the matrix stays. Linear laws
+    generate translations, and single entries have no rescaling of their own.
+    """
+    return tuple(
+        law
+        for law in finest_laws(laws)
+        if law.quadratic_terms
+        and not law.linear_terms
+        and not law.entries
+        and law.violation is None
+    )
