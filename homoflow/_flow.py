@@ -7,6 +7,7 @@ from jaxtyping import ArrayLike, Float, PyTree
 
 from ._averaged import Averaged
 from ._coefficients import check_weight_decay
+from ._compressed import compressed
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import GradientFlow
 from ._exact_flow import exact_flow
@@ -64,7 +65,12 @@ def flow(
 
     - `model`: any Equinox module that maps one sample to one output.
     - `data`: `(x, y)` with shapes `(m, …)`, cast to the dtype of the model's weights;
-        with `objective`, whatever that takes.
+        with `objective`, whatever that takes. Where the model is linear in x (affine: with
+        biases), by its operations, and the loss is `SquaredLoss`, the flow is computed on
+        at most n + k + 1 samples that have the same loss for all weights (n inputs, k
+        outputs), by a QR factorization: `stats["data"]` says so. Losses, laws and
+        derivatives are the same to rounding, at a cost that does not depend on m. (Not
+        with biases and a loss that is summed over samples.)
     - `t1`: the final time, in the flow's units (a step of gradient descent with learning
         rate η takes time η).
     - `loss`: `(prediction, target) -> scalar`, averaged over samples.
@@ -174,6 +180,7 @@ def flow(
         if isinstance(solver, Filippov) or not gave_up(trajectory):
             return raise_unless_successful(trajectory) if throw else trajectory
         choice = after_giving_up(trajectory)
+    problem, told = compressed(problem)
     method = choose_method(
         problem,
         rtol=rtol,
@@ -185,7 +192,7 @@ def flow(
         may_share_kinks=weight_decay is None
         and not isinstance(adjoint, dfx.BacksolveAdjoint),
         note=choice.why,
-    )
+    ).told(told)
     trajectory, *_ = diffrax_flow(
         problem,
         span,

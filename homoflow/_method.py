@@ -52,6 +52,10 @@ class Method(eqx.Module):
     def is_averaging(self) -> bool:
         return self.most_steps is not None
 
+    def told(self, facts: tuple[tuple[str, str], ...]) -> "Method":
+        """The same method, with more facts for `stats`."""
+        return dataclasses.replace(self, facts=(*self.facts, *facts))
+
     def coarser(self) -> "Method | None":
         """The same method at a coarser tolerance or step, to estimate its error with.
 

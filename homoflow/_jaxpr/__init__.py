@@ -1,5 +1,6 @@
 """Reading a traced function: what it is made of, before any number is computed."""
 
+from ._affine import Degree as Degree, degree_in as degree_in
 from ._interpreter import inner_jaxprs as inner_jaxprs, walk as walk
 from ._kinks import (
     KinkedFunction as KinkedFunction,
