@@ -1,42 +1,26 @@
-"""`python -m homoflow.paper`: run the paper's experiments and write what they show."""
+"""`python -m homoflow.paper`: run the paper's statements and write what they show."""
 
 import argparse
+import dataclasses
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import jax
 
 from . import digits, figure1, figure2
-from ._report import Report, as_text, table, write_table
+from ._page import write_page
+from ._report import Report, as_text, load, save
 
-
-class Experiment(NamedTuple):
-    run: Callable[..., Report]
-    draw: Callable[[Report], Any]
-    full: Any
-    quick: Any
-
-
-EXPERIMENTS = {
-    "figure1": Experiment(
-        figure1.run, figure1.draw, figure1.Config(), figure1.Config()
-    ),
-    "digits": Experiment(
-        digits.run, digits.draw, digits.Config(), digits.Config(steps=800)
-    ),
-    "figure2": Experiment(
-        figure2.run,
-        figure2.draw,
-        figure2.Config(),
-        figure2.Config(
-            sizes=(100, 30, 30, 10), samples=100, steps=4000, flow_steps_per_step=3
-        ),
-    ),
+#: In the paper's order. Each module has `Config`, `QUICK`, `run` and `draw`.
+EXPERIMENTS: dict[str, ModuleType] = {
+    "figure1": figure1,
+    "figure2": figure2,
+    "digits": digits,
 }
 
 
@@ -58,45 +42,71 @@ def main(arguments: list[str] | None = None) -> int:
             work.join(timeout=0.2)
     except KeyboardInterrupt:
         finished = ", ".join(report.name for report in done) or "nothing"
-        print(f"\nInterrupted. Finished, and kept in {out}: {finished}.", flush=True)
+        print(
+            f"\nInterrupted. Finished, and kept in {out}: {finished}. The same command "
+            "goes on from there.",
+            flush=True,
+        )
         os._exit(130)
     if len(done) < len(args.only):
         return 1
-    print((out / "summary.md").read_text(encoding="utf-8"))
-    print(f"Figures, tables and this summary are in {out}.")
-    return 0
+    for report in done:
+        print(f"{report.name:12}{report.verdict}")
+    print(f"The report is {out / 'report.html'}; its numbers are beside it.")
+    return 0 if all(report.holds for report in done) else 2
 
 
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reproduce", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller problems")
     parser.add_argument(
-        "--quick", action="store_true", help="smaller problems, under a minute"
+        "--only",
+        nargs="+",
+        choices=list(EXPERIMENTS),
+        default=list(EXPERIMENTS),
+        metavar="NAME",
+        help=f"some of {', '.join(EXPERIMENTS)}",
     )
     parser.add_argument(
-        "--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS)
+        "--seeds", type=int, help="random starts, where a statement is about many"
     )
     parser.add_argument("--out", default="results", help="folder to write to")
+    parser.add_argument(
+        "--fresh", action="store_true", help="run again what is there already"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f"--seeds must be at least 1; got {args.seeds}.")
+    return args
 
 
 def _run_all(args: argparse.Namespace, out: Path, done: list[Report]) -> None:
     for number, name in enumerate(args.only, 1):
-        experiment = EXPERIMENTS[name]
-        config = experiment.quick if args.quick else experiment.full
-        print(f"[{number}/{len(args.only)}] {name}: {config}", flush=True)
-        start = time.perf_counter()
-        report = experiment.run(config, progress=not args.no_progress)
-        _write(report, experiment.draw(report), out)
+        module, config = EXPERIMENTS[name], _config(args, EXPERIMENTS[name])
+        place = f"[{number}/{len(args.only)}] {name}"
+        path = out / f"{name}.json"
+        report = None if args.fresh else load(path, config)
+        if report is not None:
+            print(f"{place}: kept from an earlier run", flush=True)
+        else:
+            print(f"{place}: {config}", flush=True)
+            start = time.perf_counter()
+            report = module.run(config, progress=not args.no_progress)
+            module.draw(report).savefig(out / f"{name}.png", dpi=150)
+            # Last, so that a report which is there has its picture.
+            save(report, config, path)
+            seconds = time.perf_counter() - start
+            print(f"{place}: {report.verdict} ({seconds:.0f} s)", flush=True)
         done.append(report)
         _write_summary(done, out, quick=args.quick)
-        seconds = time.perf_counter() - start
-        print(f"[{number}/{len(args.only)}] {name}: {seconds:.0f} s", flush=True)
 
 
-def _write(report: Report, figure: Any, out: Path) -> None:
-    figure.savefig(out / f"{report.name}.png", dpi=150)
-    write_table(table(report), out / f"{report.name}.csv")
+def _config(args: argparse.Namespace, module: ModuleType) -> Any:
+    config = module.QUICK if args.quick else module.Config()
+    if args.seeds is not None and hasattr(config, "seeds"):
+        config = dataclasses.replace(config, seeds=args.seeds)
+    return config
 
 
 def _write_summary(done: list[Report], out: Path, *, quick: bool) -> None:
@@ -104,6 +114,7 @@ def _write_summary(done: list[Report], out: Path, *, quick: bool) -> None:
     header = f"# Du, Hu & Lee (2018), measured by homoflow ({kind})\n"
     text = "\n".join([header, *(as_text(report) for report in done)])
     (out / "summary.md").write_text(text, encoding="utf-8")
+    write_page(done, out, kind)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,37 @@
-"""What an experiment returns, and how it is written down."""
+"""What an experiment returns: claims, controls and numbers, as plain data."""
 
-import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._trajectory import Trajectory
+
+#: Columns of equal length, by name.
+Table = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One thing the paper says, beside what was measured.
+    """One thing that is said, beside what was measured.
 
     - `text`: the claim.
+    - `measured`: what we found.
+    - `holds`: whether that supports the claim (not whether it equals the printed number,
+        which may depend on what the paper leaves open).
     - `printed`: the paper's number, or `"—"` where it prints none.
-    - `measured`: ours.
-    - `holds`: whether our measurement supports the claim (not whether it equals the
-        printed number, which may depend on what the paper leaves open).
+    - `seeds`: of how many random starts this is.
     """
 
     text: str
-    printed: str
     measured: str
     holds: bool
+    printed: str = "—"
+    seeds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,57 +39,110 @@ class Report:
     """The outcome of an experiment.
 
     - `name`, `title`: for files and headings.
-    - `claims`: what the paper says and what was measured.
-    - `runs`: the trajectories, by name.
+    - `statement`: what the paper says, in a sentence or two.
+    - `claims`: what follows from it and can be measured. All should hold.
+    - `controls`: the same where the statement does not apply. None may hold: a
+        measurement that cannot fail shows nothing.
+    - `tables`: the numbers behind claims and figure.
     - `choices`: what the paper leaves open, and what was chosen.
     """
 
     name: str
     title: str
+    statement: str
     claims: tuple[Claim, ...]
-    runs: Mapping[str, Trajectory]
+    controls: tuple[Claim, ...]
+    tables: Mapping[str, Table]
     choices: tuple[str, ...]
 
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds and every control fails."""
+        return all(c.holds for c in self.claims) and not any(
+            c.holds for c in self.controls
+        )
 
-def table(report: Report) -> list[dict[str, Any]]:
-    """Loss, gradient norm, squared norms and scalar laws of every run, at its times."""
-    rows = []
-    for run_name, run in report.runs.items():
-        scalars = {k: v for k, v in run.laws.items() if v.ndim == 1}
-        norms = {f"squared_norm {k}": v for k, v in run.squared_norms.items()}
-        for i, t in enumerate(run.ts):
-            row = {
-                "run": run_name,
-                "t": float(t),
-                "loss": float(run.losses[i]),
-                "gradient_norm": float(run.grad_norms[i]),
-            }
-            row |= {k: float(v[i]) for k, v in {**norms, **scalars}.items()}
-            rows.append(row)
-    return rows
+    @property
+    def verdict(self) -> str:
+        if any(c.holds for c in self.controls):
+            return "shows nothing: a control did not fail"
+        failed = sum(not c.holds for c in self.claims)
+        return f"fails in {failed} of {len(self.claims)}" if failed else "holds"
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Rows as CSV, with the columns in order of first appearance."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+def columns(run: Trajectory) -> dict[str, np.ndarray]:
+    """Time, loss, gradient norm, squared norms and scalar laws of a run."""
+    scalars = {k: v for k, v in run.laws.items() if v.ndim == 1}
+    norms = {f"squared_norm {k}": v for k, v in run.squared_norms.items()}
+    all_ = {
+        "t": run.ts,
+        "loss": run.losses,
+        "gradient_norm": run.grad_norms,
+        **norms,
+        **scalars,
+    }
+    return {name: np.asarray(values) for name, values in all_.items()}
+
+
+def save(report: Report, config: Any, path: Path) -> None:
+    """Writes a report as JSON: every number in full, with the configuration it is of."""
+    content = dataclasses.asdict(report)
+    content["tables"] = {
+        name: {column: np.asarray(values).tolist() for column, values in table.items()}
+        for name, table in report.tables.items()
+    }
+    content["made_by"] = _maker(config)
+    # Written whole or not at all: an interruption must not leave half a report.
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def load(path: Path, config: Any = None) -> Report | None:
+    """The report in a file; `None` if there is none, or not of `config` by this code."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.pop("made_by") != _maker(config) and config is not None:
+        return None
+    for kind in ("claims", "controls"):
+        content[kind] = tuple(Claim(**claim) for claim in content[kind])
+    content["choices"] = tuple(content["choices"])
+    content["tables"] = {
+        name: {column: np.asarray(values) for column, values in table.items()}
+        for name, table in content["tables"].items()
+    }
+    return Report(**content)
+
+
+def _maker(config: Any) -> dict[str, str]:
+    """The configuration, and a digest of the source code of homoflow."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return {"config": repr(config), "source": digest.hexdigest()}
 
 
 def as_text(report: Report) -> str:
-    """Claims and choices as Markdown."""
-    lines = [
-        f"## {report.title}",
-        "",
-        "| claim | the paper prints | measured here | holds |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {c.text} | {c.printed} | {c.measured} | {'yes' if c.holds else 'NO'} |"
-        for c in report.claims
-    ]
+    """Statement, claims, controls and choices as Markdown."""
+    lines = [f"## {report.title}: {report.verdict}", "", report.statement, ""]
+    lines += _rows("claim", report.claims)
+    if report.controls:
+        lines += ["", "Controls, which must not hold:", ""]
+        lines += _rows("control", report.controls)
     lines += ["", "What the paper leaves open, and what was chosen:", ""]
     lines += [f"- {choice}" for choice in report.choices]
     return "\n".join(lines) + "\n"
+
+
+def _rows(kind: str, claims: tuple[Claim, ...]) -> list[str]:
+    return [
+        f"| {kind} | the paper prints | measured here | seeds | holds |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {c.text} | {c.printed} | {c.measured} | {c.seeds} | "
+            f"{'yes' if c.holds else 'no'} |"
+            for c in claims
+        ),
+    ]
