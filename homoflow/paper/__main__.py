@@ -12,13 +12,27 @@ from typing import Any
 
 import jax
 
-from . import digits, figure1, figure2
+from . import (
+    digits,
+    figure1,
+    figure2,
+    footnote11,
+    lemma31,
+    lemma32,
+    thm31,
+    thm32,
+)
 from ._page import write_page
 from ._report import Report, as_text, load, save
 
 #: In the paper's order. Each module has `Config`, `QUICK`, `run` and `draw`.
 EXPERIMENTS: dict[str, ModuleType] = {
     "figure1": figure1,
+    "lemma31": lemma31,
+    "lemma32": lemma32,
+    "thm31": thm31,
+    "footnote11": footnote11,
+    "thm32": thm32,
     "figure2": figure2,
     "digits": digits,
 }

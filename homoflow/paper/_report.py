@@ -94,7 +94,8 @@ def save(report: Report, config: Any, path: Path) -> None:
     content["made_by"] = _maker(config)
     # Written whole or not at all: an interruption must not leave half a report.
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    text = json.dumps(content, indent=1, default=lambda scalar: scalar.item())
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
