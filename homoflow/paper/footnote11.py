@@ -165,9 +165,9 @@ def _convergence(config: Config, r: Descents, delta: float) -> Claim:
     return Claim(
         f"δ = {delta:g}: ‖UVᵀ − M*‖_F ≤ {config.epsilon:g}",
         f"{found}; {when}, of {r.iterations[-1]:,}",
-        found.count == found.total,
+        found.successes == found.trials,
         printed="with high probability",
-        seeds=found.total,
+        seeds=found.trials,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._descent import descend
 from .._models import factorization_objective
@@ -47,11 +47,14 @@ QUICK = Config(steps=2000, seeds=125)
 
 
 class Measured(NamedTuple):
-    """Of every seed, over all steps: what the lemma's three parts bound."""
+    """Of every seed, over all steps: what the lemma's three parts bound.
 
-    imbalance: Float[np.ndarray, "seeds steps"]
-    losses: Float[np.ndarray, "seeds steps"]
-    squared_norm: Float[np.ndarray, "seeds steps"]
+    Arrays of shape `(seeds, steps + 1)`: JAX's in compiled code, NumPy's outside.
+    """
+
+    imbalance: Any
+    losses: Any
+    squared_norm: Any
 
 
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
@@ -180,7 +183,7 @@ def _claim(text: str, of_seeds: np.ndarray, detail: str) -> Claim:
         f"{found}; {detail}",
         found.low > 0.9,
         printed="with high probability",
-        seeds=found.total,
+        seeds=found.trials,
     )
 
 

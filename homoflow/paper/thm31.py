@@ -14,6 +14,7 @@ from .._descent import descend
 from .._flow import flow
 from .._models import MatrixFactorization, factorization_objective
 from .._progress import Progress
+from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._binomial import Fraction, fraction
 from ._factorizations import first_time, starts, target
@@ -57,15 +58,17 @@ class Account(NamedTuple):
     - `gap_bound`: of the distance of descent's weights from the flow's, at `t1`.
     - `gap`: the same at descent's last step, measured against a flow from the start,
         and `gap_bound_then`, its bound.
+
+    JAX's arrays in compiled code, NumPy's with an axis of seeds outside.
     """
 
-    ts: Float[Array, " times"]
-    distance: Float[Array, " times"]
-    imbalance: Float[Array, ""]
-    drift_bound: Float[Array, ""]
-    gap_bound: Float[Array, ""]
-    gap: Float[Array, ""]
-    gap_bound_then: Float[Array, ""]
+    ts: Any
+    distance: Any
+    imbalance: Any
+    drift_bound: Any
+    gap_bound: Any
+    gap: Any
+    gap_bound_then: Any
 
 
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
@@ -151,7 +154,7 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
     )
     # Steps only get smaller: the first later one bounds all of them.
     step = schedule(jnp.asarray(float(config.steps)))
-    smoothness = jnp.max(_smoothness(matrix, later.models))
+    smoothness = jnp.max(_smoothness(matrix, _models(later)))
     imbalances = (
         jnp.linalg.norm(r.laws["matrix[1]"], axis=(1, 2)) for r in (gd, later)
     )
@@ -166,17 +169,22 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
     )
 
 
-def _gap_bound(matrix: Array, run, step: Array) -> Float[Array, ""]:
+def _gap_bound(matrix: Array, run: Trajectory, step: Array) -> Float[Array, ""]:
     """½η ∫ ‖∇²f‖‖∇f‖ exp(∫_s^t ‖UVᵀ − M*‖₂) ds, by the larger end of each interval."""
     residual = jax.vmap(
         lambda m: jnp.linalg.norm(m.U @ m.V.T - matrix, ord=2)
-    )(run.models)  # fmt: skip
+    )(_models(run))  # fmt: skip
     widths = jnp.diff(run.ts)
     growth = jnp.maximum(residual[1:], residual[:-1]) * widths
     to_the_end = jnp.cumsum(growth[::-1])[::-1]
-    local = _smoothness(matrix, run.models) * run.grad_norms
+    local = _smoothness(matrix, _models(run)) * run.grad_norms
     local = jnp.maximum(local[1:], local[:-1])
     return step / 2 * jnp.sum(local * jnp.exp(to_the_end) * widths)
+
+
+def _models(run: Trajectory) -> Any:
+    assert run.models is not None
+    return run.models
 
 
 def _smoothness(matrix: Array, models: MatrixFactorization) -> Float[Array, " times"]:
@@ -245,7 +253,7 @@ def _about(text: str, found: Fraction, detail: str) -> Claim:
         f"{found}; {detail}",
         found.low > 0.9,
         printed="with high probability",
-        seeds=found.total,
+        seeds=found.trials,
     )
 
 

@@ -106,6 +106,7 @@ def _measure(config: Config, d: int, step: float) -> _Measured:
             save_models=True,
             throw=False,
         )
+        assert gd.models is not None
         u, v = gd.models.U[:, 0, 0], gd.models.V[:, 0, 0]
         return jnp.sqrt(2 * gd.losses), u, v
 
@@ -133,7 +134,7 @@ def _ratio_claim(config: Config, results: list[_Measured]) -> Claim:
     found = [fraction(int(_bounded(config, m).sum()), config.seeds) for m in results]
     lowest, highest = min(f.low for f in found), max(f.high for f in found)
     expected = 0.5 - 2 / np.pi * np.arctan(config.ratio)
-    shares = ", ".join(f"{f.count / f.total:.1%}" for f in found)
+    shares = ", ".join(f"{f.successes / f.trials:.1%}" for f in found)
     return Claim(
         f"{config.ratio:g} ≤ |uᵀu*|/|vᵀv*| ≤ {1 / config.ratio:g} for all t, with a "
         "probability that does not fall with d",
@@ -184,7 +185,8 @@ def fit(config: Config, results: list[_Measured]) -> tuple[float, float, float, 
         return np.nan, np.nan, np.nan, np.inf
     solution = np.linalg.lstsq(design, medians.ravel())[0]
     misfit = np.abs(design @ solution / medians.ravel() - 1).max()
-    return *map(float, solution), float(misfit)
+    constant, per_accuracy, per_dimension = map(float, solution)
+    return constant, per_accuracy, per_dimension, float(misfit)
 
 
 def _controls(
@@ -198,7 +200,7 @@ def _controls(
             "the ratio is bounded for starts with opposite signs",
             str(kept),
             kept.high > 0.25,
-            seeds=kept.total,
+            seeds=kept.trials,
         ),
         Claim(
             f"convergence with a step that is too large, η = {config.too_large_step:g}/σ₁",
