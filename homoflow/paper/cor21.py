@@ -185,7 +185,7 @@ def draw(report: Report) -> "Figure":
     right.set(xscale="log", yscale="log", xlabel="standard deviation of the start")
     right.set_ylabel("largest / smallest ‖W_h‖²")
     right.set_title("every seed")
-    right.legend(frameon=False, loc="upper left")
+    right.legend(frameon=False, loc="center")
     return figure
 
 
