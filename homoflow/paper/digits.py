@@ -79,7 +79,7 @@ QUICK = Config(
     images=400,
     learning_rate=0.1,
     steps=800,
-    flow_times=11,
+    flow_times=41,
 )
 
 Samples = tuple[Float[Array, "_ 64"], Int[Array, " _"]]
@@ -325,6 +325,7 @@ def _draw_changes(ax: "Axes", table: Table) -> None:
     ax.plot([], [], "o", ms=9, color="0.3", mfc="none", mew=1.8, label="balanced start")
     ax.axhline(SMALL, color="0.3", ls="--", lw=1.5)
     ax.set_xticks(range(len(methods)), methods)
+    ax.set_xlim(-0.5, len(methods) - 0.5)
     ax.set(yscale="log", xlabel="method")
     ax.set_ylabel("change of ‖W_h‖² − ‖W_h+1‖², over ‖w‖²")
     ax.set_title("(d) every run: Adam and tanh lose the balance")

@@ -1,22 +1,28 @@
 """Figure 2: the layers of a ReLU network stay, or become, balanced."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import diffrax as dfx
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._compare import compare
 from .._descent import descend
 from .._flow import flow
+from .._laws import Law
 from .._models import MLP, Gaussian
+from .._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
-from ._report import Claim, Report
+from ._conservation import candidates
+from ._figure2_study import StudyConfig, draw_study, measure_study, study_claims
+from ._report import Claim, Report, Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: What §4 prints: final ‖W_h‖_F², and the bound on their differences.
@@ -26,6 +32,8 @@ PRINTED = {
 }
 #: The paper's variances of the entries of each layer.
 VARIANCES = {"balanced": (1e-4 / 100, 1e-4 / 10, 1e-4), "unbalanced": (1e-4,) * 3}
+#: The account of steps explains a change if this part of ‖w‖² at most is left over.
+LEFT_OVER = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,43 +47,79 @@ class Config:
     steps: int = 10_000
     record_every: int = 50
     flow_steps_per_step: int = 2
+    study: StudyConfig = StudyConfig()
     seed: int = 0
 
 
-def run(config: Config = Config(), *, progress: bool = False) -> Report:
-    """Gradient descent from both starts, and the flow at the same times."""
-    runs: dict[str, Trajectory] = {}
+QUICK = Config(
+    sizes=(60, 20, 20, 5),
+    samples=60,
+    steps=6000,
+    flow_steps_per_step=3,
+    study=StudyConfig(
+        label_variances=(10.5,), data=("gaussian",), rates=(0.05,), time=150.0
+    ),
+)
+
+
+def run(config: Config = Config(), *, progress: Progress = False) -> Report:
+    """Gradient descent and the flow from both starts; then the study of what is open."""
+    tables: dict[str, Table] = {}
     claims: list[Claim] = []
     for start in PRINTED:
-        model, data = problem(config, start)
-        gd = descend(
-            model,
-            data,
-            config.steps,
-            learning_rate=config.learning_rate,
-            record_every=config.record_every,
-            progress=progress,
-        )
-        exact = flow(
-            model,
-            data,
-            gd.ts[-1],
-            ts=gd.ts,
-            solver=dfx.Heun(),
-            stepsize_controller=dfx.ConstantStepSize(),
-            dt0=config.learning_rate / config.flow_steps_per_step,
-            max_steps=config.steps * config.flow_steps_per_step + 1,
-            progress=progress,
-        )
-        runs |= {f"GD, {start}": gd, f"flow, {start}": exact}
+        gd, exact = train(config, start, progress=progress)
         claims += _claims(start, gd, exact)
+        claims.append(_ledger_claim(start, gd))
+        tables |= {f"GD, {start}": _columns(gd), f"flow, {start}": _columns(exact)}
+    study, tanh = measure_study(config.study)
+    tables["study"] = study
+    good, bad = study_claims(study)
     return Report(
         "figure2",
         "Figure 2: balancedness of a 3-layer ReLU network",
-        tuple(claims),
-        runs,
+        "By gradient descent with a small step and a small start the differences of the "
+        "layers' squared norms remain small in all iterations, and their ratios become "
+        "close to 1.",
+        (*claims, *good),
+        (*bad, _ledger_claim("tanh, unbalanced", tanh)),
+        tables,
         _choices(config),
     )
+
+
+def train(
+    config: Config, start: str, *, progress: Progress = False
+) -> tuple[Trajectory, Trajectory]:
+    """Descent with an account of its steps, and the flow at the same times."""
+    model, data = problem(config, start)
+    gd = descend(
+        model,
+        data,
+        config.steps,
+        learning_rate=config.learning_rate,
+        laws=totals(model),
+        record_every=config.record_every,
+        ledger=True,
+        progress=progress,
+    )
+    exact = flow(
+        model,
+        data,
+        gd.ts[-1],
+        ts=gd.ts,
+        laws=totals(model),
+        solver=dfx.Heun(),
+        stepsize_controller=dfx.ConstantStepSize(),
+        dt0=config.learning_rate / config.flow_steps_per_step,
+        max_steps=config.steps * config.flow_steps_per_step + 1,
+        progress=progress,
+    )
+    return gd, exact
+
+
+def totals(model: MLP) -> list[Law]:
+    """The laws of whole layers, the ones that the figure shows."""
+    return [law for law in candidates(model) if law.contraction == "total"]
 
 
 def problem(
@@ -90,69 +134,70 @@ def problem(
     return model, (x, jnp.sqrt(config.label_variance) * y)
 
 
-def draw(report: Report) -> "Figure":
-    """The paper's four panels: differences and ratios, from both starts."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        2, 2, figsize=(10, 7), sharex=True, layout="constrained"
-    )
-    for row, start in zip(axes, PRINTED, strict=True):
-        for kind, style in (("GD", "-"), ("flow", ":")):
-            trajectory = report.runs[f"{kind}, {start}"]
-            for (low, high), colour in zip(((1, 2), (2, 3)), COLOURS, strict=False):
-                a, b = _norm(trajectory, low - 1), _norm(trajectory, high - 1)
-                line = {"color": colour, "linestyle": style, "lw": 2.5}
-                label = f"layers {low} and {high}, {kind}"
-                row[0].plot(trajectory.ts, jnp.abs(a - b), label=label, **line)
-                row[1].plot(trajectory.ts, a / b, **line)
-        row[0].set_title(f"{start} start: |‖W_h‖² − ‖W_h+1‖²|")
-        row[1].set_title(f"{start} start: ‖W_h‖² / ‖W_h+1‖²")
-        row[0].set(ylabel="difference of squared norms", ylim=(0, None))
-        row[1].set(ylabel="ratio of squared norms", ylim=(0, None))
-        row[1].axhline(1, color="0.8", lw=1, zorder=0)
-    for ax in axes[1]:
-        ax.set_xlabel("time t = Σ η")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    return figure
+def _columns(run: Trajectory) -> Table:
+    table = {"t": np.asarray(run.ts), "loss": np.asarray(run.losses)}
+    for h, norm in enumerate(run.squared_norms.values(), 1):
+        table[f"layer {h}"] = np.asarray(norm)
+    for h, (name, law) in enumerate(run.laws.items(), 1):
+        table[f"difference {h}"] = np.asarray(law)
+        if run.ledger is not None:
+            account = run.ledger[name]
+            table[f"observed {h}"] = np.asarray(account.observed)
+            table[f"added by steps {h}"] = np.asarray(account.discretization)
+    return table
 
 
 def _claims(start: str, gd: Trajectory, exact: Trajectory) -> list[Claim]:
     printed, bound = PRINTED[start]
-    finals = [float(_norm(gd, h)[-1]) for h in range(3)]
-    flow_finals = [float(_norm(exact, h)[-1]) for h in range(3)]
-    gap, gap_flow = _largest_gap(gd), _largest_gap(exact)
+    finals, flow_finals = ([float(v[-1]) for v in norms_of(r)] for r in (gd, exact))
+    gap, gap_flow = largest_gap(gd), largest_gap(exact)
     change, change_flow = _largest_change(gd), _largest_change(exact)
     apart = max(abs(a / b - 1) for a, b in zip(finals, flow_finals, strict=True))
     distance = float(compare(exact, gd).relative_weight_distance)
     return [
         Claim(
             f"{start}: final ‖W_h‖² by GD; ratios become close to 1",
-            " / ".join(f"{v:.2f}" for v in printed),
             " / ".join(f"{v:.2f}" for v in finals),
             max(finals) / min(finals) < 1.25,
+            printed=" / ".join(f"{v:.2f}" for v in printed),
         ),
         Claim(
             f"{start}: differences of ‖W_h‖² stay bounded, far below ‖W_h‖²",
-            f"≤ {bound:g}",
             f"≤ {gap:.3g} by GD, ≤ {gap_flow:.3g} by the flow",
             gap < 0.25 * min(finals),
+            printed=f"≤ {bound:g}",
         ),
         Claim(
             f"{start}: the flow conserves the differences, GD changes them a little",
-            "—",
             f"largest change {change_flow:.2g} (flow), {change:.2g} (GD)",
             change_flow < change / 3,
         ),
         Claim(
             f"{start}: the flow ends with the same norms as GD",
-            "—",
             f"{' / '.join(f'{v:.2f}' for v in flow_finals)}, within {apart:.1%} (the "
             f"weights themselves differ by {distance:.0%})",
             apart < 0.05,
         ),
     ]
+
+
+def _ledger_claim(name: str, gd: Trajectory) -> Claim:
+    """That Ση²q(∇L) is all that changes the differences: what bounds the gap."""
+    assert gd.ledger is not None
+    size = float(sum(norm[-1] for norm in norms_of(gd)))
+    changed = added = left = 0.0
+    for account in gd.ledger.values():
+        observed, steps = np.asarray(account.observed), np.asarray(account.discretization)
+        changed = max(changed, float(np.max(np.abs(observed))))
+        added = max(added, float(np.max(np.abs(steps))))
+        left = max(left, float(np.max(np.abs(observed - steps))) / size)
+    return Claim(
+        f"{name}: the gap moves from its start by Σ η²(‖∂L/∂W_h‖² − ‖∂L/∂W_h+1‖²) only",
+        f"changes by ≤ {changed:.3g}, steps add ≤ {added:.3g}; left over {left:.1e} of "
+        "‖w‖²",
+        left <= LEFT_OVER,
+        printed="≈ 0 for small η",
+    )
 
 
 def _choices(config: Config) -> tuple[str, ...]:
@@ -168,19 +213,66 @@ def _choices(config: Config) -> tuple[str, ...]:
         "kinks. From so small a start final weights are extremely sensitive, to the step "
         "too; norms and laws are not.",
         f"This run: sizes {'-'.join(map(str, config.sizes))}, {config.samples} samples.",
+        config.study.described(),
     )
 
 
-def _norm(run: Trajectory, h: int) -> Float[Array, " times"]:
-    return run.squared_norms[f"layers[{h}].weight"]
+def norms_of(run: Trajectory) -> list[Float[np.ndarray, " times"]]:
+    """Squared norms of the layers, from the first to the last."""
+    return [np.asarray(norm) for norm in run.squared_norms.values()]
 
 
-def _largest_gap(run: Trajectory) -> float:
-    return max(float(jnp.max(jnp.abs(run.laws[f"layers[{h}]"]))) for h in (1, 2))
+def largest_gap(run: Trajectory) -> float:
+    return max(float(jnp.max(jnp.abs(law))) for law in run.laws.values())
 
 
 def _largest_change(run: Trajectory) -> float:
-    return max(
-        float(jnp.max(jnp.abs(run.laws[f"layers[{h}]"] - run.laws[f"layers[{h}]"][0])))
-        for h in (1, 2)
-    )
+    return max(float(jnp.max(jnp.abs(law - law[0]))) for law in run.laws.values())
+
+
+def draw(report: Report) -> "Figure":
+    """The paper's four panels; what steps added to the gap; the study."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(3, 2, figsize=(11, 12), layout="constrained")
+    for row, start in zip(axes, PRINTED, strict=False):
+        _draw_start(*row, report, start)
+    _draw_ledger(axes[2, 0], report.tables["GD, unbalanced"])
+    draw_study(axes[2, 1], report.tables["study"])
+    return figure
+
+
+def _draw_start(left: "Axes", right: "Axes", report: Report, start: str) -> None:
+    for kind, style in (("GD", "-"), ("flow", ":")):
+        table = report.tables[f"{kind}, {start}"]
+        for (low, high), colour in zip(((1, 2), (2, 3)), COLOURS, strict=False):
+            a, b = table[f"layer {low}"], table[f"layer {high}"]
+            line: dict[str, Any] = {"color": colour, "ls": style, "lw": 2.5}
+            label = f"layers {low} and {high}, {kind}"
+            left.plot(table["t"], np.abs(a - b), label=label, **line)
+            right.plot(table["t"], a / b, **line)
+    left.set(ylabel="|‖W_h‖² − ‖W_h+1‖²|", ylim=(0, None), xlabel="time t = Σ η")
+    left.set_title(f"{start} start: the difference stays")
+    bottom, top = left.get_ylim()
+    left.set_ylim(bottom, 1.45 * top)
+    left.legend(frameon=False, ncols=2, fontsize=9, loc="upper center")
+    right.axhline(1, color="0.6", lw=1, zorder=0)
+    right.set(ylabel="‖W_h‖² / ‖W_h+1‖²", xlabel="time t = Σ η", ylim=(0, None))
+    right.set_title(f"{start} start: the ratio becomes 1")
+
+
+def _draw_ledger(ax: "Axes", table: Table) -> None:
+    for h, colour in zip((1, 2), COLOURS, strict=False):
+        label = f"layers {h} and {h + 1}"
+        ax.plot(
+            table["t"], table[f"observed {h}"], color=colour, lw=4, alpha=0.4,
+            label=f"{label}: observed",
+        )  # fmt: skip
+        ax.plot(
+            table["t"], table[f"added by steps {h}"], "--", color=colour, lw=2,
+            label=f"{label}: Σ η² q(∇L)",
+        )  # fmt: skip
+    ax.axhline(0, color="0.6", lw=1, zorder=0)
+    ax.set(xlabel="time t = Σ η", ylabel="change of ‖W_h‖² − ‖W_h+1‖² by GD")
+    ax.set_title("unbalanced start: what steps add is all of it")
+    ax.legend(frameon=False)
