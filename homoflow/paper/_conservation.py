@@ -123,7 +123,7 @@ def conservation_claim(
     return Claim(
         text,
         f"changes by {spread(changes)} of ‖w‖² (rtol {rtol:.0e}); conserved in {kept} of "
-        f"{changes.size} runs",
+        f"{changes.size} cases",
         kept == changes.size,
         printed="constant",
         seeds=seeds,
