@@ -13,12 +13,17 @@ from typing import Any
 import jax
 
 from . import (
+    cor21,
     digits,
     figure1,
     figure2,
+    footnote8,
     footnote11,
     lemma31,
     lemma32,
+    thm21,
+    thm22,
+    thm23,
     thm31,
     thm32,
 )
@@ -28,6 +33,11 @@ from ._report import Report, as_text, load, save
 #: In the paper's order. Each module has `Config`, `QUICK`, `run` and `draw`.
 EXPERIMENTS: dict[str, ModuleType] = {
     "figure1": figure1,
+    "thm21": thm21,
+    "footnote8": footnote8,
+    "cor21": cor21,
+    "thm22": thm22,
+    "thm23": thm23,
     "lemma31": lemma31,
     "lemma32": lemma32,
     "thm31": thm31,

@@ -110,7 +110,9 @@ def relative_change_of(values: np.ndarray, size: float) -> Float[np.ndarray, " t
 
 def squared_size(run: Trajectory) -> float:
     """The largest ‖w‖² along a run."""
-    return float(np.nanmax(np.sum([np.asarray(v) for v in run.squared_norms.values()], 0)))
+    return float(
+        np.nanmax(np.sum([np.asarray(v) for v in run.squared_norms.values()], 0))
+    )
 
 
 def conservation_claim(

@@ -49,7 +49,8 @@ class StudyConfig:
         """For a report."""
         return (
             f"The study: sizes {'-'.join(map(str, self.sizes))}, {self.samples} samples; "
-            f"inputs N(0, 1) (gaussian) or uniform on [−½, ½]: {', '.join(self.data)}; labels of variance "
+            f"inputs N(0, 1) (gaussian) or uniform on [−½, ½]: {', '.join(self.data)}; "
+            "labels of variance "
             f"{', '.join(f'{v:g}' for v in self.label_variances)}; each to time "
             f"{self.time:g}, with η of {', '.join(f'{r:g}' for r in self.rates)}, both "
             "over the product of the standard deviations of inputs and labels. Layers "
@@ -82,7 +83,9 @@ def measure_study(config: StudyConfig) -> tuple[Table, Trajectory]:
         for lane, end in zip(lanes, _ends(config, lanes, rate), strict=True):
             rows.append((*lane, "relu", rate, *end))
     lane = Lane("unbalanced", config.data[0], config.label_variances[-1])
-    tanh = _descent(config, *_posed(config, lane, jnp.tanh), config.rates[-1], ledger=True)
+    tanh = _descent(
+        config, *_posed(config, lane, jnp.tanh), config.rates[-1], ledger=True
+    )
     norms = [np.asarray(v) for v in tanh.squared_norms.values()]
     gap = max(np.max(np.abs(np.asarray(law))) for law in tanh.laws.values())
     end = (*(norm[-1] for norm in norms), gap, float(tanh.losses[-1] / tanh.losses[0]))

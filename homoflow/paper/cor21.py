@@ -1,4 +1,4 @@
-"""Corollary 2.1: squared norms of layers keep their differences, so small starts balance."""
+"""Corollary 2.1: layers keep the differences of their norms, so small starts balance."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,9 @@ QUICK = Config(stds=(0.1, 1.6), t1=3.0, seeds=4)
 
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
     """The exact flow from starts of every size, and a tanh network's from the smallest."""
-    runs, over_time = measure(config, config.activations, config.stds, progress=progress)
+    runs, over_time = measure(
+        config, config.activations, config.stds, progress=progress
+    )
     tanh, _ = measure(config, config.control, config.stds[-1:], progress=progress)
     formula = "‖W_h‖_F² − ‖W_{h+1}‖_F²"
     claim, control = (
@@ -97,7 +99,8 @@ def problem(
     def rescaled(model: MLP):
         # Kaiming's start has variance 2 / fan_in.
         return [
-            layer.weight * std * (layer.in_features / 2) ** 0.5 for layer in model.layers
+            layer.weight * std * (layer.in_features / 2) ** 0.5
+            for layer in model.layers
         ]
 
     model = eqx.tree_at(
@@ -146,12 +149,13 @@ def squared_norms(run: Trajectory) -> Float[np.ndarray, "times layers"]:
 def _balance_claim(runs: Table, std: float) -> Claim:
     chosen = runs["std"] == std
     start, end = runs["ratio at start"][chosen], runs["ratio at end"][chosen]
+    growth = float(np.median(runs["growth"][chosen]))
     count = int(np.sum(end <= BALANCED))
     return Claim(
         f"from N(0, {std:g}²) the layers end balanced",
         f"largest / smallest ‖W_h‖²: {np.median(start):.2f} → {np.median(end):.3f} in the "
-        f"median (largest {end.max():.3f}); ‖w‖² grows {np.median(runs['growth'][chosen]):.3g}"
-        f"-fold; balanced in {count} of {chosen.sum()} runs",
+        f"median (largest {end.max():.3f}); ‖w‖² grows {growth:.3g}-fold; "
+        f"balanced in {count} of {chosen.sum()} runs",
         count == int(chosen.sum()),
         printed="similar magnitudes",
         seeds=int(chosen.sum()),

@@ -254,7 +254,11 @@ def _balance_claim(table: Table, chosen: np.ndarray) -> Claim:
         "; ".join(
             f"{n}, {m}: {a:.2f} → {b:.2f}"
             for n, m, a, b in zip(
-                table["network"][chosen], table["method"][chosen], start, end, strict=True
+                table["network"][chosen],
+                table["method"][chosen],
+                start,
+                end,
+                strict=True,
             )
         ),
         bool((end <= NEAR).all()),

@@ -47,7 +47,7 @@ class Config:
     steps: int = 10_000
     record_every: int = 50
     flow_steps_per_step: int = 2
-    study: StudyConfig = StudyConfig()
+    study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
     seed: int = 0
 
 
@@ -187,7 +187,10 @@ def _ledger_claim(name: str, gd: Trajectory) -> Claim:
     size = float(sum(norm[-1] for norm in norms_of(gd)))
     changed = added = left = 0.0
     for account in gd.ledger.values():
-        observed, steps = np.asarray(account.observed), np.asarray(account.discretization)
+        observed, steps = (
+            np.asarray(account.observed),
+            np.asarray(account.discretization),
+        )
         changed = max(changed, float(np.max(np.abs(observed))))
         added = max(added, float(np.max(np.abs(steps))))
         left = max(left, float(np.max(np.abs(observed - steps))) / size)

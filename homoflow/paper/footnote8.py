@@ -94,7 +94,9 @@ def problem(config: Config, seed: int) -> tuple[MLP, Data]:
         jr.normal(key, (layer.out_features,))
         for key, layer in zip(keys, model.layers, strict=True)
     ]
-    return eqx.tree_at(lambda m: [layer.bias for layer in m.layers], model, biases), data
+    return eqx.tree_at(
+        lambda m: [layer.bias for layer in m.layers], model, biases
+    ), data
 
 
 def both_versions(config: Config, model: MLP) -> list[Law]:

@@ -51,7 +51,15 @@ class Config:
     t1: float = 3.0
     rtol: float = 1e-10
     # Each is half of the one before.
-    learning_rates: tuple[float, ...] = (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125)
+    learning_rates: tuple[float, ...] = (
+        0.2,
+        0.1,
+        0.05,
+        0.025,
+        0.0125,
+        0.00625,
+        0.003125,
+    )
     descent_time: float = 2.0
     seeds: int = 12
 
@@ -107,7 +115,9 @@ def measure_flows(config: Config, *, progress: Any = False) -> Table:
     for activations in config.networks:
         for loss in config.losses:
             setting = _setting(config, activations, loss)
-            for seed in seeds_of(config.seeds, "-".join(activations), progress=progress):
+            for seed in seeds_of(
+                config.seeds, "-".join(activations), progress=progress
+            ):
                 model, data = setting.draw(seed)
                 run = exact_flow_of(
                     model, data, config.t1, config.rtol, candidates(model), loss

@@ -150,13 +150,17 @@ def draw(report: Report) -> "Figure":
 
 def _draw_seeds(ax: Any, report: Report) -> None:
     table = report.tables["changes"]
-    groups = [(a, part) for a in ("linear", "relu") for part in (DIAGONAL, OFF_DIAGONAL)]
+    groups = [
+        (a, part) for a in ("linear", "relu") for part in (DIAGONAL, OFF_DIAGONAL)
+    ]
     rng = np.random.default_rng(0)
     for place, (activation, part) in enumerate(groups):
         chosen = (table["activation"] == activation) & (table["part"] == part)
         x = place + rng.uniform(-0.2, 0.2, chosen.sum())
         marker, colour = ("o", COLOURS[0]) if part == DIAGONAL else ("s", COLOURS[1])
-        ax.plot(x, table["change"][chosen], marker, ms=6, alpha=0.7, color=colour, mew=0)
+        ax.plot(
+            x, table["change"][chosen], marker, ms=6, alpha=0.7, color=colour, mew=0
+        )
     draw_limit(ax, report.tables["limit"])
     labels = [f"{ACTIVATIONS[a]},\n{part}" for a, part in groups]
     ax.set_xticks(range(len(groups)), labels, fontsize=9)

@@ -63,9 +63,7 @@ class SharedAcross(eqx.Module):
 
     def __init__(self, n: int, *, key: Array):
         key_a, key_b = jr.split(key)
-        self.a, self.b = (
-            (2 / n) ** 0.5 * jr.normal(k, (n, n)) for k in (key_a, key_b)
-        )
+        self.a, self.b = ((2 / n) ** 0.5 * jr.normal(k, (n, n)) for k in (key_a, key_b))
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         return self.a @ jax.nn.relu(self.b @ jax.nn.relu(self.a @ x))
@@ -192,7 +190,9 @@ def draw(report: Report) -> "Figure":
     figure, ax = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     table = report.tables["runs"]
     groups = list(
-        dict.fromkeys(zip(table["network"].tolist(), table["quantity"].tolist(), strict=True))
+        dict.fromkeys(
+            zip(table["network"].tolist(), table["quantity"].tolist(), strict=True)
+        )
     )
     rng = np.random.default_rng(0)
     for place, (network, quantity) in enumerate(groups):
@@ -200,7 +200,9 @@ def draw(report: Report) -> "Figure":
         x = place + rng.uniform(-0.2, 0.2, chosen.sum())
         wrong = (network, quantity) == (ACROSS, ONE_TO_ONE)
         marker, colour = ("s", COLOURS[1]) if wrong else ("o", COLOURS[0])
-        ax.plot(x, table["change"][chosen], marker, ms=7, alpha=0.7, color=colour, mew=0)
+        ax.plot(
+            x, table["change"][chosen], marker, ms=7, alpha=0.7, color=colour, mew=0
+        )
     draw_limit(ax, report.tables["limit"])
     names = [
         f"{network},\n{quantity if network == ACROSS else '‖v_h‖² − ‖v_h+1‖²'}"
