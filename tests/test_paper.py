@@ -1,6 +1,5 @@
 """The paper's experiments: what they claim, what they write, and how they are stopped."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -13,20 +12,29 @@ import numpy as np
 import pytest
 
 from homoflow.paper import __main__ as command, digits, figure1, figure2
-from homoflow.paper._report import as_text, table, write_table
+from homoflow.paper._figure2_study import StudyConfig
+from homoflow.paper._report import as_text, load, save
 
 matplotlib.use("Agg")
 
 
 @pytest.fixture(scope="module")
 def factorization():
-    return figure1.run(figure1.Config())
+    return figure1.run(figure1.QUICK)
 
 
 @pytest.fixture(scope="module")
 def balancing():
     return figure2.run(
-        figure2.Config(sizes=(30, 12, 12, 5), samples=30, steps=400, learning_rate=0.01)
+        figure2.Config(
+            sizes=(30, 12, 12, 5),
+            samples=30,
+            steps=400,
+            learning_rate=0.01,
+            study=StudyConfig(
+                label_variances=(10.5,), data=("gaussian",), rates=(0.05,), time=150.0
+            ),
+        )
     )
 
 
@@ -42,10 +50,16 @@ def test_figure_1_claims_hold(factorization):
     assert [claim.text for claim in factorization.claims if not claim.holds] == []
 
 
+def test_controls_fail(factorization, balancing):
+    for report in (factorization, balancing):
+        assert report.controls
+        assert [claim.text for claim in report.controls if claim.holds] == []
+
+
 def test_figure_1_claims_can_fail():
     # Far too few steps to converge: the first claim has to say so.
-    report = figure1.run(figure1.Config(d1=12, d2=9, rank=2, steps=20))
-    assert not report.claims[0].holds
+    runs = figure1.measure(figure1.Config(d1=12, d2=9, rank=2, steps=20))
+    assert not figure1._convergence(runs[figure1.PLAIN], "").holds
 
 
 def test_figure_1_descends_as_equation_9_prints_it():
@@ -56,9 +70,11 @@ def test_figure_1_descends_as_equation_9_prints_it():
         residual = u @ v.T - m
         step = config.learning_rate
         u, v = u - step * residual @ v, v - step * residual.T @ u
-    run = figure1.run(config).runs["GD on (1)"]
-    np.testing.assert_allclose(run.model.U, u, atol=1e-13)
-    np.testing.assert_allclose(run.model.V, v, atol=1e-13)
+    run = figure1.measure(config)[figure1.PLAIN]
+    assert run["U"][-1] == pytest.approx((u**2).sum(), rel=1e-12)
+    assert run["V"][-1] == pytest.approx((v**2).sum(), rel=1e-12)
+    residual = u @ v.T - m
+    assert run["objective"][-1] == pytest.approx((residual**2).sum() / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("start", list(figure2.PRINTED))
@@ -73,10 +89,17 @@ def test_figure_2_starts_with_the_papers_variances(start):
 
 
 def test_figure_2_records_both_halves_at_the_same_times(balancing):
-    gd, flow = balancing.runs["GD, balanced"], balancing.runs["flow, balanced"]
-    assert jnp.array_equal(gd.ts, flow.ts)
-    assert len(gd.ts) == 400 // 50 + 1
-    assert set(gd.laws) == set(flow.laws)
+    gd, flow = (balancing.tables[f"{kind}, balanced"] for kind in ("GD", "flow"))
+    assert np.array_equal(gd["t"], flow["t"])
+    assert len(gd["t"]) == 400 // 50 + 1
+
+
+def test_figure_2_differences_are_those_of_the_norms(balancing):
+    for name in ("GD, unbalanced", "flow, unbalanced"):
+        table = balancing.tables[name]
+        for h in (1, 2):
+            expected = table[f"layer {h}"] - table[f"layer {h + 1}"]
+            np.testing.assert_allclose(table[f"difference {h}"], expected, atol=1e-12)
 
 
 def test_figures_have_labelled_axes(factorization, balancing):
@@ -84,7 +107,7 @@ def test_figures_have_labelled_axes(factorization, balancing):
         figure = draw(report)
         axes = figure.axes
         assert all(ax.get_ylabel() and ax.get_title() for ax in axes)
-        assert all(ax.get_xlabel() for ax in axes[-2:])
+        assert all(ax.get_xlabel() for ax in axes)
         plt.close(figure)
 
 
@@ -98,13 +121,17 @@ def test_digits_are_all_there_and_split_without_overlap():
     assert float(x.max()) == 1.0
 
 
-def test_table_says_what_the_runs_say(factorization, tmp_path):
-    write_table(table(factorization), tmp_path / "table.csv")
-    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["run"] == "GD on (1)"]
-    run = factorization.runs["GD on (1)"]
-    assert [float(row["loss"]) for row in rows] == run.losses.tolist()
-    assert [float(row["t"]) for row in rows] == run.ts.tolist()
+def test_a_saved_report_is_the_same_and_draws(factorization, tmp_path):
+    path = tmp_path / "figure1.json"
+    save(factorization, figure1.QUICK, path)
+    loaded = load(path, figure1.QUICK)
+    assert loaded is not None
+    assert loaded.claims == factorization.claims
+    for name, table in factorization.tables.items():
+        for column, values in table.items():
+            assert np.array_equal(loaded.tables[name][column], values, equal_nan=True)
+    plt.close(figure1.draw(loaded))
+    assert load(path, figure1.Config()) is None
 
 
 def test_summary_puts_the_papers_numbers_beside_ours(balancing):
@@ -133,12 +160,12 @@ def test_an_interrupted_run_keeps_what_it_finished(tmp_path):
         if line.startswith("[2/2]"):
             process.send_signal(signal.SIGINT)
             break
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Finished, and kept" in printed
     assert "figure1" in printed
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"figure1.png", "figure1.csv", "summary.md"}
+    assert written == {"figure1.png", "figure1.json", "summary.md", "report.html"}
 
 
 def test_importing_homoflow_loads_no_optional_dependency():
