@@ -99,7 +99,7 @@ def problem(
     def rescaled(model: MLP):
         # Kaiming's start has variance 2 / fan_in.
         return [
-            layer.weight * std * (layer.in_features / 2) ** 0.5
+            layer.weight * std * (layer.weight.shape[1] / 2) ** 0.5
             for layer in model.layers
         ]
 

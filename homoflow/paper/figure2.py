@@ -239,7 +239,7 @@ def draw(report: Report) -> "Figure":
 
     figure, axes = plt.subplots(3, 2, figsize=(11, 12), layout="constrained")
     for row, start in zip(axes, PRINTED, strict=False):
-        _draw_start(*row, report, start)
+        _draw_start(row[0], row[1], report, start)
     _draw_ledger(axes[2, 0], report.tables["GD, unbalanced"])
     draw_study(axes[2, 1], report.tables["study"])
     return figure

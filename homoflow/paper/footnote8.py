@@ -91,7 +91,7 @@ def problem(config: Config, seed: int) -> tuple[MLP, Data]:
     model, data = setting.draw(seed, use_bias=True)
     keys = jr.split(jr.fold_in(jr.key(seed), 8), len(model.layers))
     biases = [
-        jr.normal(key, (layer.out_features,))
+        jr.normal(key, layer.weight.shape[:1])
         for key, layer in zip(keys, model.layers, strict=True)
     ]
     return eqx.tree_at(
