@@ -8,6 +8,9 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Most of the suite's time is compilation, of code that runs once. The benchmarks, the
+# notebooks and the paper's experiments run what XLA makes of it with all its passes.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """The paper's experiments: what they claim, what they write, and how they are stopped."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import matplotlib
@@ -140,6 +142,17 @@ def test_summary_puts_the_papers_numbers_beside_ours(balancing):
     assert "leaves open" in text
 
 
+def test_readme_says_what_the_full_run_measured():
+    root = Path(__file__).resolve().parent
+    lines = json.loads((root / "data/summary.json").read_text(encoding="utf-8"))
+    readme = (root.parent / "README.md").read_text(encoding="utf-8")
+    rows = [row for row in readme.splitlines() if "controls" not in row]
+    for line in lines:
+        # A bar would end the cell.
+        cells = " | ".join(value.replace("|", "\\|") for value in line.values())
+        assert f"| {cells} |" in rows
+
+
 def test_every_experiment_can_be_named(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
@@ -147,7 +160,7 @@ def test_every_experiment_can_be_named(capsys):
     assert all(name in printed for name in command.EXPERIMENTS)
 
 
-def test_an_interrupted_run_keeps_what_it_finished(tmp_path):
+def test_an_interrupted_run_keeps_what_it_finished_and_goes_on(tmp_path, capsys):
     arguments = ["--quick", "--only", "figure1", "figure2", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "homoflow.paper", "--no-progress", *arguments],
@@ -165,7 +178,14 @@ def test_an_interrupted_run_keeps_what_it_finished(tmp_path):
     assert "Finished, and kept" in printed
     assert "figure1" in printed
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"figure1.png", "figure1.json", "summary.md", "report.html"}
+    summaries = {"summary.md", "summary.json", "report.html"}
+    assert written == {"figure1.png", "figure1.json"} | summaries
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64") == 1
+    assert "fails, as it must" in page
+
+    assert command.main([*arguments[:3], *arguments[-2:]]) == 0
+    assert "figure1: kept from an earlier run" in capsys.readouterr().out
 
 
 def test_importing_homoflow_loads_no_optional_dependency():

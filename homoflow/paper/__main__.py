@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import threading
@@ -28,7 +29,7 @@ from . import (
     thm32,
 )
 from ._page import write_page
-from ._report import Report, as_text, load, save
+from ._report import Report, as_text, load, overview, save
 
 #: In the paper's order. Each module has `Config`, `QUICK`, `run` and `draw`.
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -138,6 +139,8 @@ def _write_summary(done: list[Report], out: Path, *, quick: bool) -> None:
     header = f"# Du, Hu & Lee (2018), measured by homoflow ({kind})\n"
     text = "\n".join([header, *(as_text(report) for report in done)])
     (out / "summary.md").write_text(text, encoding="utf-8")
+    lines = json.dumps([overview(report) for report in done], indent=1)
+    (out / "summary.json").write_text(lines + "\n", encoding="utf-8")
     write_page(done, out, kind)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ._report import Claim, Report
+from ._report import Claim, Report, overview
 
 _STYLE = """
 body { font: 17px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem;
@@ -46,15 +46,13 @@ def write_page(reports: Sequence[Report], folder: Path, kind: str) -> None:
 def _overview(reports: Sequence[Report]) -> str:
     rows = "".join(
         f"<tr><td><a href='#{r.name}'>{escape(r.title)}</a></td>"
-        f"<td>{sum(c.holds for c in r.claims)} of {len(r.claims)}</td>"
-        f"<td>{sum(not c.holds for c in r.controls)} of {len(r.controls)}</td>"
-        f"<td>{max(c.seeds for c in (*r.claims, *r.controls)):,}</td>"
-        f"<td>{_marked(r.verdict, r.holds)}</td></tr>"
-        for r in reports
+        f"<td>{line['claims that hold']}</td><td>{line['controls that fail']}</td>"
+        f"<td>{line['starts, up to']}</td><td>{_marked(r.verdict, r.holds)}</td></tr>"
+        for r, line in ((r, overview(r)) for r in reports)
     )
     return (
         "<table><tr><th>statement</th><th>claims hold</th><th>controls fail</th>"
-        f"<th>seeds, up to</th><th>verdict</th></tr>{rows}</table>"
+        f"<th>starts, up to</th><th>verdict</th></tr>{rows}</table>"
     )
 
 

@@ -125,6 +125,19 @@ def _maker(config: Any) -> dict[str, str]:
     return {"config": repr(config), "source": digest.hexdigest()}
 
 
+def overview(report: Report) -> dict[str, str]:
+    """A report in one line: verdict, counts, and what its first claim measured."""
+    claims, controls = report.claims, report.controls
+    return {
+        "statement": report.title,
+        "verdict": report.verdict,
+        "claims that hold": f"{sum(c.holds for c in claims)} of {len(claims)}",
+        "controls that fail": f"{sum(not c.holds for c in controls)} of {len(controls)}",
+        "starts, up to": f"{max(c.seeds for c in (*claims, *controls)):,}",
+        "for example": claims[0].measured,
+    }
+
+
 def as_text(report: Report) -> str:
     """Statement, claims, controls and choices as Markdown."""
     lines = [f"## {report.title}: {report.verdict}", "", report.statement, ""]
