@@ -19,6 +19,7 @@ from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
+from ._solvers import Rodas5P
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless
 
@@ -276,6 +277,8 @@ def _trajectory(
         count = evaluations(as_system(problem), steps)
     if count is not None:
         numbers["gradient_evaluations"] = count + ts.shape[0]
+    if isinstance(method.solver, Rodas5P):
+        numbers["jacobian_evaluations"] = steps
     facts = (*facts, *method.facts, ("clock", "flow time"))
     return recorded_trajectory(
         problem,

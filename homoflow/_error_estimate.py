@@ -39,8 +39,8 @@ def with_error_estimate(
         figure = jnp.where(both, SAFETY * counts, jnp.nan)
         weights.append(figure * _distance(fine, other, mask))
         losses.append(figure * jnp.max(jnp.abs(fine.losses - other.losses)))
-        if "gradient_evaluations" in numbers:
-            numbers["gradient_evaluations"] += other.stats["gradient_evaluations"]
+        for count in {"gradient_evaluations", "jacobian_evaluations"} & numbers.keys():
+            numbers[count] += other.stats[count]
     numbers["error_estimate"] = jnp.max(jnp.stack(weights))
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
     stats = trajectory.stats.with_numbers(**numbers)

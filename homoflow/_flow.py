@@ -86,7 +86,9 @@ def flow(
         step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of a
         sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
         midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
-        first step, or the constant one for a solver without error estimate. Or
+        first step, or the constant one for a solver without error estimate.
+        `homoflow.Rodas5P()` is for smooth models of up to about a thousand weights
+        whose flow is stiff: its steps are not bound by the sharpness. Or
         `homoflow.Filippov()`, the exact flow through kinks, at an `rtol` of 1e-8 if none
         is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or
@@ -117,7 +119,8 @@ def flow(
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.
 
     **Returns:** a `homoflow.Trajectory`. Its `stats` hold `steps`, `rejected_steps`,
-    `gradient_evaluations` (explicit Runge–Kutta solvers), `time_reached`,
+    `gradient_evaluations` (explicit Runge–Kutta solvers and `Rodas5P`, which has
+    `jacobian_evaluations`, the number of Hessians, besides), `time_reached`,
     `law_violation`, `error_estimate` (relative error of the final weights),
     `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
     Those of `Filippov` also hold `crossings`, `entries` and `exits` (pairs of a sample

@@ -15,6 +15,7 @@ from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
 from ._losses import AbstractLoss, Risk
 from ._problem import Problem
+from ._solvers import Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
 #: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
@@ -188,13 +189,15 @@ def tolerance_floor(dtype: jnp.dtype) -> float:
 
 
 def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
-    """How often an explicit Runge–Kutta solver evaluated the field in `steps` steps.
+    """How often an explicit Runge–Kutta solver, or ours, evaluated the field in `steps`.
 
     `None` for other solvers, which do not say. A first-same-as-last solver evaluates
     once more each time its very first step is rejected, which Diffrax does not report.
     """
     if isinstance(solver, dfx.Euler):
         return steps
+    if isinstance(solver, Rodas5P):
+        return solver.evaluations_per_step * steps
     if not isinstance(solver, dfx.AbstractERK):
         return None
     tableau = solver.tableau

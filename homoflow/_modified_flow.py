@@ -76,7 +76,8 @@ def modified_flow(
     Hessian-vector products, which at 101 times is most of the run. Record at fewer `ts`
     to save it. `stats["gradient_evaluations"]` counts evaluations of the
     equation, each one gradient and one Hessian-vector product, and
-    `stats["hessian_vector_products"]` all such products.
+    `stats["hessian_vector_products"]` all such products, but for those behind the
+    Jacobians of an implicit solver.
 
     **Warns:** if η λ_max goes beyond (1 − √μ)² (1 without momentum) along the run. On a
     quadratic the expansion in η converges up to there, and beyond gradient descent

@@ -77,6 +77,7 @@ def _style(name: str) -> dict[str, Any]:
     library, _, method = name.partition(" ")
     color, line, width = _LIBRARIES[library]
     if library == "homoflow":
+        line = "--" if method else line
         return {"color": color, "linestyle": line, "linewidth": width,
                 "marker": "*", "markersize": 15, "zorder": 5}  # fmt: skip
     return {"color": color, "linestyle": line, "linewidth": width,

@@ -14,6 +14,8 @@ import diffrax as dfx
 import jax
 import numpy as np
 
+import homoflow as hf
+
 from . import compiled, peers
 from .compiled import Method, Outcome, Solve
 from .problems import Problem
@@ -33,6 +35,7 @@ _PACKAGES = {
 }
 METHODS: tuple[Method, ...] = (
     compiled.homoflow(),
+    compiled.homoflow("homoflow Rodas5P", hf.Rodas5P())._replace(most_weights=2_000),
     compiled.diffrax(dfx.Tsit5()),
     compiled.diffrax(dfx.Dopri8()),
     compiled.diffrax(dfx.Kvaerno5(), most_weights=2_000),
