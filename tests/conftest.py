@@ -8,9 +8,17 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Most of the suite's time is compilation, of code that runs once. The benchmarks, the
-# notebooks and the paper's experiments run what XLA makes of it with all its passes.
-jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Few of XLA's passes, for tests whose time is the compilation of code that runs once.
+
+    Not for tests of the last digits: rounding differs from what users run.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

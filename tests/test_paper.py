@@ -19,6 +19,8 @@ from homoflow.paper._report import as_text, load, save
 
 matplotlib.use("Agg")
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def factorization():

@@ -21,6 +21,8 @@ from homoflow.paper._conservation import (
 
 matplotlib.use("Agg")
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def matrices():

@@ -18,6 +18,8 @@ from homoflow.paper._report import Claim, Report, load, save
 
 matplotlib.use("Agg")
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIGS = {
     "lemma31": lemma31.Config(d1=6, d2=5, rank=1, steps=400, delta=0.01, seeds=40),
     "lemma32": lemma32.Config(

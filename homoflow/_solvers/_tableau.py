@@ -1,4 +1,4 @@
-"""Coefficients of Rodas5P [Steinebach 2023, table 3], for stages transformed to U = ΓK."""
+"""Coefficients of Rodas5P [Steinebach 2023], for stages transformed to U = ΓK."""
 
 import numpy as np
 
