@@ -56,12 +56,14 @@ from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
 from ._sharpness import sharpness as sharpness
 from ._solvers import Rodas5P as Rodas5P
+from ._stationary import VERDICTS as VERDICTS
 from ._track import track as track, tracked as tracked
 from ._trajectory import (
     RESULTS as RESULTS,
     Stats as Stats,
     Trajectory as Trajectory,
     TrajectoryError as TrajectoryError,
+    TrajectoryInterrupt as TrajectoryInterrupt,
 )
 
 __version__ = "0.1.0"

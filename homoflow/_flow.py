@@ -10,6 +10,7 @@ from ._coefficients import check_weight_decay
 from ._compressed import compressed
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import GradientFlow
+from ._endless_flow import endless_flow, is_endless
 from ._exact_flow import exact_flow
 from ._kinks import Filippov
 from ._laws import Law
@@ -155,10 +156,27 @@ def flow(
         trainable=trainable,
         laws=laws,
     )
-    span = checked_span(t1, ts, problem.dtype)
     check_max_steps(max_steps)
     if weight_decay is not None:
         check_weight_decay(weight_decay)
+    if is_endless(t1):
+        trajectory = endless_flow(
+            problem,
+            ts=ts,
+            rtol=rtol,
+            atol=atol,
+            solver=solver,
+            stepsize_controller=stepsize_controller,
+            dt0=dt0,
+            weight_decay=weight_decay,
+            save_models=save_models,
+            adjoint=adjoint,
+            estimate_error=estimate_error,
+            max_steps=max_steps,
+            progress=progress,
+        )
+        return raise_unless_successful(trajectory) if throw else trajectory
+    span = checked_span(t1, ts, problem.dtype)
     for_diffrax = {
         "atol": atol,
         "stepsize_controller": stepsize_controller,

@@ -62,6 +62,12 @@ class RESULTS(eqx.Enumeration):
         "causes: (a) kinks coincide to rounding; (b) events accumulate at one point. "
         "`solver=homoflow.Averaged()` averages over kinks instead."
     )
+    no_stationary_point = (
+        "The flow has no end: it separates the data, so that its loss falls to 0 while "
+        "the weights grow without bound, and no stationary point is on its way. Give a "
+        "finite `t1`, or a `weight_decay`."
+    )
+    interrupted = "The flow was interrupted."
     bad_weights = "The initial weights contain NaN or inf."
     bad_data = "The data contain NaN or inf."
     bad_time = "`t1` must be positive and finite."
@@ -85,6 +91,14 @@ class TrajectoryError(RuntimeError):
         self.trajectory = trajectory
 
 
+class TrajectoryInterrupt(KeyboardInterrupt):
+    """A run that the user ended. What it had computed is in `trajectory`."""
+
+    def __init__(self, trajectory: "Trajectory"):
+        super().__init__("What was computed is in this error's `trajectory`.")
+        self.trajectory = trajectory
+
+
 class Stats(eqx.Module, Mapping):
     """Numbers and facts about a run, read like a dictionary.
 
@@ -92,7 +106,7 @@ class Stats(eqx.Module, Mapping):
     solver's name and why it was chosen) are the same for a whole batch.
     """
 
-    numbers: dict[str, Array]
+    numbers: dict[str, Array | eqx.Enumeration]
     facts: tuple[tuple[str, str], ...] = eqx.field(static=True, default=())
 
     def __getitem__(self, key: str) -> Any:
@@ -112,7 +126,7 @@ class Stats(eqx.Module, Mapping):
         """These and more facts, which come first."""
         return Stats(self.numbers, (*facts, *self.facts))
 
-    def with_numbers(self, **numbers: Array) -> "Stats":
+    def with_numbers(self, **numbers: Array | eqx.Enumeration) -> "Stats":
         """These and more numbers, in place of those of the same names."""
         return Stats({**self.numbers, **numbers}, self.facts)
 

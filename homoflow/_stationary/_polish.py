@@ -1,0 +1,27 @@
+"""From the end of a flow to the stationary point next to it."""
+
+import numpy as np
+
+from ._view import Look, View
+
+_MOST_STEPS = 40
+
+
+def polished(look: Look, start: View, reach: float) -> View:
+    """Newton's method from `start` until ∇L is rounding, at most `reach` away from it.
+
+    Its steps are the least ones: no part of them lies along directions of zero
+    curvature. Such are the tangents Tw of symmetries, which at a balance law are also
+    the law's gradient: so laws change to second order in the distance only. A saddle is
+    as good as a minimum: what the point is has to be seen there.
+    """
+    best = start
+    for _ in range(_MOST_STEPS):
+        there = best.weights + best.step
+        if np.linalg.norm(there - start.weights) > reach:
+            break
+        view = look(there)
+        if not view.grad_norm < best.grad_norm:
+            break
+        best = view
+    return best
