@@ -198,10 +198,11 @@ def _look_around(parts: list[Segment], search: _Search) -> _Sight:
     rest = polished(look, view, _REACH * _NEAR * size)
     highest = landscape.recorded_height(parts[0].trajectory, 0)
     verdict, explained = judged(landscape, rest, highest)
-    moved = weights - rest.weights
-    if verdict == VERDICTS.strict_saddle and rest.unstable_part(moved) > search.resolution:
-        return _Sight(nothing, 1 / abs(rest.lowest))
-    distance = float(np.linalg.norm(moved)) / size
+    if verdict == VERDICTS.strict_saddle:
+        away = rest.unstable_part(rest.weights + rest.step - weights)
+        if away > search.resolution:
+            return _Sight(nothing, 1 / abs(rest.lowest))
+    distance = float(np.linalg.norm(rest.weights - weights)) / size
     return _Sight(Outcome(RESULTS.successful, verdict, rest, explained, distance))
 
 

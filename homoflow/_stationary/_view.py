@@ -12,6 +12,8 @@ _ROUNDING = 1e-10
 _TILT = 10.0
 #: ‖∇L‖ of a stationary point, relative to ‖∇²L‖·‖w‖.
 STATIONARY = 1e-12
+#: A step from one stationary point to another, relative to ‖w‖.
+_NEXT = 1e-6
 
 
 class View(NamedTuple):
@@ -44,7 +46,9 @@ class View(NamedTuple):
 
     @property
     def is_stationary(self) -> bool:
-        return self.grad_norm <= STATIONARY * self.norm * self.size
+        """Whether the slope is rounding, and there is no such point further on."""
+        at_rest = self.grad_norm <= STATIONARY * self.norm * self.size
+        return at_rest and float(np.linalg.norm(self.step)) <= _NEXT * self.size
 
     @property
     def zeros(self) -> int | None:
