@@ -56,7 +56,6 @@ from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
 from ._sharpness import sharpness as sharpness
 from ._solvers import Rodas5P as Rodas5P
-from ._stationary import VERDICTS as VERDICTS
 from ._track import track as track, tracked as tracked
 from ._trajectory import (
     RESULTS as RESULTS,
@@ -65,5 +64,6 @@ from ._trajectory import (
     TrajectoryError as TrajectoryError,
     TrajectoryInterrupt as TrajectoryInterrupt,
 )
+from ._verdicts import VERDICTS as VERDICTS
 
 __version__ = "0.1.0"

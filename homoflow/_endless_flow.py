@@ -121,7 +121,7 @@ def _method(
     problem: Problem,
     rtol: Any,
     atol: Any,
-    solver: dfx.AbstractSolver | None,
+    solver: Any,
     controller: dfx.AbstractStepSizeController | None,
     dt0: Any,
     max_steps: int,

@@ -2,4 +2,3 @@
 
 from ._segments import Segment as Segment
 from ._to_rest import flow_to_rest as flow_to_rest
-from ._verdicts import VERDICTS as VERDICTS

@@ -11,7 +11,9 @@ from ._landscape import Landscape
 from ._view import Look, View, zero_curvature
 
 #: Beyond this a Hessian and its eigenvalues take too long.
-MOST_WEIGHTS = 1500
+MOST_WEIGHTS = 2000
+#: Eigenvalues below this, relative to the largest, are zero to rounding.
+_ROUNDING = 1e-12
 #: Columns of the Hessian that are computed at a time.
 _CHUNK = 32
 
@@ -26,7 +28,7 @@ def dense_look(landscape: Landscape, size: float) -> Look:
             raise FloatingPointError("The Hessian contains NaN or inf.")
         values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
         norm = float(np.max(np.abs(values)))
-        zero = zero_curvature(gradient, norm, size)
+        zero = zero_curvature(gradient, norm, size, _ROUNDING)
         step = np.zeros_like(values)
         seen = np.abs(values) > zero
         step[seen] = -(vectors.T @ gradient)[seen] / values[seen]

@@ -38,7 +38,7 @@ def explained_directions(
     if is_decaying:
         laws = tuple(law for law in laws if not _is_affine(law))
     nothing = np.zeros((0, view.weights.size))
-    if not laws or view.values is None or view.vectors is None:
+    if not laws or not view.is_whole:
         return nothing
     fields, brackets = _tangents(landscape, laws, jnp.asarray(view.weights))
     tangents = np.asarray(brackets)

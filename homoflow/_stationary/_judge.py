@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 from .._losses import AbstractLoss, Risk
 from .._models import factorization_objective, regularized_factorization_objective
-from .._problem import Problem
+from .._verdicts import VERDICTS
 from ._explained import explained_directions
 from ._landscape import Landscape
 from ._valley import valley
-from ._verdicts import VERDICTS
 from ._view import View
 
 #: A loss below this, relative to that of the start, is as low as one that is never
@@ -35,7 +34,7 @@ def judged(landscape: Landscape, view: View, loss_at_start: float) -> Judgement:
         return Judgement(VERDICTS.minimum, count)
     if _is_never_negative(landscape) and view.loss <= _LOWEST * loss_at_start:
         return Judgement(VERDICTS.minimum, count)
-    if view.values is None:
+    if not view.is_whole:
         return Judgement(VERDICTS.undecided, count)
     found = valley(landscape, view, explained)
     if found.falls:

@@ -5,6 +5,8 @@ import numpy as np
 from ._view import Look, View
 
 _MOST_STEPS = 40
+#: What a step leaves of ‖∇L‖ where that is rounding.
+_LITTLE = 0.5
 
 
 def polished(look: Look, start: View, reach: float) -> View:
@@ -21,7 +23,9 @@ def polished(look: Look, start: View, reach: float) -> View:
         if np.linalg.norm(there - start.weights) > reach:
             break
         view = look(there)
-        if not view.grad_norm < best.grad_norm:
+        gained = view.grad_norm / best.grad_norm if best.grad_norm > 0 else 1.0
+        if gained < 1:
+            best = view
+        if gained > _LITTLE:
             break
-        best = view
     return best

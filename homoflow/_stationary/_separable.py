@@ -49,7 +49,9 @@ def _are_classes(targets: np.ndarray) -> bool:
     """Whether every target is one class, not a distribution over several."""
     if np.issubdtype(targets.dtype, np.integer):
         return True
-    return bool(np.all((targets == 0) | (targets == 1)) and np.all(targets.sum(-1) == 1))
+    return bool(
+        np.all((targets == 0) | (targets == 1)) and np.all(targets.sum(-1) == 1)
+    )
 
 
 def _outputs_scale(problem: Problem) -> bool:

@@ -12,14 +12,15 @@ from .._dynamics import GradientFlow
 from .._method import Method
 from .._problem import Problem
 from .._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
-from ._dense import dense_look
+from .._verdicts import VERDICTS
+from ._dense import MOST_WEIGHTS, dense_look
 from ._judge import judged
+from ._krylov import krylov_look
 from ._landscape import Landscape, raveled
 from ._polish import polished
 from ._records import joined
 from ._segments import Segment, segments
 from ._separable import separation_loss
-from ._verdicts import VERDICTS
 from ._view import View
 
 #: The share of the loss's fall so far that would fall in as much time again, below which
@@ -37,6 +38,8 @@ _UNRESOLVED = 1e-2
 _PATIENCE = 1e3
 #: Differences of losses below this, relative to them, are rounding.
 _ROUNDING = 1e-12
+#: A segment that is shorter than this, relative to the time, is lost on the clock.
+_CLOCK = 4 * float(np.finfo(float).eps)
 
 
 class Outcome(NamedTuple):
@@ -136,18 +139,20 @@ def _outcome(
 ) -> Outcome:
     """Follows the flow to its end; `parts` collects the segments."""
     steps, next_look, flat_since = 0, 0.0, np.inf
-    undecided = Outcome(RESULTS.max_steps_reached)
+    undecided = Outcome(RESULTS.end_not_reached)
     for segment in more:
         parts.append(segment)
         told(segment)
         flow = segment.trajectory
         if not segment.is_complete and flow.result != RESULTS.max_steps_reached:
             return Outcome(flow.result)
+        if segment.end - segment.start <= _CLOCK * segment.end:
+            return Outcome(RESULTS.step_size_too_small)
         if flow.losses[-1] < search.separation_loss:
             return Outcome(RESULTS.no_stationary_point, VERDICTS.diverges)
         if segment.end >= next_look and _is_slow(parts, search):
             sight = _look_around(parts, search)
-            next_look = segment.end + sight.wait
+            next_look = segment.end + min(sight.wait, segment.end)
             found = sight.outcome
             if found.verdict in (VERDICTS.minimum, VERDICTS.strict_saddle):
                 return found
@@ -185,17 +190,20 @@ class _Sight(NamedTuple):
 
 def _look_around(parts: list[Segment], search: _Search) -> _Sight:
     """The stationary point next to the flow, unless the flow is about to leave it."""
-    landscape, nothing = search.landscape, Outcome(RESULTS.max_steps_reached)
-    flow = parts[-1].trajectory
-    weights = raveled(landscape.problem, flow.model)
+    landscape, nothing = search.landscape, Outcome(RESULTS.end_not_reached)
+    weights = raveled(landscape.problem, parts[-1].trajectory.model)
     size = max(search.size_at_start, float(np.linalg.norm(weights))) or 1.0
-    look = dense_look(landscape, size)
-    view = look(weights)
-    if view.unstable > search.resolution:
-        return _Sight(nothing, 1 / abs(view.lowest))
-    if np.linalg.norm(view.step) > _NEAR * size:
+    is_small = weights.size <= MOST_WEIGHTS
+    look = (dense_look if is_small else krylov_look)(landscape, size)
+    try:
+        view = look(weights)
+        if view.unstable > search.resolution:
+            return _Sight(nothing, 1 / abs(view.lowest))
+        if np.linalg.norm(view.step) > _NEAR * size:
+            return _Sight(nothing)
+        rest = polished(look, view, _REACH * _NEAR * size)
+    except FloatingPointError:
         return _Sight(nothing)
-    rest = polished(look, view, _REACH * _NEAR * size)
     highest = landscape.recorded_height(parts[0].trajectory, 0)
     verdict, explained = judged(landscape, rest, highest)
     if verdict == VERDICTS.strict_saddle:

@@ -11,16 +11,13 @@ from jaxtyping import Array, Float
 
 from .._precision import full_matmul_precision
 from ._landscape import Landscape
-from ._view import View
+from ._view import STATIONARY, View
 
 #: Random directions, each with its opposite, and how far along them, relative to ‖w‖.
 _DIRECTIONS = 8
 _RADII = (0.1, 0.03, 0.01)
 #: Steps back to where the loss is stationary in all other directions.
 _STEPS = 60
-#: ‖∇L‖ relative to ‖∇²L‖·‖w‖ where the loss is flat, and below which it is stationary in
-#: the other directions.
-_FLAT, _SETTLED = 1e-12, 1e-10
 _EPS = float(np.finfo(float).eps)
 
 
@@ -45,28 +42,26 @@ def valley(
     has no slope at random points, it is constant: then the stationary points form a
     manifold, as the zero eigenvalues say, and the Hessian decides what they are.
     """
-    assert view.values is not None
-    assert view.vectors is not None
     is_zero = np.abs(view.values) <= view.zero
     unexplained = _complement(view.vectors[:, is_zero], explained)
-    across = view.vectors[:, ~is_zero]
+    inverse = np.where(is_zero, 0, 1 / np.where(is_zero, 1, view.values))
+    scale = view.norm * view.size
     for radius in _RADII:
         found = _excursion(
             landscape,
             jnp.asarray(view.weights),
-            jnp.asarray(across),
-            jnp.asarray(1 / view.values[~is_zero]),
-            jnp.asarray(unexplained),
-            radius * view.size,
+            jnp.asarray((view.vectors * inverse) @ view.vectors.T),
+            jnp.asarray((view.vectors * ~is_zero) @ view.vectors.T),
+            jnp.asarray(unexplained @ unexplained.T),
+            jnp.asarray(radius * view.size),
         )
         losses, slopes, along = map(np.asarray, found)
-        scale = view.norm * view.size
-        settled = slopes <= _SETTLED * scale if across.size else np.full(len(losses), True)
+        settled = slopes <= STATIONARY * scale
         falls = losses < view.loss - 64 * _EPS * abs(view.loss)
         if np.any(settled & falls):
             return Valley(False, True)
         if np.all(settled):
-            return Valley(bool(np.all(along <= _FLAT * scale)), False)
+            return Valley(bool(np.all(along <= STATIONARY * scale)), False)
     return Valley(False, False)
 
 
@@ -82,26 +77,30 @@ def _complement(basis: np.ndarray, explained: np.ndarray) -> np.ndarray:
 def _excursion(
     landscape: Landscape,
     flat: Float[Array, " size"],
-    across: Float[Array, "size curved"],
-    inverse: Float[Array, " curved"],
-    along: Float[Array, "size unexplained"],
-    radius: float,
+    inverse: Float[Array, "size size"],
+    across: Float[Array, "size size"],
+    along: Float[Array, "size size"],
+    radius: Float[Array, ""],
 ) -> tuple[Array, Array, Array]:
-    """Losses after excursions, and slopes in the directions with and without curvature."""
-    drawn = jr.normal(jr.key(0), (_DIRECTIONS, along.shape[1]), flat.dtype)
+    """Losses after excursions, and slopes in the directions with and without curvature.
+
+    `inverse` is the Hessian's pseudo-inverse, `across` the projector onto its range,
+    `along` that onto the directions to go. (They are square so that another rank does not
+    compile again.)
+    """
+    drawn = jr.normal(jr.key(0), (_DIRECTIONS, flat.size), flat.dtype) @ along
     drawn = radius * drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
-    starts = flat + jnp.concatenate([drawn, -drawn]) @ along.T
 
-    def settle(w):
+    def settle(start):
         def step(_, w):
-            return w - across @ (inverse * (across.T @ landscape.slope(w)))
+            return w - inverse @ landscape.slope(w)
 
-        w = jax.lax.fori_loop(0, _STEPS, step, w)
+        w = jax.lax.fori_loop(0, _STEPS, step, start)
         slope = landscape.slope(w)
         return (
             landscape.height(w),
-            jnp.linalg.norm(across.T @ slope),
-            jnp.linalg.norm(along.T @ slope),
+            jnp.linalg.norm(across @ slope),
+            jnp.linalg.norm(along @ slope),
         )
 
-    return jax.vmap(settle)(starts)
+    return jax.vmap(settle)(flat + jnp.concatenate([drawn, -drawn]))

@@ -5,15 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Curvatures below this, relative to the largest, are zero to rounding.
-_ROUNDING = 1e-10
 #: Off a stationary point flat directions have curvatures of about ‖∇L‖/‖w‖ of both signs
 #: (along the orbit of a symmetry T, ∇²L·Tw = −Tᵀ∇L). Up to this many times that is zero.
-_TILT = 10.0
-#: ‖∇L‖ of a stationary point, relative to ‖∇²L‖·‖w‖.
-STATIONARY = 1e-12
+_TILT = 100.0
+#: ‖∇L‖ that is rounding, relative to ‖∇²L‖·‖w‖.
+STATIONARY = 64 * float(np.finfo(float).eps)
 #: A step from one stationary point to another, relative to ‖w‖.
-_NEXT = 1e-6
+_NEXT = 1e-5
 
 
 class View(NamedTuple):
@@ -24,7 +22,8 @@ class View(NamedTuple):
     - `zero`: eigenvalues of at most this absolute value count as zero.
     - `step`: the least one to where a quadratic model without its zero directions is
         stationary; `unstable` is the length of its part along negative curvature.
-    - `values`, `vectors`: the whole spectrum, where the Hessian is dense.
+    - `values`, `vectors`: the eigenvalues that are known (all, if `is_whole`) in
+        increasing order, and their vectors as columns.
     """
 
     weights: np.ndarray
@@ -37,8 +36,13 @@ class View(NamedTuple):
     zero: float
     step: np.ndarray
     unstable: float
-    values: np.ndarray | None = None
-    vectors: np.ndarray | None = None
+    values: np.ndarray
+    vectors: np.ndarray
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all eigenvalues are known."""
+        return len(self.values) == len(self.weights)
 
     @property
     def grad_norm(self) -> float:
@@ -53,14 +57,12 @@ class View(NamedTuple):
     @property
     def zeros(self) -> int | None:
         """How many eigenvalues are zero; `None` if not all are known."""
-        if self.values is None:
+        if not self.is_whole:
             return None
         return int(np.sum(np.abs(self.values) <= self.zero))
 
     def unstable_part(self, moved: np.ndarray) -> float:
-        """The length of a displacement's part along known negative curvature."""
-        if self.values is None or self.vectors is None:
-            return float("nan")
+        """The length of a displacement's part along the negative curvature known."""
         downward = self.vectors[:, self.values < -self.zero]
         return float(np.linalg.norm(downward.T @ moved))
 
@@ -68,6 +70,11 @@ class View(NamedTuple):
 Look = Callable[[np.ndarray], View]
 
 
-def zero_curvature(gradient: np.ndarray, norm: float, size: float) -> float:
-    """The largest absolute curvature that cannot be told from zero."""
-    return max(_ROUNDING * norm, _TILT * float(np.linalg.norm(gradient)) / size)
+def zero_curvature(
+    gradient: np.ndarray, norm: float, size: float, resolved: float
+) -> float:
+    """The largest absolute curvature that cannot be told from zero.
+
+    `resolved` is what that is by rounding or the like, relative to `norm`.
+    """
+    return max(resolved * norm, _TILT * float(np.linalg.norm(gradient)) / size)
