@@ -76,18 +76,11 @@ def problem(sizes: tuple[int, ...], seed: int):
 
 def faults_of(flow: hf.Trajectory, sizes, data) -> tuple[float, float, list[str]]:
     """‖∇L‖, the relative excess of the loss over its minimum, and what is wrong."""
-    weights, rest = eqx.partition(flow.model, eqx.is_inexact_array)
-    flat, unravel = ravel_pytree(weights)
-    x, y = data
-
-    def loss(w):
-        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
-        return 0.5 * jnp.mean(jnp.sum((predictions - y) ** 2, axis=1))
-
-    gradient = float(jnp.linalg.norm(jax.grad(loss)(flat)))
-    values = np.linalg.eigvalsh(np.asarray(jax.hessian(loss)(flat)))
-    least = least_loss(np.asarray(x), np.asarray(y), min(sizes))
-    excess = float(loss(flat)) / least - 1
+    loss, gradient, hessian = map(np.asarray, derivatives(flow.model, data))
+    gradient = float(np.linalg.norm(gradient))
+    values = np.linalg.eigvalsh(hessian)
+    x, y = map(np.asarray, data)
+    excess = float(loss) / least_loss(x, y, min(sizes)) - 1
     faults = []
     if flow.result != hf.RESULTS.successful:
         faults.append(str(hf.RESULTS[flow.result]))
@@ -100,6 +93,20 @@ def faults_of(flow: hf.Trajectory, sizes, data) -> tuple[float, float, list[str]
     if abs(excess) > LOSS:
         faults.append(f"the loss is above the least by {excess:.1e}")
     return gradient, abs(excess), faults
+
+
+@eqx.filter_jit
+def derivatives(model, data):
+    """The squared loss, its gradient and its dense Hessian."""
+    weights, rest = eqx.partition(model, eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(weights)
+    x, y = data
+
+    def loss(w):
+        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
+        return 0.5 * jnp.mean(jnp.sum((predictions - y) ** 2, axis=1))
+
+    return loss(flat), jax.grad(loss)(flat), jax.hessian(loss)(flat)
 
 
 def least_loss(x: np.ndarray, y: np.ndarray, rank: int) -> float:

@@ -16,6 +16,8 @@ from homoflow._problem import pose
 from homoflow._stationary._separable import separation_loss
 
 INF = jnp.inf
+#: Most of the time is compilation. The script `stationary.py` checks what users run.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 VERDICTS = hf.VERDICTS
 
 
@@ -145,10 +147,10 @@ def test_weight_decay_is_part_of_what_comes_to_rest():
 
 
 @pytest.fixture(scope="module", params=[(4, 4, 4, 4), (4, 4, 4, 4, 4)], ids=len)
-def deep(request):
-    """Sizes, flows of three seeds, and what the last of them compiled."""
+def deep(request, quick_compilation):
+    """Sizes, flows of two seeds, and what the second of them compiled."""
     sizes, ends = request.param, []
-    for seed in range(3):
+    for seed in range(2):
         model, data = problem(sizes, seed)
         with compilations() as compiled:
             ends.append((hf.flow(model, data, INF, throw=False), model, data))
@@ -200,18 +202,13 @@ def test_trajectories_to_the_end_are_trajectories(deep):
     assert np.all(stacked.stats["verdict"] == VERDICTS.minimum)
 
 
-@pytest.mark.parametrize("depth", [2, 3])
-def test_zero_weights_are_a_saddle_strict_for_two_layers_only(depth):
-    model = hf.MLP((3,) * (depth + 1), activation="linear", key=jr.key(0))
-    model = jax.tree.map(lambda a: 0 * a if eqx.is_array(a) else a, model)
-    x, y = jr.normal(jr.key(1), (10, 3)), jr.normal(jr.key(2), (10, 3))
-    flow = hf.flow(model, (x, y), INF)
-    kinds = {2: VERDICTS.strict_saddle, 3: VERDICTS.degenerate_saddle}
-    assert verdict(flow) == kinds[depth]
+def test_zero_weights_are_a_saddle_without_negative_curvature():
+    model, data = problem((4, 4, 4, 4), 0)
+    nothing = jax.tree.map(lambda a: 0 * a if eqx.is_array(a) else a, model)
+    flow = hf.flow(nothing, data, INF)
+    assert verdict(flow) == VERDICTS.degenerate_saddle
     assert all(np.all(a == 0) for a in arrays_of(flow.model))
-    # The Hessian at 0 pairs W₁ with W₂ by yᵀx/m.
-    steepest = np.linalg.norm(y.T @ x / 10, 2) if depth == 2 else 0
-    np.testing.assert_allclose(flow.stats["smallest_eigenvalue"], -steepest)
+    assert flow.stats["smallest_eigenvalue"] == flow.stats["largest_eigenvalue"] == 0
 
 
 # Matrix factorization, with a symmetry that keeps the flow at a saddle.
@@ -233,9 +230,12 @@ def test_columns_of_zeros_keep_a_factorization_at_a_strict_saddle(monkeypatch, l
         start = eqx.tree_at(where, model, cut)
         return hf.flow(start, target, INF, objective=hf.factorization_objective)
 
-    stuck, free = end(2), end(3)
+    nothing, stuck, free = end(0), end(2), end(3)
+    assert verdict(nothing) == VERDICTS.strict_saddle
+    # At 0 the Hessian pairs U with V by the target.
+    np.testing.assert_allclose(nothing.stats["smallest_eigenvalue"], -3, rtol=1e-6)
     assert verdict(stuck) == VERDICTS.strict_saddle
-    # −σ of the component left out; the least that is positive is not asked for.
+    # That of the component left out.
     np.testing.assert_allclose(stuck.stats["smallest_eigenvalue"], -1, rtol=1e-6)
     np.testing.assert_allclose(stuck.stats["stationary_loss"], 0.5, rtol=1e-12)
     assert verdict(free) == VERDICTS.minimum
