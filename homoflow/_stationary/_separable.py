@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
 from .._precision import full_matmul_precision
@@ -57,7 +57,9 @@ def _are_classes(targets: np.ndarray) -> bool:
 def _outputs_scale(problem: Problem) -> bool:
     """Whether Σ c_k ⟨∂f/∂w_k, w_k⟩ = f for some numbers c_k, one for each array."""
     arrays = len(jax.tree.leaves(problem.weights()))
-    growth, outputs = map(np.asarray, _growth(problem, jr.split(jr.key(0), arrays + 1)))
+    keys = jr.split(jr.key(0), arrays + 1)
+    found = _growth(problem.weights(), problem.frozen(), problem.data[0], keys)
+    growth, outputs = map(np.asarray, found)
     growth, outputs = growth.reshape(arrays, -1).T, outputs.ravel()
     shares = np.linalg.lstsq(growth, outputs)[0]
     residual = np.linalg.norm(growth @ shares - outputs)
@@ -67,10 +69,10 @@ def _outputs_scale(problem: Problem) -> bool:
 @eqx.filter_jit
 @full_matmul_precision()
 def _growth(
-    problem: Problem, keys: Array
+    weights: PyTree, frozen: PyTree, x: PyTree[Array], keys: Array
 ) -> tuple[Float[Array, "arrays draws m ..."], Float[Array, "draws m ..."]]:
     """⟨∂f/∂w_k, w_k⟩ of all samples for every array w_k, and f, at random weights."""
-    leaves, structure = jax.tree.flatten(problem.weights())
+    leaves, structure = jax.tree.flatten(weights)
 
     def one(key):
         drawn = [
@@ -80,8 +82,8 @@ def _growth(
 
         def outputs(factors):
             scaled = [f * leaf for f, leaf in zip(factors, drawn, strict=True)]
-            model = eqx.combine(jax.tree.unflatten(structure, scaled), problem.frozen())
-            return jax.vmap(model)(problem.data[0])
+            model = eqx.combine(jax.tree.unflatten(structure, scaled), frozen)
+            return jax.vmap(model)(x)
 
         ones = jnp.ones(len(leaves), leaves[0].dtype)
         return jnp.moveaxis(jax.jacfwd(outputs)(ones), -1, 0), outputs(ones)
