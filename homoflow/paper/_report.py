@@ -1,6 +1,7 @@
 """What an experiment returns: claims, controls and numbers, as plain data."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -99,12 +100,12 @@ def save(report: Report, config: Any, path: Path) -> None:
     part.replace(path)
 
 
-def load(path: Path, config: Any = None) -> Report | None:
+def load(path: Path, config: Any) -> Report | None:
     """The report in a file; `None` if there is none, or not of `config` by this code."""
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    if content.pop("made_by") != _maker(config) and config is not None:
+    if content.pop("made_by") != _maker(config):
         return None
     for kind in ("claims", "controls"):
         content[kind] = tuple(Claim(**claim) for claim in content[kind])
@@ -117,12 +118,17 @@ def load(path: Path, config: Any = None) -> Report | None:
 
 
 def _maker(config: Any) -> dict[str, str]:
-    """The configuration, and a digest of the source code of homoflow."""
+    return {"config": repr(config), "source": _source_digest()}
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Of the source code of homoflow, which does not change during a run."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(file.read_bytes())
-    return {"config": repr(config), "source": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def overview(report: Report) -> dict[str, str]:

@@ -13,7 +13,15 @@ from .._models import factorization_objective
 from .._progress import Progress
 from ..plot import COLOURS
 from ._binomial import fraction
-from ._factorizations import first_time, starts, target
+from ._factorizations import (
+    distance,
+    first_time,
+    imbalance,
+    small_std,
+    starts,
+    step_sizes,
+    target,
+)
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ QUICK = Config(deltas=(0.01, 0.25), control_steps=10_000, seeds=10)
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
     """The flow says how much time each seed needs; descent is run for it, for each δ."""
     del progress  # A minute.
-    std = np.sqrt(config.epsilon) / max(config.d1, config.d2)
+    std = small_std(config.d1, config.d2, config.epsilon)
     models = starts(config.d1, config.d2, config.rank, std, config.seeds, config.seed)
     matrix = target(config.d1, config.d2, config.rank, config.seed)
     needed = time_to_epsilon(config, models, matrix)
@@ -105,10 +113,10 @@ def time_to_epsilon(config: Config, models: Any, matrix: jax.Array) -> np.ndarra
             laws=(),
             throw=False,
         )
-        return ts, jnp.sqrt(2 * run.losses)
+        return ts, distance(run)
 
-    ts, distance = map(np.asarray, jax.jit(jax.vmap(one))(models))
-    return first_time(distance <= config.epsilon, ts[0])
+    ts, far = map(np.asarray, jax.jit(jax.vmap(one))(models))
+    return first_time(far <= config.epsilon, ts[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +140,18 @@ def descents(
             model,
             matrix,
             steps,
-            learning_rate=lambda t: (
-                config.constant * (t.astype(matrix.dtype) + 1) ** -(0.5 + delta)
+            learning_rate=step_sizes(
+                lambda t: config.constant * (t + 1) ** -(0.5 + delta), matrix.dtype
             ),
             objective=factorization_objective,
             record_every=every,
             throw=False,
         )
-        imbalance = jnp.linalg.norm(gd.laws["matrix[1]"], axis=(1, 2))
-        return gd.ts, jnp.sqrt(2 * gd.losses), imbalance
+        return gd.ts, distance(gd), imbalance(gd)
 
-    times, distance, imbalance = map(np.asarray, jax.jit(jax.vmap(one))(models))
+    times, far, uneven = map(np.asarray, jax.jit(jax.vmap(one))(models))
     iterations = np.minimum(np.arange(times.shape[1]) * every, steps)
-    return Descents(iterations, times[0], distance, imbalance)
+    return Descents(iterations, times[0], far, uneven)
 
 
 def _steps(config: Config, delta: float, time: float) -> int:
