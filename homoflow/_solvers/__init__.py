@@ -2,3 +2,4 @@
 
 from ._adams import ExponentialAdams as ExponentialAdams
 from ._rosenbrock import Rodas5P as Rodas5P
+from ._tolerances import AbstractTolerantSolver as AbstractTolerantSolver

@@ -1,6 +1,5 @@
 """Exponential Adams: multistep, of any order, exact in the stiff part of the flow."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,34 +12,36 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._divided import Newton, newton_form
-from ._low_rank import LowRank, learned, nothing
-from ._phi import moments
+from ._adams_control import SAFETY, next_order_and_factor
+from ._dense_output import ExponentialInterpolation
+from ._low_rank import LowRank, learned, no_directions
+from ._moments import moments
+from ._newton_form import NewtonForm, newton_form
+from ._one_dtype import refuse_unless_one_dtype
 from ._tolerances import AbstractTolerantSolver
 
-#: Of the step size: the next one is aimed at this share of what the error allows.
-SAFETY = 0.9
-#: Steps grow if by this much at least, and by this much at most: at the beginning, where
-#: orders and steps are still small, and later.
-LEAST_GROWTH, EARLY_GROWTH, GROWTH = 1.2, 5.0, 2.0
-EARLY_STEPS = 10
-#: A rejected step shrinks to this at the least; if it was not finite, to the latter.
-SHRINKAGE, COLLAPSE = 0.2, 0.1
+#: Extrapolating through more values than this loses more to rounding than it gains.
+HIGHEST_ORDER = 12
+#: The most directions of J by default, and the most numbers that they take up together
+#: (but for the first few): products with them should cost less than a gradient.
+MOST_DIRECTIONS, FEW_DIRECTIONS, MOST_NUMBERS = 64, 8, 2**21
 #: J learns where what it leaves changes by more than this during a step, h·‖ΔN‖/‖Δw‖:
-#: Adams methods of order 1 to 12 become unstable between 2 and 0.2.
+#: Adams methods become unstable between 2 (order 1) and 0.2 (order 12).
 STIFFNESS = 0.25
 #: Rates below this per step are not worth a direction.
 LEAST_RATE = 0.01
-#: A difference of slopes below this many units of rounding says nothing.
+#: A difference of slopes below this many units of rounding says nothing about J.
 NOISE = 10.0
 
 
 class Past(NamedTuple):
-    """What a multistep method keeps, newest first.
+    """What is kept from step to step, newest first.
 
-    - `states`, `slopes`: w and f, of `count` steps; zeros beyond.
+    - `states`, `slopes`: w and f at the last `count` steps; zeros beyond.
     - `steps`: the lengths between them.
-    - `inner_states`, `inner_slopes`: their coordinates in J's directions.
+    - `inner_states`, `inner_slopes`: their coordinates in J's directions (of the states,
+        up to a shift that all have in common).
+    - `order`: that of the next step.
     """
 
     states: Float[Array, "points size"]
@@ -53,57 +54,98 @@ class Past(NamedTuple):
     j: LowRank
 
 
-class _Exponential(dfx.AbstractLocalInterpolation):
-    """The solution of w' = J w + N(t) between two steps, for a polynomial N.
+class _Now(NamedTuple):
+    """What a step is made of.
 
-    - `slopes`: f at past steps and at the predicted end of this one.
-    - `inner`, `plain`: N and f there, in J's directions.
-    - `powers`: row i has the coefficients of the polynomial, in powers of the time in
-        units of the step, that the i-th of them is weighted with.
+    - `gamma`: ∫₀¹ e^{(1−s)h·rate} p_j(s) ds for each rate of J and, last, for 0.
+    - `inner`: N at past steps in J's directions, with N = f there for the latest.
+    - `used`: the differences of values that the predictor takes.
     """
 
-    t0: Any
-    t1: Any
-    y0: PyTree[Array]
-    slopes: PyTree[Float[Array, "values ..."]]
-    directions: PyTree[Float[Array, "room ..."]]
-    rates: Float[Array, " room"]
-    inner: Float[Array, "values room"]
-    plain: Float[Array, "values room"]
-    powers: Float[Array, "values degrees"]
+    h: Float[Array, ""]
+    form: NewtonForm
+    gamma: Float[Array, "degrees room+1"]
+    inner: Float[Array, "points room"]
+    used: Float[Array, "points points"]
 
-    def evaluate(self, t0, t1=None, left=True):
-        del left
-        if t1 is not None:
-            return jax.tree.map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
-        dtype = self.rates.dtype
-        length = jnp.asarray(self.t1 - self.t0)
-        share = ((t0 - self.t0) / jnp.where(length == 0, 1, length)).astype(dtype)
-        length = length.astype(dtype)
-        degrees = self.powers.shape[1]
-        scaled = self.powers * share ** jnp.arange(1, degrees + 1).astype(dtype)
-        rates = jnp.append(length * share * self.rates, jnp.zeros((), dtype))
-        weights = length * scaled @ moments(rates, degrees)
-        outer, inner = weights[:, -1], weights[:, :-1]
-        along = jnp.sum(inner * self.inner, 0) - outer @ self.plain
 
-        def at(start, slopes, directions):
-            moved = jnp.tensordot(outer, slopes, 1)
-            return start + moved + jnp.tensordot(along, directions, 1)
+class _Trial(NamedTuple):
+    """The corrected end of a step.
 
-        return jax.tree.map(at, self.y0, self.slopes, self.directions)
+    - `errors`: at the orders below, at and above the step's, in units of the tolerance.
+    - `moved_inner`, `correction_inner`: prediction and correction in J's directions.
+    """
+
+    correction: Float[Array, " size"]
+    errors: Float[Array, "3"]
+    slope: Float[Array, " size"]
+    slope_inner: Float[Array, " room"]
+    moved_inner: Float[Array, " room"]
+    correction_inner: Float[Array, " room"]
 
 
 class ExponentialAdams(AbstractTolerantSolver):
-    """doc"""
+    """Exponential Adams, of variable order and step, for smooth flows, stiff ones above all.
+
+    Splits the field into w' = J w + N(w) with a constant symmetric J of low rank, and
+    solves it exactly for the polynomial through past values of N, by φ-functions of J
+    [Nørsett 1969; Hochbruck & Ostermann 2010, §2.5]: where J is 0 these are the Adams
+    methods. A step predicts with Adams–Bashforth, evaluates, corrects with Adams–Moulton
+    and evaluates again; order (1 to 12) and step size are chosen by the differences of
+    orders [Shampine & Gordon 1975]. Adams methods alone become unstable at steps of about
+    1/sharpness. The two slopes of each step tell when that is near, and in what direction:
+    then J learns from them, by the symmetric secant update of Powell. So what is stiff
+    moves into J, one direction at a time, at no cost in gradients. No Hessian is formed.
+    Past values of N are kept as those of w and f, and computed anew when J changes: J has
+    an effect on stability, none on the order.
+
+    It takes 2 evaluations of the field a step, 1 a rejected step. Between steps it
+    interpolates with its own polynomials: as accurate as the steps. Its estimate of the
+    error is in units of the tolerance, so it is given the tolerances itself; in `flow`
+    that is done by `rtol` and `atol`. In `diffrax.diffeqsolve` take
+    `solver = hf.ExponentialAdams(rtol, atol)` and
+    `stepsize_controller=solver.controller()`; no other controller knows what to make of
+    its estimates. The field may depend on time; where its Jacobian is not symmetric J
+    helps less.
+
+    Under vmap the steps and orders of each element are its own, and J of all of them is
+    updated when any needs it. Derivatives in forward and reverse mode are those of the
+    steps taken, at constant J. State: any PyTree of arrays of one floating-point dtype.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: tolerances of the local error, element by element. Leave them out in
+        `flow`.
+    - `rank`: the most directions of J; 0 for Adams methods alone. Default: 64, less
+        beyond 32,000 weights.
+    - `most_order`: the highest order.
+
+    **Raises:** `ValueError` where the state's dtype is not one floating-point dtype, or
+    without tolerances.
+
+    ```python
+    model = hf.MLP((3, 8, 1), activation=jnp.tanh, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    flow = hf.flow(model, (x, x[:, :1]), t1=50.0, solver=hf.ExponentialAdams())
+    ```
+    """
 
     rtol: Any = None
     atol: Any = None
-    rank: int = eqx.field(default=64, static=True)
-    most_order: int = eqx.field(default=12, static=True)
+    rank: int | None = eqx.field(default=None, static=True)
+    most_order: int = eqx.field(default=HIGHEST_ORDER, static=True)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., Any]] = _Exponential
+    interpolation_cls: ClassVar[Callable[..., Any]] = ExponentialInterpolation
+
+    def __check_init__(self):
+        if self.rank is not None and self.rank < 0:
+            raise ValueError(f"`rank` must be at least 0; got {self.rank}.")
+        if not 1 <= self.most_order <= HIGHEST_ORDER:
+            raise ValueError(
+                f"`most_order` must be between 1 and {HIGHEST_ORDER}; got "
+                f"{self.most_order}."
+            )
 
     def order(self, terms):
         return self.most_order
@@ -112,163 +154,242 @@ class ExponentialAdams(AbstractTolerantSolver):
         return ExponentialAdams(rtol, atol, self.rank, self.most_order)
 
     def controller(self, *, dtmin=None, force_dtmin=False):
+        # The next step is this one times `safety` over the error: `step` makes it so.
         return dfx.PIDController(
             rtol=0.0, atol=1.0, error_order=1.0, safety=SAFETY,
-            factormin=1e-3, factormax=10.0, dtmin=dtmin, force_dtmin=force_dtmin,
+            factormin=0.0, factormax=jnp.inf, dtmin=dtmin, force_dtmin=force_dtmin,
         )  # fmt: skip
+
+    def evaluations(self, accepted, rejected):
+        return 1 + 2 * accepted + rejected
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args) -> Past:
-        w, slope = ravel_pytree(y0)[0], _field(terms, args, y0)(t0, ravel_pytree(y0)[0])
-        points, room = self.most_order + 1, min(self.rank, w.size)
+        refuse_unless_one_dtype("ExponentialAdams", y0)
+        if self.rtol is None or self.atol is None:
+            raise ValueError(
+                "ExponentialAdams weighs its errors itself: give it the tolerances, "
+                "`ExponentialAdams(rtol, atol)`."
+            )
+        w = ravel_pytree(y0)[0]
+        points, room = self.most_order + 1, self._room(w.size)
         empty = jnp.zeros((points, w.size), w.dtype)
         inner = jnp.zeros((points, room), w.dtype)
         return Past(
             empty.at[0].set(w),
-            empty.at[0].set(slope),
+            empty.at[0].set(_field(terms, args, y0)(t0, w)),
             jnp.ones(self.most_order, w.dtype),
             inner,
             inner,
             jnp.asarray(1),
             jnp.asarray(1),
-            nothing(room, w.size, w.dtype),
+            no_directions(room, w.size, w.dtype),
         )
 
     def step(self, terms, t0, t1, y0, args, solver_state: Past, made_jump):
-        del made_jump
-        past, field = solver_state, _field(terms, args, y0)
+        field = _field(terms, args, y0)
         w, unravel = ravel_pytree(y0)
-        h = jnp.asarray(t1 - t0).astype(w.dtype)
-        points, order, j = past.slopes.shape[0], past.order, past.j
-        room = j.rates.size
-        form = newton_form(_times_back(past, h))
-        rates = jnp.append(h * j.rates, jnp.zeros((), w.dtype))
-        # Of p_0, …: exponential ones for J's directions, and of Adams for all others.
-        gamma = form.powers @ moments(rates, points + 1)
-
-        inner = past.inner_slopes - j.rates * (past.inner_states - past.inner_states[0])
-        index = jnp.arange(points)
-        used = jnp.where((index < order)[:, None], form.differences, 0)
-        weights = h * used.T @ gamma[:-1]
-        moved_inner = jnp.sum(weights[:, :-1] * inner, 0)
-        plain = weights[:, -1] @ past.slopes
-        difference = moved_inner - weights[:, -1] @ past.inner_slopes
-        predicted = w + plain + j.combined(difference[None])[0]
+        past = _unless_jumped(solver_state, made_jump, lambda: field(t0, w))
+        now = _prepared(past, jnp.asarray(t1 - t0).astype(w.dtype))
+        predicted, moved_inner = _predicted(past, now, w)
         slope = field(t1, predicted)
-        slope_inner = j.coordinates(slope[None])[0]
+        trial = self._corrected(past, now, w, predicted, slope, moved_inner)
+        corrected = predicted + trial.correction
+        accepted = trial.errors[1] <= 1
+        order, factor = next_order_and_factor(
+            past.count, past.order, trial.errors, self.most_order
+        )
+        # What is rejected is not evaluated again, unless others of a batch are accepted.
+        final_slope = lax.cond(
+            eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope
+        )
+        after = _after(past, now, trial, corrected, final_slope, accepted, order)
+        error = jnp.broadcast_to(SAFETY / factor, w.shape)
+        dense = _dense(past, now, trial, unravel)
+        return unravel(corrected), unravel(error), dense, after, dfx.RESULTS.successful
 
-        # Residuals of extrapolations through order − 1, order, order + 1 values, and what
-        # they are multiplied with: for the correction and the errors at these orders.
-        orders = order + jnp.asarray([0, -1, 0, 1], order.dtype)
-        at = jnp.clip(orders, 1, points)
-        through = form.extrapolation[at - 1]
-        growth = gamma[at] - gamma[at - 1]
-        growth = h * growth.at[0].set(gamma[order])
-        residual_inner = slope_inner - j.rates * moved_inner - through @ inner
-        residual_plain = slope_inner - through @ past.inner_slopes
-        full = growth[:, -1:] * (slope - through @ past.slopes)
-        difference = growth[:, :-1] * residual_inner - growth[:, -1:] * residual_plain
-        full = full + j.combined(difference)
-        correction, errors = full[0], full[1:]
-        corrected = predicted + correction
+    def _room(self, size: int) -> int:
+        most = max(FEW_DIRECTIONS, MOST_NUMBERS // size)
+        rank = min(most, MOST_DIRECTIONS) if self.rank is None else self.rank
+        return min(rank, size)
+
+    def _corrected(self, past, now, w, predicted, slope, moved_inner) -> _Trial:
+        """By the formula of one order more than the predictor's."""
         assert self.rtol is not None
         assert self.atol is not None
-        scale = self.atol + self.rtol * jnp.maximum(jnp.abs(w), jnp.abs(corrected))
-        errors = jnp.sqrt(jnp.mean((errors / scale) ** 2, 1))
-        errors = lax.stop_gradient(errors)
-        possible = jnp.stack([order > 1, order > 0, (order < past.count) & (order < self.most_order)])
-        errors = jnp.where(possible, errors, jnp.inf)
-        accepted = errors[1] <= 1
-
-        new_slope = lax.cond(
-            eqxi.unvmap_any(accepted),
-            lambda: field(t1, corrected), lambda: slope)
-        new_slope_inner = j.coordinates(new_slope[None])[0]
-        correction_inner = growth[0, :-1] * residual_inner[0]
-        next_order, factor = _next(past, errors, accepted, self.most_order)
-        end_inner = past.inner_states[0] + moved_inner + correction_inner
-        after = Past(
-            _newest(corrected, past.states),
-            _newest(new_slope, past.slopes),
-            _newest(h, past.steps),
-            _newest(end_inner, past.inner_states),
-            _newest(new_slope_inner, past.inner_slopes),
-            jnp.minimum(past.count + 1, points),
-            next_order,
-            j,
+        order, j, h = past.order, past.j, now.h
+        # Residuals of extrapolations through so many values, and what multiplies them:
+        # in the correction, and in the errors at three orders.
+        values = order + jnp.asarray([0, -1, 0, 1], order.dtype)
+        values = jnp.clip(values, 1, past.slopes.shape[0])
+        through = now.form.extrapolation[values - 1]
+        gamma = now.gamma[values]
+        gamma = h * jnp.where(_first(4), gamma, gamma - now.gamma[values - 1])
+        gamma_inner, gamma_rest = gamma[:, :-1], gamma[:, -1:]
+        slope_inner = j.coordinates(slope[None])[0]
+        residual_inner = slope_inner - j.rates * moved_inner - through @ now.inner
+        plain = slope_inner - through @ past.inner_slopes
+        combined = gamma_rest * (slope - through @ past.slopes) + j.combined(
+            gamma_inner * residual_inner - gamma_rest * plain
         )
-        change = new_slope - slope
-        change_inner = new_slope_inner - slope_inner
-        rest_inner = change_inner - j.rates * correction_inner
-        rest = jnp.sqrt(jnp.maximum(jnp.sum(change**2) - jnp.sum(change_inner**2), 0) + jnp.sum(rest_inner**2))
-        length = jnp.linalg.norm(correction)
-        eps = jnp.finfo(w.dtype).eps
-        steepest = jnp.maximum(jnp.max(jnp.abs(j.rates), initial=0), rest / length)
-        noise = NOISE * eps * (steepest * jnp.linalg.norm(w) + jnp.linalg.norm(slope))
-        learns = accepted & (h * rest > STIFFNESS * length) & (rest > noise)
-        learns = lax.stop_gradient(learns)
-        after = lax.cond(eqxi.unvmap_any(learns), lambda: _learn(after, learns, correction, change, LEAST_RATE / h), lambda: after)
-
-        y1 = unravel(corrected)
-        error = SAFETY / factor
-        y_error = unravel(jnp.broadcast_to(error, w.shape))
-        poly = jnp.pad(used.T, ((0, 1), (0, 1)))
-        minus = jnp.append(-form.extrapolation[order - 1], jnp.ones((), w.dtype))
-        poly = poly + minus[:, None] * (jnp.arange(points + 1) == order).astype(w.dtype)
-        dense = dict(
-            y0=y0,
-            slopes=jax.vmap(unravel)(jnp.concatenate([past.slopes, slope[None]])),
-            directions=jax.vmap(unravel)(j.directions),
-            rates=j.rates,
-            inner=jnp.concatenate([inner, (slope_inner - j.rates * moved_inner)[None]]),
-            plain=jnp.concatenate([past.inner_slopes, slope_inner[None]]),
-            powers=poly @ form.powers,
+        correction, differences = combined[0], combined[1:]
+        size = jnp.maximum(jnp.abs(w), jnp.abs(predicted + correction))
+        scaled = differences / (self.atol + self.rtol * size)
+        errors = jnp.sqrt(jnp.mean(scaled**2, axis=1))
+        is_possible = jnp.stack(
+            [order > 1, order > 0, order < jnp.minimum(past.count, self.most_order)]
         )
-        return y1, y_error, dense, after, dfx.RESULTS.successful
+        errors = jnp.where(is_possible & ~jnp.isnan(errors), errors, jnp.inf)
+        return _Trial(
+            correction,
+            lax.stop_gradient(errors),
+            slope,
+            slope_inner,
+            moved_inner,
+            gamma_inner[0] * residual_inner[0],
+        )
 
 
-def _field(terms, args, y0):
+def _field(terms, args, y0) -> Callable[[Any, Array], Array]:
+    """The right-hand side on a flat state, in the direction of integration."""
     unravel = ravel_pytree(y0)[1]
 
     def field(t, w):
-        control = terms.contr(t, t + 1)
-        return ravel_pytree(terms.vf_prod(t, unravel(w), args, control))[0].astype(w.dtype)
+        unit = terms.contr(t, t + 1)
+        slope = terms.vf_prod(t, unravel(w), args, unit)
+        return ravel_pytree(slope)[0].astype(w.dtype)
 
     return field
 
 
-def _times_back(past: Past, h):
-    number = jnp.arange(past.steps.size)
+def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
+    """Nothing of the past counts after a jump of the field, but J."""
+    if made_jump is False:
+        return past
+    new = lax.cond(eqxi.unvmap_any(made_jump), slope, lambda: past.slopes[0])
+    slopes = past.slopes.at[0].set(jnp.where(made_jump, new, past.slopes[0]))
+    one = jnp.ones_like(past.count)
+    return past._replace(
+        slopes=slopes,
+        inner_slopes=past.j.coordinates(slopes),
+        count=jnp.where(made_jump, one, past.count),
+        order=jnp.where(made_jump, one, past.order),
+    )
+
+
+def _prepared(past: Past, h: Array) -> _Now:
+    points, j = past.slopes.shape[0], past.j
+    number = jnp.arange(points - 1)
     steps = jnp.where(number < past.count - 1, past.steps / h, 1)
-    return jnp.append(jnp.zeros(1, h.dtype), -jnp.cumsum(steps))
+    form = newton_form(jnp.append(jnp.zeros(1, h.dtype), -jnp.cumsum(steps)))
+    rates = jnp.append(h * j.rates, jnp.zeros(1, h.dtype))
+    is_used = jnp.arange(points)[:, None] < past.order
+    return _Now(
+        h,
+        form,
+        form.powers @ moments(rates, points + 1),
+        past.inner_slopes - j.rates * (past.inner_states - past.inner_states[0]),
+        jnp.where(is_used, form.differences, 0),
+    )
 
 
-def _newest(value, values):
-    return jnp.concatenate([jnp.asarray(value)[None], values[:-1]])
+def _predicted(past: Past, now: _Now, w: Array) -> tuple[Array, Array]:
+    """The state at the step's end, and how far it has moved in J's directions."""
+    weights = now.h * now.used.T @ now.gamma[:-1]
+    inner, rest = weights[:, :-1], weights[:, -1]
+    moved_inner = jnp.sum(inner * now.inner, axis=0)
+    along = moved_inner - rest @ past.inner_slopes
+    return w + rest @ past.slopes + past.j.combined(along[None])[0], moved_inner
 
 
-def _next(past, errors, accepted, most):
-    order, dtype = past.order, errors.dtype
-    orders = (order + jnp.asarray([0, 1, 2], order.dtype)).astype(dtype)
-    tiny = jnp.maximum(errors, 1e-10)
-    factors = SAFETY * tiny ** (-1 / orders)
-    lower, same, higher = factors
-    down = (lower > same) & (errors[0] <= errors[1])
-    is_young = (past.count == order) & (order < most)
-    up = ~down & jnp.where(is_young, ~(errors[0] <= errors[1]), higher > same)
-    new = order + jnp.where(down, -1, jnp.where(up, 1, 0)).astype(order.dtype)
-    best = jnp.where(down, lower, jnp.where(up & ~is_young, higher, same))
-    most_growth = jnp.where(past.count <= EARLY_STEPS, EARLY_GROWTH, GROWTH)
-    grown = jnp.where(best > LEAST_GROWTH, jnp.minimum(best, most_growth), 1)
-    shrunk = jnp.maximum(same, SHRINKAGE)
-    shrunk = jnp.where(jnp.isfinite(errors[1]), shrunk, COLLAPSE)
-    return new, jnp.where(accepted, grown, shrunk).astype(dtype)
+def _after(
+    past: Past,
+    now: _Now,
+    trial: _Trial,
+    state: Array,
+    slope: Array,
+    accepted: Bool[Array, ""],
+    order: Int[Array, ""],
+) -> Past:
+    moved_inner = trial.moved_inner + trial.correction_inner
+    slope_inner = past.j.coordinates(slope[None])[0]
+    inner_states = _newest(past.inner_states[0] + moved_inner, past.inner_states)
+    inner_slopes = _newest(slope_inner, past.inner_slopes)
+    j = past.j
+    if j.rates.size:
+        learns, least = _lesson(past, now, trial, state, slope, slope_inner, accepted)
+
+        def lesson() -> tuple[LowRank, Array, Array]:
+            still = lax.stop_gradient((j, trial.correction, slope - trial.slope, least))
+            new = jax.tree.map(lambda a, b: jnp.where(learns, a, b), learned(*still), j)
+            return (
+                new,
+                _newest(new.coordinates(state[None])[0], new.coordinates(past.states)),
+                _newest(new.coordinates(slope[None])[0], new.coordinates(past.slopes)),
+            )
+
+        j, inner_states, inner_slopes = lax.cond(
+            eqxi.unvmap_any(learns), lesson, lambda: (j, inner_states, inner_slopes)
+        )
+    return Past(
+        _newest(state, past.states),
+        _newest(slope, past.slopes),
+        _newest(now.h, past.steps),
+        inner_states,
+        inner_slopes,
+        jnp.minimum(past.count + 1, past.slopes.shape[0]),
+        order,
+        j,
+    )
 
 
-def _learn(past: Past, learns, step, change, least):
-    frozen = lax.stop_gradient((past.j, step, change, least))
-    j = learned(*frozen)
-    j = jax.tree.map(lambda new, old: jnp.where(learns, new, old), j, past.j)
-    return past._replace(j=j, inner_states=j.coordinates(past.states), inner_slopes=j.coordinates(past.slopes))
+def _lesson(
+    past: Past,
+    now: _Now,
+    trial: _Trial,
+    state: Array,
+    slope: Array,
+    slope_inner: Array,
+    accepted: Bool[Array, ""],
+) -> tuple[Bool[Array, ""], Float[Array, ""]]:
+    """Whether J is to learn from the step's two slopes, and the least rate worth it."""
+    change = slope - trial.slope
+    inner = slope_inner - trial.slope_inner
+    unexplained = inner - past.j.rates * trial.correction_inner
+    outside = jnp.maximum(jnp.sum(change**2) - jnp.sum(inner**2), 0)
+    rest = jnp.sqrt(outside + jnp.sum(unexplained**2))
+    length = jnp.linalg.norm(trial.correction)
+    steepest = jnp.max(jnp.abs(past.j.rates)) + rest / length
+    noise = steepest * jnp.linalg.norm(state) + jnp.linalg.norm(slope)
+    is_clear = rest > NOISE * jnp.finfo(state.dtype).eps * noise
+    learns = accepted & is_clear & (now.h * rest > STIFFNESS * length)
+    return lax.stop_gradient(learns), LEAST_RATE / now.h
+
+
+def _dense(past: Past, now: _Now, trial: _Trial, unravel) -> dict[str, PyTree]:
+    """What `ExponentialInterpolation` needs of a step."""
+    points, order = past.slopes.shape[0], past.order
+    # Weights of past values and of the one at the predicted end, in Newton's basis.
+    residual = jnp.append(-now.form.extrapolation[order - 1], jnp.ones_like(now.h))
+    is_last = (jnp.arange(points + 1) == order).astype(residual.dtype)
+    weights = jnp.pad(now.used.T, ((0, 1), (0, 1))) + residual[:, None] * is_last
+    last_inner = trial.slope_inner - past.j.rates * trial.moved_inner
+    return {
+        "y0": unravel(past.states[0]),
+        "slopes": jax.vmap(unravel)(jnp.append(past.slopes, trial.slope[None], axis=0)),
+        "directions": jax.vmap(unravel)(past.j.directions),
+        "rates": past.j.rates,
+        "inner": jnp.append(now.inner, last_inner[None], axis=0),
+        "plain": jnp.append(past.inner_slopes, trial.slope_inner[None], axis=0),
+        "powers": weights @ now.form.powers,
+    }
+
+
+def _first(count: int) -> Bool[Array, "{count} 1"]:
+    return jnp.arange(count)[:, None] == 0
+
+
+def _newest(value: Array, values: Array) -> Array:
+    return jnp.concatenate([value[None], values[:-1]])

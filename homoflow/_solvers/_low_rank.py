@@ -53,7 +53,7 @@ def sizes_up_to(room: int) -> tuple[int, ...]:
     return (*(size for size in _SIZES if size < room), room)
 
 
-def nothing(room: int, size: int, dtype: jnp.dtype) -> LowRank:
+def no_directions(room: int, size: int, dtype: jnp.dtype) -> LowRank:
     return LowRank(
         jnp.zeros((room, size), dtype), jnp.zeros(room, dtype), jnp.asarray(0)
     )

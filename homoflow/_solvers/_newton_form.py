@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-class Newton(NamedTuple):
+class NewtonForm(NamedTuple):
     """Newton's form of the polynomials through values at times s_0 = 0 > s_1 > ….
 
     In units of the step that is taken now, from s = 0 to 1, with the basis
@@ -24,7 +24,7 @@ class Newton(NamedTuple):
     powers: Float[Array, "points+1 points+1"]
 
 
-def newton_form(back: Float[Array, " points"]) -> Newton:
+def newton_form(back: Float[Array, " points"]) -> NewtonForm:
     """From the times of past values, from now (0) back (negative)."""
     points = back.size
     ahead = 1 - back
@@ -40,4 +40,4 @@ def newton_form(back: Float[Array, " points"]) -> Newton:
         shifted = jnp.concatenate([jnp.zeros_like(row[:1]), row[:-1]])
         row = (shifted - back[j] * row) / ahead[j]
         rows.append(row)
-    return Newton(differences, extrapolation, jnp.stack(rows))
+    return NewtonForm(differences, extrapolation, jnp.stack(rows))
