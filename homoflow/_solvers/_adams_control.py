@@ -32,7 +32,9 @@ def next_order_and_factor(
     up = ~down & jnp.where(is_young, is_falling, factors[2] > factors[1])
     change = jnp.where(down, -1, jnp.where(up, 1, 0)).astype(order.dtype)
     # The error of an order that is not known yet is taken for that of this one.
-    factor = jnp.where(down, factors[0], jnp.where(up & ~is_young, factors[2], factors[1]))
+    factor = jnp.where(
+        down, factors[0], jnp.where(up & ~is_young, factors[2], factors[1])
+    )
     growth = jnp.where(count <= EARLY_STEPS, EARLY_GROWTH, GROWTH)
     growth = jnp.where(count == 1, FIRST_GROWTH, growth)
     grown = jnp.where(factor > LEAST_GROWTH, jnp.minimum(factor, growth), 1)

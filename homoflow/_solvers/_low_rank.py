@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 #: Numbers of directions for which products are compiled: as few as hold all are used.
-_SIZES = (0, 16, 32)
+_SIZES = (0, 16)
 #: A direction of less than this share of a vector is rounding.
 _ROUNDING = 100.0
 
@@ -32,9 +32,7 @@ class LowRank(NamedTuple):
 
     def combined(self, coordinates: Float[Array, "k room"]) -> Float[Array, "k size"]:
         """Σ_r c_r v_r for each row of coordinates."""
-        return self._in_few(
-            lambda size: coordinates[:, :size] @ self.directions[:size]
-        )
+        return self._in_few(lambda size: coordinates[:, :size] @ self.directions[:size])
 
     def _in_few(self, product: Callable[[int], Array]) -> Array:
         sizes = sizes_up_to(self.rates.size)
@@ -72,7 +70,9 @@ def learned(
     are kept, as far as there is room.
     """
     sizes = sizes_up_to(j.rates.size)
-    branches = [lambda size=size: _learned(j, size, step, change, least) for size in sizes]
+    branches = [
+        lambda size=size: _learned(j, size, step, change, least) for size in sizes
+    ]
     return jax.lax.switch(j._index(sizes), branches)
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,13 +32,19 @@ def newton_form(back: Float[Array, " points"]) -> NewtonForm:
     apart = back[None, :] - back[:, None]
     itself = jnp.eye(points, dtype=bool)
     factors = jnp.where(itself, 1, ahead[:, None] / jnp.where(itself, 1, apart))
-    known = jnp.tril(jnp.ones((points, points), bool))
-    extrapolation = jnp.where(known, jnp.cumprod(factors, axis=0), 0)
+    first = jnp.ones_like(back), jnp.zeros(points + 1, back.dtype).at[0].set(1)
+
+    def next_row(rows, of):
+        (product, power), (factor, time, length) = rows, of
+        product = product * factor
+        shifted = jnp.concatenate([jnp.zeros_like(power[:1]), power[:-1]])
+        return (product, (shifted - time * power) / length), (product, power)
+
+    (_, last), (products, powers) = jax.lax.scan(
+        next_row, first, (factors, back, ahead)
+    )
+    extrapolation = jnp.tril(products)
     differences = extrapolation * ahead[None, :] / ahead[:, None]
-    row = jnp.zeros(points + 1, back.dtype).at[0].set(1)
-    rows = [row]
-    for j in range(points):
-        shifted = jnp.concatenate([jnp.zeros_like(row[:1]), row[:-1]])
-        row = (shifted - back[j] * row) / ahead[j]
-        rows.append(row)
-    return NewtonForm(differences, extrapolation, jnp.stack(rows))
+    return NewtonForm(
+        differences, extrapolation, jnp.append(powers, last[None], axis=0)
+    )

@@ -1,7 +1,7 @@
 """Solvers that are given the tolerances, rather than their step size controllers."""
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any
 
 import diffrax as dfx
 from equinox import AbstractVar
@@ -18,7 +18,9 @@ class AbstractTolerantSolver(dfx.AbstractAdaptiveSolver):
     atol: AbstractVar[Any]
 
     @abstractmethod
-    def at(self, rtol: Float[Array, ""], atol: Float[Array, ""]) -> Self:
+    def at(
+        self, rtol: Float[Array, ""], atol: Float[Array, ""]
+    ) -> "AbstractTolerantSolver":
         """The same solver at these tolerances."""
 
     @abstractmethod
