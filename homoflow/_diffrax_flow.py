@@ -19,7 +19,7 @@ from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._solvers import Rodas5P
+from ._solvers import AbstractTolerantSolver, Rodas5P
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless
 
@@ -184,12 +184,9 @@ def _solver_and_controller(method: Method, weights: PyTree, t1: Array):
     forced = method.most_steps is not None
     if method.most_steps is not None:
         dtmin = t1 / method.most_steps
-    if isinstance(method.solver, KinkShare):
-        # Its errors are in units of the tolerance already.
-        controller = dfx.PIDController(
-            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4, dtmin=dtmin, force_dtmin=forced
-        )
-        return KinkShare(method.rtol, atol), controller
+    if isinstance(method.solver, AbstractTolerantSolver):
+        solver = method.solver.at(method.rtol, atol)
+        return solver, solver.controller(dtmin=dtmin, force_dtmin=forced)
     controller = dfx.PIDController(
         rtol=method.rtol, atol=atol, dtmin=dtmin, force_dtmin=forced
     )
@@ -272,7 +269,9 @@ def _trajectory(
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
     steps = solution.stats["num_steps"]
-    count = gradient_evaluations(method.solver, steps)
+    count = gradient_evaluations(
+        method.solver, numbers["steps"], numbers["rejected_steps"]
+    )
     if isinstance(method.solver, KinkShare):
         count = evaluations(as_system(problem), steps)
     if count is not None:

@@ -15,7 +15,7 @@ from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
 from ._losses import AbstractLoss, Risk
 from ._problem import Problem
-from ._solvers import Rodas5P
+from ._solvers import AbstractTolerantSolver, Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
 #: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
@@ -105,6 +105,8 @@ def choose_method(
             "`rtol` and `atol` belong to homoflow's own step size controller: give them "
             "to your `stepsize_controller` instead."
         )
+    if isinstance(solver, AbstractTolerantSolver):
+        _refuse_other_tolerances(solver, controller)
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_tolerance(name, value, dtype)
     dt0 = _checked_step(dt0, dtype)
@@ -154,6 +156,22 @@ def choose_method(
     )
 
 
+def _refuse_other_tolerances(
+    solver: AbstractTolerantSolver, controller: dfx.AbstractStepSizeController | None
+) -> None:
+    name = type(solver).__name__
+    if controller is not None:
+        raise ValueError(
+            f"{name} estimates its errors in units of the tolerance, for its own step "
+            "size controller: leave `stepsize_controller` out and give `rtol`."
+        )
+    if solver.rtol is not None or solver.atol is not None:
+        raise ValueError(
+            f"Give `rtol` and `atol` to `flow`, not to {name}: its default `atol` depends "
+            "on the weights."
+        )
+
+
 def kinks_of(problem: Problem) -> tuple[str, ...]:
     """Names of the kinked operations between the weights and what is minimized.
 
@@ -188,12 +206,17 @@ def tolerance_floor(dtype: jnp.dtype) -> float:
     return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
 
 
-def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
-    """How often an explicit Runge–Kutta solver, or ours, evaluated the field in `steps`.
+def gradient_evaluations(
+    solver: dfx.AbstractSolver, accepted: Array, rejected: Array
+) -> Array | None:
+    """How often an explicit Runge–Kutta solver, or ours, evaluated the field in all steps.
 
     `None` for other solvers, which do not say. A first-same-as-last solver evaluates
     once more each time its very first step is rejected, which Diffrax does not report.
     """
+    if isinstance(solver, AbstractTolerantSolver):
+        return solver.evaluations(accepted, rejected)
+    steps = accepted + rejected
     if isinstance(solver, dfx.Euler):
         return steps
     if isinstance(solver, Rodas5P):

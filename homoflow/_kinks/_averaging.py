@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._solvers import AbstractTolerantSolver
 from ._share import share_above
 from ._system import Slots, System
 
@@ -43,7 +44,7 @@ class Memory(NamedTuple):
     start: Int[Array, ""]
 
 
-class KinkShare(dfx.AbstractAdaptiveSolver):
+class KinkShare(AbstractTolerantSolver):
     """Explicit midpoint with the slope of every kink averaged over the step.
 
     A pre-activation that changes sign during a step has for slope the mean of both
@@ -70,6 +71,19 @@ class KinkShare(dfx.AbstractAdaptiveSolver):
 
     def order(self, terms):
         return 2
+
+    def at(self, rtol, atol):
+        return KinkShare(rtol, atol)
+
+    def controller(self, *, dtmin=None, force_dtmin=False):
+        return dfx.PIDController(
+            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4,
+            dtmin=dtmin, force_dtmin=force_dtmin,
+        )  # fmt: skip
+
+    def evaluations(self, accepted, rejected):
+        # It depends on the system: see the function of that name.
+        return None
 
     def init(self, terms, t0, t1, y0, args) -> Memory:
         system: System = args[1]
