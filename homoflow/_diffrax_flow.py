@@ -15,13 +15,19 @@ from ._finite import all_finite
 from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
 from ._observables import Observation, observe
+from ._orbits import Orbit, Rescaling
 from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._solvers import AbstractTolerantSolver, Rodas5P
+from ._solvers import AbstractTolerantSolver, OnOrbit, Rodas5P
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless
+
+
+#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is
+#: smaller than what steps may do to the weights.
+UNNOTICED = 0.1
 
 
 class Run(NamedTuple):
@@ -131,6 +137,9 @@ def _solve(
         return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
 
     solver, controller = _solver_and_controller(method, weights, t1)
+    orbit = Orbit(method.kept, weights) if method.kept else None
+    if orbit is not None:
+        solver = OnOrbit(solver, orbit, _unnoticed(method))
     solution = dfx.diffeqsolve(
         dfx.ODETerm(field),
         solver,
@@ -139,7 +148,7 @@ def _solve(
         method.dt0,
         leaves,
         args=args,
-        saveat=_saveat(options.adjoint, ts, t1, record),
+        saveat=_saveat(options.adjoint, ts, t1, record, orbit is not None),
         stepsize_controller=controller,
         adjoint=options.adjoint,
         event=_event(options.adjoint),
@@ -152,6 +161,11 @@ def _solve(
     )
     # Of a faulty problem nothing is recorded, not even the start.
     reached = jnp.where(sound, reached, -jnp.inf)
+    removed = None
+    if orbit is not None:
+        last = orbit.restoring(final, solution.solver_state.targets)
+        removed = _relative_drift(orbit, final, solution.solver_state.removed, last)
+        final = last.restored
     final = dynamics.weights(jax.tree.unflatten(structure, final))
     if options.save_models:
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
@@ -170,6 +184,7 @@ def _solve(
         reached,
         result,
         solution,
+        removed,
     )
     return Run(trajectory, nan_unless(valid, watched))
 
@@ -201,12 +216,29 @@ def _scale(weights: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.where(mean > 0, mean, 1))
 
 
-def _saveat(adjoint, ts: Array, t1: Array, record) -> dfx.SaveAt:
+def _unnoticed(method: Method) -> Float[Array, ""]:
+    """The drift, relative to ‖w‖², that may wait for the next step to be undone."""
+    if method.rtol is None:
+        return jnp.zeros(())
+    return UNNOTICED * method.rtol
+
+
+def _relative_drift(orbit: Orbit, final, removed, last: Rescaling) -> Float[Array, ""]:
+    """What the laws have lost or gained in all, relative to ‖w‖²: that of the worst."""
+    size = orbit.size(final)
+    total = [jnp.max(jnp.abs(a + b)) for a, b in zip(removed, last.miss, strict=True)]
+    return jax.lax.stop_gradient(
+        jnp.max(jnp.stack(total)) / jnp.where(size > 0, size, 1)
+    )
+
+
+def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.SaveAt:
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only, not through observables.
         return dfx.SaveAt(ts=jnp.append(ts, t1))
     return dfx.SaveAt(
-        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)}
+        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)},
+        solver_state=has_memory,
     )
 
 
@@ -260,7 +292,18 @@ def _valid(
 
 
 def _trajectory(
-    problem, method, facts, span, seen, valid, saved, final, reached, result, solution
+    problem,
+    method,
+    facts,
+    span,
+    seen,
+    valid,
+    saved,
+    final,
+    reached,
+    result,
+    solution,
+    removed,
 ) -> Trajectory:
     ts = span.times()
     numbers = {
@@ -276,6 +319,8 @@ def _trajectory(
         count = evaluations(as_system(problem), steps)
     if count is not None:
         numbers["gradient_evaluations"] = count + ts.shape[0]
+    if removed is not None:
+        numbers["law_drift_removed"] = removed
     if isinstance(method.solver, Rodas5P):
         numbers["jacobian_evaluations"] = steps
     facts = (*facts, *method.facts, ("clock", "flow time"))

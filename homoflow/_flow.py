@@ -17,6 +17,7 @@ from ._losses import LossLike, SquaredLoss
 from ._method import as_scalar, choose_method
 from ._problem import Objective, pose
 from ._progress import Progress
+from ._projected import kept_laws
 from ._solver_choice import after_giving_up, choose_between, gave_up
 from ._span import check_max_steps, checked_span
 from ._trainable import Trainable
@@ -142,11 +143,6 @@ def flow(
     drift = flow.laws["neurons[1]"][-1] - flow.laws["neurons[1]"][0]
     ```
     """
-    if project:
-        raise ValueError(
-            "`project=True` is not available in this version. Leave `project` out, and "
-            "tighten `rtol` to make the laws drift less."
-        )
     problem = pose(
         model,
         data,
@@ -195,7 +191,17 @@ def flow(
         may_share_kinks=weight_decay is None
         and not isinstance(adjoint, dfx.BacksolveAdjoint),
         note=choice.why,
-    ).told(told)
+    )
+    kept = kept_laws(
+        problem,
+        project,
+        is_ours=stepsize_controller is None
+        and not isinstance(solver, dfx.AbstractSolver),
+        are_given=laws is not None,
+        adjoint=adjoint,
+        weight_decay=weight_decay,
+    )
+    method = method.told((*told, *kept.facts)).keeping(kept.laws)
     trajectory, *_ = diffrax_flow(
         problem,
         span,

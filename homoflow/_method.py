@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from ._concrete import is_concrete
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
+from ._laws import Law
 from ._losses import AbstractLoss, Risk
 from ._problem import Problem
 from ._solvers import AbstractTolerantSolver, Rodas5P
@@ -39,6 +40,7 @@ class Method(eqx.Module):
     - `controller`: the user's, or `None` for a PID controller at `rtol`, `atol`.
     - `most_steps`: if not `None`, steps are at least t1/`most_steps`, so that
         chattering on kinks is averaged over instead of resolved without end.
+    - `kept`: laws that are restored by projection.
     """
 
     solver: dfx.AbstractSolver
@@ -48,6 +50,7 @@ class Method(eqx.Module):
     dt0: Array | None
     most_steps: Array | None
     facts: tuple[tuple[str, str], ...] = eqx.field(static=True)
+    kept: tuple[Law, ...] = ()
 
     @property
     def is_averaging(self) -> bool:
@@ -56,6 +59,10 @@ class Method(eqx.Module):
     def told(self, facts: tuple[tuple[str, str], ...]) -> "Method":
         """The same method, with more facts for `stats`."""
         return dataclasses.replace(self, facts=(*self.facts, *facts))
+
+    def keeping(self, laws: tuple[Law, ...]) -> "Method":
+        """The same method, with these laws restored."""
+        return dataclasses.replace(self, kept=laws)
 
     def coarser(self) -> "Method | None":
         """The same method at a coarser tolerance or step, to estimate its error with.
