@@ -63,6 +63,8 @@ from ._trajectory import (
     Stats as Stats,
     Trajectory as Trajectory,
     TrajectoryError as TrajectoryError,
+    TrajectoryInterrupt as TrajectoryInterrupt,
 )
+from ._verdicts import VERDICTS as VERDICTS
 
 __version__ = "0.1.0"
