@@ -57,6 +57,10 @@ class Method(eqx.Module):
         """The same method, with more facts for `stats`."""
         return dataclasses.replace(self, facts=(*self.facts, *facts))
 
+    def without_facts(self) -> "Method":
+        """The same method, that compiles to the same program whatever it was chosen for."""
+        return dataclasses.replace(self, facts=())
+
     def coarser(self) -> "Method | None":
         """The same method at a coarser tolerance or step, to estimate its error with.
 
