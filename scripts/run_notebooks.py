@@ -2,11 +2,13 @@
 
     python scripts/run_notebooks.py [notebooks/one.ipynb ...]
 
-The notebooks themselves are left as they are.
+The notebooks themselves are left as they are. Two run at a time, each in a kernel of its
+own.
 """
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbclient
@@ -14,18 +16,22 @@ import nbformat
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
+AT_A_TIME = 2
 
 
 def main(names: list[str]) -> int:
     paths = [Path(name) for name in names] or sorted(ROOT.glob("notebooks/*.ipynb"))
-    failed = 0
-    for path in paths:
-        start = time.perf_counter()
-        problem = _problem(path)
-        failed += problem is not None
-        seconds = time.perf_counter() - start
-        print(f"{path.name}: {problem or 'ok'} ({seconds:.0f} s)", flush=True)
-    return int(failed > 0)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        passed = list(pool.map(_passes, paths))
+    return int(not all(passed))
+
+
+def _passes(path: Path) -> bool:
+    start = time.perf_counter()
+    problem = _problem(path)
+    seconds = time.perf_counter() - start
+    print(f"{path.name}: {problem or 'ok'} ({seconds:.0f} s)", flush=True)
+    return problem is None
 
 
 def _problem(path: Path) -> str | None:
