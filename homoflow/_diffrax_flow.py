@@ -22,8 +22,7 @@ from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._solvers import AbstractTolerantSolver, OnOrbit, Rodas5P
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Trajectory, nan_unless
-
+from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 
 #: Drift of the laws that waits to be undone, in units of the tolerance: until then it is
 #: smaller than what steps may do to the weights.
@@ -62,9 +61,13 @@ def diffrax_flow(
     coarser = None
     if method.is_averaging if estimate_error is None else estimate_error:
         coarser = _coarser(method)
+    facts = (*((("dynamics", dynamics.name),) if dynamics.name else ()), *method.facts)
+    method = method.without_facts()
     run = _solve(problem, dynamics, method, span, options, as_meter(progress))
+    run = run._replace(trajectory=with_facts(run.trajectory, facts))
     if coarser is None:
         return run
+    coarser = coarser.without_facts()
 
     # Only a figure is wanted: derivatives need not follow these solves.
     def at(method: Method) -> Run:
@@ -171,11 +174,9 @@ def _solve(
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
-    facts = (("dynamics", dynamics.name),) if dynamics.name else ()
     trajectory = _trajectory(
         problem,
         method,
-        facts,
         span,
         seen,
         valid,
@@ -294,7 +295,6 @@ def _valid(
 def _trajectory(
     problem,
     method,
-    facts,
     span,
     seen,
     valid,
@@ -323,7 +323,6 @@ def _trajectory(
         numbers["law_drift_removed"] = removed
     if isinstance(method.solver, Rodas5P):
         numbers["jacobian_evaluations"] = steps
-    facts = (*facts, *method.facts, ("clock", "flow time"))
     return recorded_trajectory(
         problem,
         ts,
@@ -333,7 +332,7 @@ def _trajectory(
         saved=saved,
         result=result,
         numbers=numbers,
-        facts=facts,
+        facts=(("clock", "flow time"),),
     )
 
 

@@ -64,6 +64,10 @@ class Method(eqx.Module):
         """The same method, with these laws restored."""
         return dataclasses.replace(self, kept=laws)
 
+    def without_facts(self) -> "Method":
+        """The same method, that compiles to the same program whatever it was chosen for."""
+        return dataclasses.replace(self, facts=())
+
     def coarser(self) -> "Method | None":
         """The same method at a coarser tolerance or step, to estimate its error with.
 

@@ -174,7 +174,9 @@ def gram_of(
     for share, square in zip(shares, squares, strict=True):
         total[share.law] = total[share.law] + share.term.coefficient**2 * square
     meeting = [
-        pair for pair in itertools.combinations(shares, 2) if pair[0].array == pair[1].array
+        pair
+        for pair in itertools.combinations(shares, 2)
+        if pair[0].array == pair[1].array
     ]
     diagonal, whole, frames = [], [], []
     for k, law in enumerate(laws):
@@ -247,7 +249,10 @@ def _along_two_axes(
     for term in (first, second):
         # Rows of the array are rows of every view that leaves its first axis alone.
         is_rows = term.view is None and term.axis == 0 and view[0] == shape[0]
-        if not is_rows and (shape if term.view is None else _sized(term.view, shape)) != view:
+        if (
+            not is_rows
+            and (shape if term.view is None else _sized(term.view, shape)) != view
+        ):
             return None
     return None if first.axis == second.axis else (view, first.axis, second.axis)
 
@@ -273,7 +278,7 @@ def _common_squares(
 
 
 def _eliminated(is_diagonal: Sequence[bool], meeting) -> frozenset[int]:
-    """Laws, as many as come first, that are not coupled to one another nor in themselves."""
+    """Laws, as many as come first, not coupled to one another nor in themselves."""
     coupled = {frozenset((s.law, t.law)) for s, t in meeting}
     chosen: list[int] = []
     for k, possible in enumerate(is_diagonal):
