@@ -46,6 +46,7 @@ class Report:
         measurement that cannot fail shows nothing.
     - `tables`: the numbers behind claims and figure.
     - `choices`: what the paper leaves open, and what was chosen.
+    - `seconds`: how long it took, figure included; NaN if nobody looked.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Report:
     controls: tuple[Claim, ...]
     tables: Mapping[str, Table]
     choices: tuple[str, ...]
+    seconds: float = float("nan")
 
     @property
     def holds(self) -> bool:
