@@ -30,7 +30,7 @@ from . import (
     thm32,
 )
 from ._page import RESOLUTION, write_page
-from ._report import Report, as_text, load, overview, save
+from ._report import Report, as_text, load, overview, overview_table, save
 
 #: In the paper's order. Each module has `Config`, `QUICK`, `run` and `draw`.
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -143,10 +143,12 @@ def _config(args: argparse.Namespace, module: ModuleType) -> Any:
 def _write_summary(done: list[Report], out: Path, *, quick: bool) -> None:
     kind = "quick run on smaller problems" if quick else "full run"
     header = f"# Du, Hu & Lee (2018), measured by homoflow ({kind})\n"
-    text = "\n".join([header, *(as_text(report) for report in done)])
+    lines = [overview(report) for report in done]
+    table = overview_table(lines) + "\n"
+    text = "\n".join([header, table, *(as_text(report) for report in done)])
     (out / "summary.md").write_text(text, encoding="utf-8")
-    lines = json.dumps([overview(report) for report in done], indent=1)
-    (out / "summary.json").write_text(lines + "\n", encoding="utf-8")
+    content = json.dumps(lines, indent=1, ensure_ascii=False)
+    (out / "summary.json").write_text(content + "\n", encoding="utf-8")
     write_page(done, out, kind)
 
 

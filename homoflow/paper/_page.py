@@ -62,7 +62,7 @@ def _overview(reports: Sequence[Report]) -> str:
     rows = "".join(
         f"<tr><td><a href='#{r.name}'>{_text(r.title)}</a></td>"
         f"<td>{line['claims that hold']}</td><td>{line['controls that fail']}</td>"
-        f"<td>{line['starts, up to']}</td><td>{r.seconds:.0f} s</td>"
+        f"<td>{line['starts, up to']}</td><td>{line['time']}</td>"
         f"<td>{_marked(r.verdict, r.holds)}</td></tr>"
         for r, line in ((r, overview(r)) for r in reports)
     )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,18 @@ def overview(report: Report) -> dict[str, str]:
         "claims that hold": f"{sum(c.holds for c in claims)} of {len(claims)}",
         "controls that fail": f"{sum(not c.holds for c in controls)} of {len(controls)}",
         "starts, up to": f"{max(c.seeds for c in (*claims, *controls)):,}",
+        "time": f"{report.seconds:.0f} s",
         "for example": claims[0].measured,
     }
+
+
+def overview_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """What `overview` says of several reports, as a table in Markdown."""
+    head = list(lines[0])
+    # A bar would end the cell.
+    cells = ([value.replace("|", "\\|") for value in line.values()] for line in lines)
+    rows = [f"| {' | '.join(row)} |" for row in (head, *cells)]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
 def as_text(report: Report) -> str:

@@ -51,7 +51,7 @@ def change_of(run: Trajectory) -> float:
 
 def ratio(norms: Float[np.ndarray, "... layers"]) -> Float[np.ndarray, "..."]:
     """Largest over smallest squared norm of a network's layers."""
-    return norms.max(axis=-1) / norms.min(axis=-1)
+    return np.asarray(norms.max(axis=-1) / norms.min(axis=-1))
 
 
 def norms_by_start(
