@@ -160,6 +160,6 @@ def draw_limit(ax: "Axes", table: Table) -> None:
     limit = float(table["change"][0])
     ax.axhline(limit, color="0.3", ls="--", lw=1.5)
     ax.annotate(
-        "conserved, to the solver's tolerance, is below", (0.02, limit), (0, 4),
+        "below: conserved, to tolerance", (0.02, limit), (0, 4),
         xycoords=ax.get_yaxis_transform(), textcoords="offset points", color="0.3",
     )  # fmt: skip

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Report:
         measurement that cannot fail shows nothing.
     - `tables`: the numbers behind claims and figure.
     - `choices`: what the paper leaves open, and what was chosen.
+    - `seconds`: how long it took, figure included; NaN if nobody looked.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Report:
     controls: tuple[Claim, ...]
     tables: Mapping[str, Table]
     choices: tuple[str, ...]
+    seconds: float = float("nan")
 
     @property
     def holds(self) -> bool:
@@ -140,8 +142,18 @@ def overview(report: Report) -> dict[str, str]:
         "claims that hold": f"{sum(c.holds for c in claims)} of {len(claims)}",
         "controls that fail": f"{sum(not c.holds for c in controls)} of {len(controls)}",
         "starts, up to": f"{max(c.seeds for c in (*claims, *controls)):,}",
+        "time": f"{report.seconds:.0f} s",
         "for example": claims[0].measured,
     }
+
+
+def overview_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """What `overview` says of several reports, as a table in Markdown."""
+    head = list(lines[0])
+    # A bar would end the cell.
+    cells = ([value.replace("|", "\\|") for value in line.values()] for line in lines)
+    rows = [f"| {' | '.join(row)} |" for row in (head, *cells)]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
 def as_text(report: Report) -> str:

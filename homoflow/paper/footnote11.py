@@ -22,6 +22,7 @@ from ._factorizations import (
     step_sizes,
     target,
 )
+from ._labels import DISTANCE, IMBALANCE
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
@@ -230,9 +231,9 @@ def draw(report: Report) -> "Figure":
         ax.axhline(epsilon, color="0.3", ls="--", lw=1.5, label="ε")
         ax.set(yscale="log", xlabel="time Σ η")
     for ax in axes[:2]:
-        ax.set(ylabel="‖UVᵀ − M*‖_F, median", ylim=(epsilon / 20, 2))
+        ax.set(ylabel=f"{DISTANCE}, median", ylim=(epsilon / 20, 2))
     axes[0].set(xscale="log", xlabel="iteration + 1")
-    axes[2].set(ylabel="largest ‖UᵀU − VᵀV‖_F")
+    axes[2].set(ylabel=f"largest {IMBALANCE}")
     axes[0].set_title("iterations differ by powers of ten")
     axes[1].set_title("the time is that of the flow")
     axes[2].set_title("the factors stay balanced")

@@ -15,6 +15,7 @@ from .._progress import Progress
 from ..plot import COLOURS
 from ._binomial import fraction, probable
 from ._factorizations import imbalance, in_batches, small_std, step_sizes, target
+from ._labels import IMBALANCE
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
@@ -211,9 +212,9 @@ def draw(report: Report) -> "Figure":
     bound = {"color": "0.3", "ls": "--", "lw": 1.5}
     left.axhline(bounds["imbalance"][0], label="the lemma's bound", **bound)
     right.axhline(bounds["squared norm"][0], **bound)
-    left.set(ylabel="‖UᵀU − VᵀV‖_F", title="(i) balanced")
+    left.set(ylabel=IMBALANCE, title="(i) balanced")
     middle.set(ylabel="objective f", title="(ii) decreasing")
-    right.set(ylabel="larger of ‖U‖_F², ‖V‖_F²", title="(iii) bounded")
+    right.set(ylabel="larger of ‖U‖², ‖V‖²", title="(iii) bounded")
     for ax in axes:
         ax.set(xscale="log", yscale="log", xlabel="iteration + 1")
     handles, names = left.get_legend_handles_labels()

@@ -27,6 +27,7 @@ from ._factorizations import (
     step_sizes,
     target,
 )
+from ._labels import DISTANCE, IMBALANCE
 from ._report import Claim, Report
 from .lemma31 import literal_constant, literal_schedule
 
@@ -308,14 +309,14 @@ def draw(report: Report) -> "Figure":
     left.plot(x, table["median"], color=COLOURS[0], lw=2.5, label="median of all seeds")
     left.axhline(epsilon, color="0.3", ls="--", lw=1.5, label="ε")
     left.set(yscale="log", ylim=(1e-9, 3))
-    left.set(xlabel="ln(iterations)", ylabel="‖UVᵀ − M*‖_F")
+    left.set(xlabel="ln(iterations)", ylabel=DISTANCE)
     left.set_title("the theorem's schedule, followed to its end")
     left.legend(frameon=False)
     bounds = report.tables["bounds"]
     bins = np.geomspace(1e-9, 1, 97)
     for (name, label), colour in zip(
         {
-            "imbalance": "largest ‖UᵀU − VᵀV‖_F so far",
+            "imbalance": f"largest {IMBALANCE} so far",
             "drift_bound": "all later steps add at most",
             "gap_bound": "bound on descent − flow",
         }.items(),
@@ -328,6 +329,6 @@ def draw(report: Report) -> "Figure":
     right.set_title("what discretization can add is far below ε")
     figure.legend(
         *right.get_legend_handles_labels(),
-        loc="outside lower right", ncols=4, frameon=False, fontsize=9,
+        loc="outside lower center", ncols=4, frameon=False,
     )  # fmt: skip
     return figure
