@@ -21,7 +21,6 @@ from toys import flat
 import homoflow as hf
 from homoflow._solvers._low_rank import LowRank
 
-
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
