@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._by_structure import known_by_structure
 from ._concrete import is_concrete
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
@@ -183,6 +184,7 @@ def _refuse_other_tolerances(
         )
 
 
+@known_by_structure
 def kinks_of(problem: Problem) -> tuple[str, ...]:
     """Names of the kinked operations between the weights and what is minimized.
 

@@ -85,7 +85,7 @@ class _Trial(NamedTuple):
 
 
 class ExponentialAdams(AbstractTolerantSolver):
-    """Exponential Adams, of variable order and step, for smooth flows, above all stiff ones.
+    """Exponential Adams, of variable order and step, for smooth flows, stiff ones above
 
     Splits the field into w' = J w + N(w) with a constant symmetric J of low rank, and
     solves it exactly for the polynomial through past values of N, by φ-functions of J

@@ -36,6 +36,7 @@ _PACKAGES = {
 }
 METHODS: tuple[Method, ...] = (
     compiled.homoflow(),
+    compiled.homoflow("homoflow ExponentialAdams", hf.ExponentialAdams()),
     compiled.homoflow("homoflow Rodas5P", hf.Rodas5P())._replace(most_weights=2_000),
     compiled.diffrax(dfx.Tsit5()),
     compiled.diffrax(dfx.Dopri8()),
