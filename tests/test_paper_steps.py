@@ -79,8 +79,9 @@ def test_all_layers_gain_the_same():
         ("‖W_{h+1}[:,i]‖_F²", "‖W<sub>h+1</sub>[:,i]‖<sub>F</sub>²"),
         ("η_t = t^{−(½+δ)}", "η<sub>t</sub> = t<sup>−(½+δ)</sup>"),
         ("(t+1)^(−0.55)", "(t+1)<sup>(−0.55)</sup>"),
-        ("leaky_relu by predict_drift", "leaky_relu by predict_drift"),
+        ("leaky_relu by `predict_drift`", "leaky_relu by <code>predict_drift</code>"),
         ("a < b & c", "a &lt; b &amp; c"),
+        ("left over 1e-10", "left over 1e\N{NON-BREAKING HYPHEN}10"),
     ],
 )
 def test_formulas_are_typeset(text, shown):

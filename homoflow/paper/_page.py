@@ -14,6 +14,7 @@ body { font: 17px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem;
        margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 3.2rem; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: 0.94rem; }
+table.overview td + td { white-space: nowrap; }
 table.claims { table-layout: fixed; overflow-wrap: break-word; }
 th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.7rem 0.35rem 0;
          border-bottom: 1px solid #ddd; }
@@ -32,7 +33,7 @@ RESOLUTION = 150
 _INDEX = r"(?<![A-Za-z]{2})_(?:\{([^{}]*)\}|([A-Za-z0-9]+))"
 _POWER = r"\^(?:\{([^{}]*)\}|(\([^()]*\)))"
 #: Widths of a table's columns, the same for claims and controls.
-_COLUMNS = ("38%", "13%", "29%", "6%", "14%")
+_COLUMNS = ("36%", "14.5%", "29%", "6%", "14.5%")
 #: Pixels of the page for an inch of a figure: text has one size in all of them.
 _PIXELS = 92
 
@@ -67,7 +68,8 @@ def _overview(reports: Sequence[Report]) -> str:
         for r, line in ((r, overview(r)) for r in reports)
     )
     return (
-        "<table><tr><th>statement</th><th>claims hold</th><th>controls fail</th>"
+        "<table class='overview'><tr><th>statement</th><th>claims hold</th>"
+        "<th>controls fail</th>"
         f"<th>starts, up to</th><th>time</th><th>verdict</th></tr>{rows}</table>"
         f"<p class='small'>All together: {_duration(reports)}.</p>"
     )
@@ -128,8 +130,9 @@ def _shown_width(png: bytes) -> int:
 
 
 def _text(text: str) -> str:
-    """HTML, with the indices and powers of formulas such as ‖W_{h+1}‖_F² or t^{−½}."""
-    text = html.escape(text)
+    """HTML, with the indices and powers of formulas (‖W_{h+1}‖_F², t^{−½}), and code."""
+    # No line ends within a number such as 1e-10.
+    text = re.sub(r"(\de)-(\d)", "\\1\N{NON-BREAKING HYPHEN}\\2", html.escape(text))
     for pattern, tag in ((_INDEX, "sub"), (_POWER, "sup")):
         text = re.sub(pattern, lambda m, t=tag: f"<{t}>{m[1] or m[2]}</{t}>", text)
-    return text
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
