@@ -62,7 +62,7 @@ def endless_flow(
                 "With `t1=inf`, `ts` must be finite times that end after 0: the flow "
                 "passes them on its way."
             )
-        times = checked_span(last, ts, problem.dtype).ts
+        times = np.asarray(checked_span(last, ts, problem.dtype).ts)
     problem, told = compressed(problem)
     method = _method(
         problem, rtol, atol, solver, stepsize_controller, dt0, max_steps

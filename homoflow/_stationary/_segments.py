@@ -7,7 +7,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from .._diffrax_flow import diffrax_flow
 from .._dynamics import GradientFlow
@@ -18,18 +18,21 @@ from .._trajectory import RESULTS, Trajectory
 
 #: Steps after which a segment ends before its time, so that records are as dense as
 #: steps are, and an interruption need not wait; and how many times it records.
-_MOST_STEPS, _RECORDS = 64, 32
+_MOST_STEPS, RECORDS = 64, 32
 _GROWTH = 2.0
 
 
 class Segment(NamedTuple):
     """A part of a flow, from `start` to `end`; its trajectory's clock starts at 0.
 
+    `problem` has the weights at its start, `step` is about the first step that it took.
     `is_complete`: it ended at its time, not because of its number of steps.
     """
 
+    problem: Problem
     start: float
     end: float
+    step: float
     is_complete: bool
     trajectory: Trajectory
 
@@ -40,52 +43,67 @@ class Segment(NamedTuple):
         return int(stats["steps"] + stats["rejected_steps"])
 
 
-def segments(
-    problem: Problem,
-    method: Method,
-    dynamics: GradientFlow,
-    *,
-    ts: Float[Array, " times"] | None,
-    max_steps: int,
-    save_models: bool,
-) -> Iterator[Segment]:
-    """The flow from t = 0 on, without end; with `ts`, the first segment records these."""
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How a flow is integrated, but for where it starts and how far it goes."""
 
-    def run(length: float, times: Array, most_steps: int) -> Trajectory:
-        return diffrax_flow(
+    method: Method
+    dynamics: GradientFlow
+    save_models: bool
+
+    def segment(
+        self,
+        problem: Problem,
+        start: float,
+        times: Float[np.ndarray, " times"],
+        step: float,
+        *,
+        most_steps: int = _MOST_STEPS,
+    ) -> Segment:
+        """From `problem`'s weights at time `start`, recorded at `times` after that."""
+        method, dtype = self.method, problem.dtype
+        if method.controller is None:
+            method = dataclasses.replace(method, dt0=jnp.asarray(step, dtype))
+        flow = diffrax_flow(
             problem,
-            Span(jnp.asarray(length, problem.dtype), times),
+            Span(jnp.asarray(times[-1], dtype), jnp.asarray(times, dtype)),
             method,
-            dynamics=dynamics,
+            dynamics=self.dynamics,
             max_steps=most_steps,
-            save_models=save_models,
+            save_models=self.save_models,
             adjoint=None,
             estimate_error=False,
             progress=False,
         ).trajectory
+        end = start + float(flow.stats["time_reached"])
+        is_complete = bool(flow.result == RESULTS.successful)
+        return Segment(problem, start, end, step, is_complete, flow)
 
-    start, length, step = 0.0, 1.0, 1 / _RECORDS
+
+def segments(
+    problem: Problem, pace: Pace, *, ts: np.ndarray | None, max_steps: int
+) -> Iterator[Segment]:
+    """The flow from t = 0 on, without end; with `ts`, the first segment records these."""
+    start, length, step = 0.0, 1.0, 1 / RECORDS
     if ts is not None:
         length = float(ts[-1])
-        flow = run(length, ts, max_steps)
-        yield (segment := _segment(start, length, flow))
-        problem, start = _moved(problem, flow), segment.end
-    fractions = jnp.linspace(0, 1, _RECORDS, dtype=problem.dtype)
+        segment = pace.segment(
+            problem, start, ts, length / RECORDS, most_steps=max_steps
+        )
+        yield segment
+        problem, start = _after(segment), segment.end
+        pace = dataclasses.replace(pace, save_models=False)
     while np.isfinite(length):
-        if method.controller is None:
-            method = dataclasses.replace(method, dt0=jnp.asarray(step, problem.dtype))
-        flow = run(length, length * fractions, _MOST_STEPS)
-        yield (segment := _segment(start, length, flow))
-        problem, start = _moved(problem, flow), segment.end
-        reached = length if segment.is_complete else float(flow.stats["time_reached"])
-        step = reached / max(1, int(flow.stats["steps"]))
+        times = np.linspace(0, length, RECORDS)
+        segment = pace.segment(problem, start, times, step)
+        yield segment
+        problem, start = _after(segment), segment.end
+        stats = segment.trajectory.stats
+        reached = length if segment.is_complete else float(stats["time_reached"])
+        step = reached / max(1, int(stats["steps"]))
         length = reached * (_GROWTH if segment.is_complete else 1 / _GROWTH)
 
 
-def _segment(start: float, length: float, flow: Trajectory) -> Segment:
-    end = start + float(flow.stats["time_reached"])
-    return Segment(start, end, bool(flow.result == RESULTS.successful), flow)
-
-
-def _moved(problem: Problem, flow: Trajectory) -> Problem:
-    return eqx.tree_at(lambda p: p.model, problem, flow.model)
+def _after(segment: Segment) -> Problem:
+    model = segment.trajectory.model
+    return eqx.tree_at(lambda p: p.model, segment.problem, model)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
 from .._precision import full_matmul_precision
@@ -56,40 +56,34 @@ def _are_classes(targets: np.ndarray) -> bool:
 
 def _outputs_scale(problem: Problem) -> bool:
     """Whether Σ c_k ⟨∂f/∂w_k, w_k⟩ = f for some numbers c_k, one for each array."""
-    weights = problem.weights()
-    drawn = [_redrawn(weights, jr.key(seed)) for seed in (0, 1)]
-    (growth, outputs), (others, other_outputs) = (
-        map(np.asarray, _growth(problem, w)) for w in drawn
-    )
-    growth, others = (g.reshape(len(g), -1).T for g in (growth, others))
-    shares = np.linalg.lstsq(growth, outputs.ravel())[0]
-    residual = np.linalg.norm(others @ shares - other_outputs.ravel())
-    return bool(residual <= _SCALES * np.linalg.norm(other_outputs))
-
-
-def _redrawn(weights: PyTree, key: Array) -> PyTree:
-    leaves, structure = jax.tree.flatten(weights)
-    keys = jr.split(key, len(leaves))
-    drawn = [
-        jr.normal(k, leaf.shape, leaf.dtype)
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+    arrays = len(jax.tree.leaves(problem.weights()))
+    growth, outputs = map(np.asarray, _growth(problem, jr.split(jr.key(0), arrays + 1)))
+    growth, outputs = growth.reshape(arrays, -1).T, outputs.ravel()
+    shares = np.linalg.lstsq(growth, outputs)[0]
+    residual = np.linalg.norm(growth @ shares - outputs)
+    return bool(residual <= _SCALES * np.linalg.norm(outputs))
 
 
 @eqx.filter_jit
 @full_matmul_precision()
 def _growth(
-    problem: Problem, weights: PyTree
-) -> tuple[Float[Array, "arrays m ..."], Float[Array, "m ..."]]:
-    """⟨∂f/∂w_k, w_k⟩ of all samples for every array w_k, and f itself."""
-    leaves, structure = jax.tree.flatten(weights)
+    problem: Problem, keys: Array
+) -> tuple[Float[Array, "arrays draws m ..."], Float[Array, "draws m ..."]]:
+    """⟨∂f/∂w_k, w_k⟩ of all samples for every array w_k, and f, at random weights."""
+    leaves, structure = jax.tree.flatten(problem.weights())
 
-    def outputs(factors):
-        scaled = [f * leaf for f, leaf in zip(factors, leaves, strict=True)]
-        model = eqx.combine(jax.tree.unflatten(structure, scaled), problem.frozen())
-        return jax.vmap(model)(problem.data[0])
+    def one(key):
+        drawn = [
+            jr.normal(k, leaf.shape, leaf.dtype)
+            for k, leaf in zip(jr.split(key, len(leaves)), leaves, strict=True)
+        ]
 
-    ones = jnp.ones(len(leaves), leaves[0].dtype)
-    derivative = jax.jacfwd(outputs)(ones)
-    return jnp.moveaxis(derivative, -1, 0), outputs(ones)
+        def outputs(factors):
+            scaled = [f * leaf for f, leaf in zip(factors, drawn, strict=True)]
+            model = eqx.combine(jax.tree.unflatten(structure, scaled), problem.frozen())
+            return jax.vmap(model)(problem.data[0])
+
+        ones = jnp.ones(len(leaves), leaves[0].dtype)
+        return jnp.moveaxis(jax.jacfwd(outputs)(ones), -1, 0), outputs(ones)
+
+    return jax.vmap(one, out_axes=(1, 0))(keys)

@@ -18,8 +18,8 @@ from ._judge import judged
 from ._krylov import krylov_look
 from ._landscape import Landscape, raveled
 from ._polish import polished
-from ._records import joined
-from ._segments import Segment, segments
+from ._records import joined, with_closer_looks
+from ._segments import Pace, Segment, segments
 from ._separable import separation_loss
 from ._view import View
 
@@ -69,7 +69,7 @@ def flow_to_rest(
     method: Method,
     *,
     weight_decay: Float[Array, ""] | None,
-    ts: Float[Array, " times"] | None,
+    ts: Float[np.ndarray, " times"] | None,
     max_steps: int,
     save_models: bool,
     told: Callable[[Segment], None],
@@ -80,31 +80,27 @@ def flow_to_rest(
     every segment.
     """
     method = _at_one_resolution(problem, method)
-    more = segments(
-        problem,
-        method,
-        GradientFlow(weight_decay),
-        ts=ts,
-        max_steps=max_steps,
-        save_models=save_models,
-    )
+    pace = Pace(method, GradientFlow(weight_decay), save_models)
+    more = segments(problem, pace, ts=ts, max_steps=max_steps)
     search = _search(problem, method, weight_decay)
     parts: list[Segment] = []
 
-    def ended(outcome: Outcome) -> Trajectory:
+    def ended(recorded: list[Segment], outcome: Outcome) -> Trajectory:
         if outcome.view is None:
             model = parts[-1].trajectory.model
         else:
             model = search.landscape.model(outcome.view.weights)
-        recorded = parts if ts is None else parts[:1]
         return joined(recorded, parts, model, outcome.result, _numbers(outcome))
 
     try:
-        return ended(_outcome(more, parts, search, max_steps, told))
+        outcome = _outcome(more, parts, search, max_steps, told)
+        recorded = with_closer_looks(parts, pace) if ts is None else parts[:1]
     except KeyboardInterrupt as interrupt:
         if not parts:
             raise
-        raise TrajectoryInterrupt(ended(Outcome(RESULTS.interrupted))) from interrupt
+        partial = ended(parts, Outcome(RESULTS.interrupted))
+        raise TrajectoryInterrupt(partial) from interrupt
+    return ended(recorded, outcome)
 
 
 def _at_one_resolution(problem: Problem, method: Method) -> Method:
