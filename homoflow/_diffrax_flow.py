@@ -154,7 +154,7 @@ def _solve(
         saveat=_saveat(options.adjoint, ts, t1, record, orbit is not None),
         stepsize_controller=controller,
         adjoint=options.adjoint,
-        event=_event(options.adjoint),
+        event=_event(options.adjoint, method),
         max_steps=options.max_steps,
         throw=False,
         progress_meter=meter,
@@ -243,8 +243,13 @@ def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.Save
     )
 
 
-def _event(adjoint) -> dfx.Event | None:
-    if isinstance(adjoint, dfx.BacksolveAdjoint):
+def _event(adjoint, method: Method) -> dfx.Event | None:
+    # A solver that weighs errors accepts no step that is not finite, unless it must; and
+    # an event has what is interpolated with copied in each step.
+    weighs = isinstance(method.solver, AbstractTolerantSolver)
+    if isinstance(adjoint, dfx.BacksolveAdjoint) or (
+        weighs and not method.is_averaging
+    ):
         return None
 
     def nonfinite(t, y, args, **kwargs):

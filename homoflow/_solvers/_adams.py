@@ -37,7 +37,7 @@ NOISE = 10.0
 class Past(NamedTuple):
     """What is kept from step to step, newest first.
 
-    - `states`, `slopes`: w and f at the last `count` steps; zeros beyond.
+    - `states`, `slopes`: w and f at the last `known` steps; zeros beyond.
     - `steps`: the lengths between them.
     - `inner_states`, `inner_slopes`: their coordinates in J's directions (of the states,
         up to a shift that all have in common).
@@ -49,7 +49,7 @@ class Past(NamedTuple):
     steps: Float[Array, " orders"]
     inner_states: Float[Array, "points room"]
     inner_slopes: Float[Array, "points room"]
-    count: Int[Array, ""]
+    known: Int[Array, ""]
     order: Int[Array, ""]
     j: LowRank
 
@@ -199,7 +199,7 @@ class ExponentialAdams(AbstractTolerantSolver):
         corrected = predicted + trial.correction
         accepted = trial.errors[1] <= 1
         order, factor = next_order_and_factor(
-            past.count, past.order, trial.errors, self.most_order
+            past.known, past.order, trial.errors, self.most_order
         )
         # What is rejected is not evaluated again, unless others of a batch are accepted.
         final_slope = lax.cond(
@@ -239,7 +239,7 @@ class ExponentialAdams(AbstractTolerantSolver):
         scaled = differences / (self.atol + self.rtol * size)
         errors = jnp.sqrt(jnp.mean(scaled**2, axis=1))
         is_possible = jnp.stack(
-            [order > 1, order > 0, order < jnp.minimum(past.count, self.most_order)]
+            [order > 1, order > 0, order < jnp.minimum(past.known, self.most_order)]
         )
         errors = jnp.where(is_possible & ~jnp.isnan(errors), errors, jnp.inf)
         return _Trial(
@@ -270,11 +270,11 @@ def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
         return past
     new = lax.cond(eqxi.unvmap_any(made_jump), slope, lambda: past.slopes[0])
     slopes = past.slopes.at[0].set(jnp.where(made_jump, new, past.slopes[0]))
-    one = jnp.ones_like(past.count)
+    one = jnp.ones_like(past.known)
     return past._replace(
         slopes=slopes,
         inner_slopes=past.j.coordinates(slopes),
-        count=jnp.where(made_jump, one, past.count),
+        known=jnp.where(made_jump, one, past.known),
         order=jnp.where(made_jump, one, past.order),
     )
 
@@ -282,7 +282,7 @@ def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
 def _prepared(past: Past, h: Array) -> _Now:
     points, j = past.slopes.shape[0], past.j
     number = jnp.arange(points - 1)
-    steps = jnp.where(number < past.count - 1, past.steps / h, 1)
+    steps = jnp.where(number < past.known - 1, past.steps / h, 1)
     form = newton_form(jnp.append(jnp.zeros(1, h.dtype), -jnp.cumsum(steps)))
     rates = jnp.append(h * j.rates, jnp.zeros(1, h.dtype))
     is_used = jnp.arange(points)[:, None] < past.order
@@ -339,7 +339,7 @@ def _after(
         _newest(now.h, past.steps),
         inner_states,
         inner_slopes,
-        jnp.minimum(past.count + 1, past.slopes.shape[0]),
+        jnp.minimum(past.known + 1, past.slopes.shape[0]),
         order,
         j,
     )
