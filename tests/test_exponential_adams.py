@@ -344,3 +344,25 @@ def test_what_it_refuses():
         )  # fmt: skip
     with pytest.raises(ValueError, match="Give `rtol` and `atol` to `flow`"):
         hf.flow(student(0), DATA, 1.0, solver=hf.ExponentialAdams(1e-3, 1e-3))
+
+
+def test_projection_takes_what_is_remembered_along():
+    """Laws to rounding, in as many steps and as accurately as without."""
+    model = hf.MLP((3, 6, 6, 1), activation=hf.Power(2), key=jr.key(1))
+    x = jr.normal(jr.key(2), (20, 3))
+    data = x, jnp.sin(x[:, :1])
+
+    def run(**options):
+        return hf.flow(model, data, 2.0, solver=hf.ExponentialAdams(), **options)
+
+    exact = flat(hf.flow(model, data, 2.0, solver=dfx.Dopri8(), rtol=1e-12).model)
+    free, kept = run(rtol=1e-6), run(rtol=1e-6, project=True)
+    size = sum(float(norm[-1]) for norm in kept.squared_norms.values())
+
+    def drift(run):
+        return max(float(abs(law - law[0]).max()) for law in run.laws.values()) / size
+
+    assert drift(kept) < 1e-14 < 1e-8 < drift(free)
+    assert int(kept.stats["steps"]) < 1.2 * int(free.stats["steps"])
+    errors = [np.linalg.norm(flat(r.model) - exact) for r in (free, kept)]
+    assert errors[1] < 3 * errors[0]

@@ -93,10 +93,10 @@ class KinkShare(AbstractTolerantSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def transported(self, state: Memory, weights, slopes) -> Memory:
+    def transported(self, memory: Memory, y, weights, slopes) -> Memory:
         """What is kept after the weights are moved along an orbit: shares stay."""
-        del weights, slopes
-        return state
+        del y, weights, slopes
+        return memory
 
     def step(self, terms, t0, t1, y0, args, solver_state: Memory, made_jump):
         system, memory, h = args[1], solver_state, jnp.asarray(t1 - t0)

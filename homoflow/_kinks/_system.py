@@ -220,7 +220,11 @@ class System(eqx.Module):
         return Rows(explicit, deltas, [v[sample] for v in vectors])
 
     def openings(
-        self, w: Array, slopes: Array, dormant: Bool[Array, "samples kinks"], slots: Slots
+        self,
+        w: Array,
+        slopes: Array,
+        dormant: Bool[Array, "samples kinks"],
+        slots: Slots,
     ) -> Float[Array, " slots"]:
         """∂L/∂a at every slot's kink if that alone opens, from one-sided derivatives.
 

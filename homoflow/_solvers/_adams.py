@@ -86,6 +86,7 @@ class _Trial(NamedTuple):
 
 class ExponentialAdams(AbstractTolerantSolver):
     """Exponential Adams, of variable order and step, for smooth flows, stiff ones above
+    all.
 
     Splits the field into w' = J w + N(w) with a constant symmetric J of low rank, and
     solves it exactly for the polynomial through past values of N, by φ-functions of J
@@ -162,6 +163,24 @@ class ExponentialAdams(AbstractTolerantSolver):
 
     def evaluations(self, accepted, rejected):
         return 1 + 2 * accepted + rejected
+
+    def transported(self, memory: Past, y, weights, slopes) -> Past:
+        """What is remembered, after a rescaling of the state `y` as `OnOrbit` does it."""
+        unravel = ravel_pytree(y)[1]
+
+        def moved(by: Callable[[PyTree], PyTree], rows: Array) -> Array:
+            return jax.vmap(lambda row: ravel_pytree(by(unravel(row)))[0])(rows)
+
+        states, past_slopes = (
+            moved(weights, memory.states),
+            moved(slopes, memory.slopes),
+        )
+        return memory._replace(
+            states=states,
+            slopes=past_slopes,
+            inner_states=memory.j.coordinates(states),
+            inner_slopes=memory.j.coordinates(past_slopes),
+        )
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)

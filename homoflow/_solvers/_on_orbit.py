@@ -51,8 +51,8 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     It is for fields −∇L with L constant along the orbit. There the slope that a
     first-same-as-last Runge–Kutta method keeps goes along by g⁻ᵀ, at no evaluation. A
     solver that remembers more is refused, unless it says how that transforms by a method
-    `transported(state, weights, slopes)`, with the linear maps for what is like weights
-    and for what is like gradients.
+    `transported(memory, y, weights, slopes)`, with the linear maps for what is like the
+    state `y` and for what is like its gradients.
 
     - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
         left alone; 0 for rounding. What is interpolated is projected always.
@@ -118,7 +118,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         rescaling = self.orbit.restoring(y1, targets, self.beyond)
         if _says_how(self.solver, inner):
             inner = self.solver.transported(  # pyright: ignore[reportAttributeAccessIssue]
-                inner, rescaling.weights, rescaling.slopes
+                inner, y1, rescaling.weights, rescaling.slopes
             )
         elif inner is not None:
             inner = inner[0], rescaling.slopes(inner[1])
