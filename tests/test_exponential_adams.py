@@ -348,7 +348,8 @@ def test_what_it_refuses():
 
 def test_projection_takes_what_is_remembered_along():
     """Laws to rounding, in as many steps and as accurately as without."""
-    model = hf.MLP((3, 6, 6, 1), activation=hf.Power(2), key=jr.key(1))
+    init = hf.Gaussian(variance=0.2)
+    model = hf.MLP((3, 6, 6, 1), activation=hf.Power(2), init=init, key=jr.key(1))
     x = jr.normal(jr.key(2), (20, 3))
     data = x, jnp.sin(x[:, :1])
 
