@@ -17,7 +17,7 @@ class VERDICTS(eqx.Enumeration):
     )
     degenerate_saddle = (
         "A degenerate saddle: the Hessian has no negative eigenvalue, but the loss falls "
-        "along directions where it is zero. The flow stays all the same."
+        "along directions where it is zero. The flow has come to a halt there, to rounding."
     )
     undecided = (
         "A stationary point of undecided kind: the Hessian has no negative eigenvalue, but "

@@ -12,9 +12,9 @@ from .._span import DEFAULT_TIMES
 from .._trajectory import RESULTS, Stats, Trajectory
 from ._segments import RECORDS, Pace, Segment
 
-#: Loss between two records, relative to all that it falls, for which to look again, and
-#: how often.
-_FALL, _CLOSER_LOOKS = 0.05, 2
+#: The change of the loss between two records, relative to its range, for which to look
+#: again, and how often.
+_CHANGE, _CLOSER_LOOKS = 0.05, 2
 #: The loss above its last value that is rounding, relative to the largest.
 _ROUNDING = 1e-12
 #: What the parts of a run have in common; all other numbers add up.
@@ -51,15 +51,15 @@ def joined(
 
 
 def with_closer_looks(parts: Sequence[Segment], pace: Pace) -> list[Segment]:
-    """The segments, and more records where the loss fell from one to the next.
+    """The segments, and more records where the loss has changed from one to the next.
 
-    They are evenly spaced in time, and what a saddle is followed by takes little of it.
+    In segments they are evenly spaced, and leaving a saddle takes little of the time.
     """
     recorded = list(parts)
     for _ in range(_CLOSER_LOOKS):
         times, series = _in_order(recorded)
         losses = series[0]
-        steep = -np.diff(losses) > _FALL * (losses[0] - losses[-1])
+        steep = np.abs(np.diff(losses)) > _CHANGE * np.ptp(losses)
         for before, after in zip(times[:-1][steep], times[1:][steep], strict=True):
             part = max((p for p in parts if p.start <= before), key=lambda p: p.start)
             closer = np.linspace(before, after, RECORDS) - part.start

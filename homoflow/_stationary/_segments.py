@@ -84,12 +84,10 @@ def segments(
     problem: Problem, pace: Pace, *, ts: np.ndarray | None, max_steps: int
 ) -> Iterator[Segment]:
     """The flow from t = 0 on, without end; with `ts`, the first segment records these."""
-    start, length, step = 0.0, 1.0, 1 / RECORDS
+    start, length = 0.0, 1.0 if ts is None else float(ts[-1])
+    step = length / RECORDS if pace.method.dt0 is None else float(pace.method.dt0)
     if ts is not None:
-        length = float(ts[-1])
-        segment = pace.segment(
-            problem, start, ts, length / RECORDS, most_steps=max_steps
-        )
+        segment = pace.segment(problem, start, ts, step, most_steps=max_steps)
         yield segment
         problem, start = _after(segment), segment.end
         pace = dataclasses.replace(pace, save_models=False)
