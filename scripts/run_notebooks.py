@@ -6,6 +6,7 @@ The notebooks themselves are left as they are. Two run at a time, each in a kern
 own.
 """
 
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ AT_A_TIME = 2
 
 
 def main(names: list[str]) -> int:
+    # Kernels side by side: OpenBLAS's threads would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     paths = [Path(name) for name in names] or sorted(ROOT.glob("notebooks/*.ipynb"))
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         passed = list(pool.map(_passes, paths))
