@@ -10,6 +10,7 @@ from ._coefficients import check_weight_decay
 from ._compressed import compressed
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import GradientFlow
+from ._endless_flow import endless_flow, is_endless
 from ._exact_flow import exact_flow
 from ._kinks import Filippov
 from ._laws import Law
@@ -17,6 +18,7 @@ from ._losses import LossLike, SquaredLoss
 from ._method import as_scalar, choose_method
 from ._problem import Objective, pose
 from ._progress import Progress
+from ._projected import kept_laws
 from ._solver_choice import after_giving_up, choose_between, gave_up
 from ._span import check_max_steps, checked_span
 from ._trainable import Trainable
@@ -72,23 +74,27 @@ def flow(
         derivatives are the same to rounding, at a cost that does not depend on m. (Not
         with biases and a loss that is summed over samples.)
     - `t1`: the final time, in the flow's units (a step of gradient descent with learning
-        rate η takes time η).
+        rate η takes time η); or `jnp.inf`, see below.
     - `loss`: `(prediction, target) -> scalar`, averaged over samples.
     - `objective`: `(model, data) -> scalar`, instead of a loss.
     - `trainable`: an Equinox filter for the arrays that move (all floating-point ones).
     - `ts`: increasing times in [0, t1] to record at (101 equally spaced ones).
     - `rtol`, `atol`: tolerances of the local error. Default `rtol`: 1e-10 for smooth
-        models in float64, 1e-5 in float32; 1e-4 for models with kinks. Default `atol`:
+        models in float64, 1e-5 in float32 (1e-11 and 3e-6 with `ExponentialAdams`); 1e-4
+        for models with kinks. Default `atol`:
         `rtol` times the root mean square of the initial weights, so that small
         initializations are resolved.
     - `solver`, `stepsize_controller`, `dt0`: any of Diffrax's, run unaltered. Default:
-        `Dopri8` (float64) or `Tsit5` (float32) for smooth models, `Heun` with a smallest
+        `homoflow.ExponentialAdams` for smooth models with a loss over samples where
+        samples (after what `data` says) times weights are 30,000 or more: it takes the
+        fewest gradients, and its steps are not bound by the sharpness; for other smooth
+        ones, whose gradients cost less than such a step, `Dopri8` (float64) or `Tsit5`
+        (float32); `Heun` with a smallest
         step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of a
         sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
         midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
         first step, or the constant one for a solver without error estimate.
-        `homoflow.Rodas5P()` is for smooth models of up to about a thousand weights
-        whose flow is stiff: its steps are not bound by the sharpness. Or
+        `homoflow.Rodas5P()` is an implicit method for up to about a thousand weights. Or
         `homoflow.Filippov()`, the exact flow through kinks, at an `rtol` of 1e-8 if none
         is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or
@@ -118,8 +124,37 @@ def flow(
     - `throw`: raise if the run does not finish; otherwise see `result`.
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.
 
+    **To the end of training.** With `t1=jnp.inf` the flow of a smooth model goes on to a
+    stationary point. The flow is integrated in segments until it is 1e-5·‖w‖ from one,
+    by the Hessian's eigenvalues, and no negative one leads away from there: saddles and
+    plateaus are passed. Newton's method, with the least steps (none along flat
+    directions), then takes the weights to ‖∇L‖ of rounding. `model` is that point; `ts`
+    ends where the flow did, with 101 times chosen such that much the same happens
+    between them, or is what you gave (finite times that the flow passes). `stats` say
+    what kind of point it is: `verdict`, a member of `homoflow.VERDICTS`, with the
+    `smallest_eigenvalue` and `largest_eigenvalue` of ∇²L there, the number of
+    `zero_eigenvalues` (of at most `eigenvalue_threshold`, 1e-12 of the largest) and of
+    those that are `explained_zero_eigenvalues`, by the symmetries behind the laws;
+    `gradient_norm`, `stationary_loss`, and `polish_distance`, what Newton's method has
+    moved, relative to ‖w‖. Zero eigenvalues that no law explains are looked into along
+    random directions: what is flat is a minimum, what falls a saddle. A start at a
+    stationary point, such as w = 0, stays there, and a flow that comes to a strict
+    saddle because of zeros in its start stays too; that only another symmetry keeps it
+    there (equal columns) is lost in rounding. Where the loss (logistic, exponential, or
+    cross-entropy with classes) has fallen below log(2)/m (1/m for the exponential one)
+    and the outputs scale with the weights, all m samples are separated for good and
+    there is no stationary point: `RESULTS.no_stationary_point`. Weights that run off to
+    infinity otherwise end with `max_steps`, which counts all segments. Up to 500 weights
+    the default solver is `Rodas5P` at an `rtol` of 1e-8; beyond 2,000, extreme
+    eigenvalues are found by Lanczos iterations, zero ones are not counted, and only a
+    loss of 0 makes a minimum decided. With `weight_decay` all this is about
+    L + ½λ‖w‖². It takes float64, and no `adjoint` or `estimate_error`; and it decides in
+    Python: outside of jit and vmap, where a loop over seeds compiles once. Ctrl-C raises
+    `homoflow.TrajectoryInterrupt` with the `trajectory` so far.
+
     **Returns:** a `homoflow.Trajectory`. Its `stats` hold `steps`, `rejected_steps`,
-    `gradient_evaluations` (explicit Runge–Kutta solvers and `Rodas5P`, which has
+    `gradient_evaluations` (explicit Runge–Kutta solvers, `ExponentialAdams`, which needs
+    no Hessians, and `Rodas5P`, which has
     `jacobian_evaluations`, the number of Hessians, besides), `time_reached`,
     `law_violation`, `error_estimate` (relative error of the final weights),
     `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
@@ -140,13 +175,11 @@ def flow(
     x = jax.random.normal(jax.random.key(1), (20, 3))
     flow = hf.flow(model, (x, x[:, :1]), t1=5.0)
     drift = flow.laws["neurons[1]"][-1] - flow.laws["neurons[1]"][0]
+
+    end = hf.flow(model, (x, x[:, :1]), t1=jnp.inf)
+    print(hf.VERDICTS[end.stats["verdict"]])  # A minimum: …
     ```
     """
-    if project:
-        raise ValueError(
-            "`project=True` is not available in this version. Leave `project` out, and "
-            "tighten `rtol` to make the laws drift less."
-        )
     problem = pose(
         model,
         data,
@@ -155,10 +188,27 @@ def flow(
         trainable=trainable,
         laws=laws,
     )
-    span = checked_span(t1, ts, problem.dtype)
     check_max_steps(max_steps)
     if weight_decay is not None:
         check_weight_decay(weight_decay)
+    if is_endless(t1):
+        trajectory = endless_flow(
+            problem,
+            ts=ts,
+            rtol=rtol,
+            atol=atol,
+            solver=solver,
+            stepsize_controller=stepsize_controller,
+            dt0=dt0,
+            weight_decay=weight_decay,
+            save_models=save_models,
+            adjoint=adjoint,
+            estimate_error=estimate_error,
+            max_steps=max_steps,
+            progress=progress,
+        )
+        return raise_unless_successful(trajectory) if throw else trajectory
+    span = checked_span(t1, ts, problem.dtype)
     for_diffrax = {
         "atol": atol,
         "stepsize_controller": stepsize_controller,
@@ -194,8 +244,19 @@ def flow(
         max_steps=max_steps,
         may_share_kinks=weight_decay is None
         and not isinstance(adjoint, dfx.BacksolveAdjoint),
+        may_take_adams=not isinstance(adjoint, dfx.BacksolveAdjoint),
         note=choice.why,
-    ).told(told)
+    )
+    kept = kept_laws(
+        problem,
+        project,
+        is_ours=stepsize_controller is None
+        and not isinstance(solver, dfx.AbstractSolver),
+        are_given=laws is not None,
+        adjoint=adjoint,
+        weight_decay=weight_decay,
+    )
+    method = method.told((*told, *kept.facts)).keeping(kept.laws)
     trajectory, *_ = diffrax_flow(
         problem,
         span,

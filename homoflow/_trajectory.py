@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from ._concrete import is_concrete
 from ._kink_events import Events
 from ._ledger import Account, Ledger
+from ._verdicts import VERDICTS
 
 
 class RESULTS(eqx.Enumeration):
@@ -62,6 +63,19 @@ class RESULTS(eqx.Enumeration):
         "causes: (a) kinks coincide to rounding; (b) events accumulate at one point. "
         "`solver=homoflow.Averaged()` averages over kinks instead."
     )
+    no_stationary_point = (
+        "The flow has no end: it separates the data, so that its loss falls to 0 while "
+        "the weights grow without bound, and no stationary point is on its way. Give a "
+        "finite `t1`, or a `weight_decay`."
+    )
+    end_not_reached = (
+        "The maximum number of steps was reached before a stationary point. Likely causes: "
+        "(a) the weights run off to infinity, as those of a network that fits ever better "
+        "may; (b) the flow lingers at a saddle or approaches a degenerate minimum, slower "
+        "than exponentially; (c) it is stiff, and an explicit solver takes steps of about "
+        "1/λ_max of the Hessian. Allow more with `max_steps`."
+    )
+    interrupted = "The flow was interrupted."
     bad_weights = "The initial weights contain NaN or inf."
     bad_data = "The data contain NaN or inf."
     bad_time = "`t1` must be positive and finite."
@@ -85,14 +99,23 @@ class TrajectoryError(RuntimeError):
         self.trajectory = trajectory
 
 
+class TrajectoryInterrupt(KeyboardInterrupt):
+    """A run that the user ended. What it had computed is in `trajectory`."""
+
+    def __init__(self, trajectory: "Trajectory"):
+        super().__init__("What was computed is in this error's `trajectory`.")
+        self.trajectory = trajectory
+
+
 class Stats(eqx.Module, Mapping):
     """Numbers and facts about a run, read like a dictionary.
 
-    The numbers are arrays and gain an axis under vmap; the facts (strings such as the
-    solver's name and why it was chosen) are the same for a whole batch.
+    The numbers are arrays, or members of an enumeration, and gain an axis under vmap; the
+    facts (strings such as the solver's name and why it was chosen) are the same for a
+    whole batch.
     """
 
-    numbers: dict[str, Array]
+    numbers: dict[str, Any]
     facts: tuple[tuple[str, str], ...] = eqx.field(static=True, default=())
 
     def __getitem__(self, key: str) -> Any:
@@ -163,6 +186,8 @@ class Trajectory(eqx.Module):
         if not is_concrete((self.ts, self.result)) or self.ts.ndim != 1:
             return f"Trajectory(shape of ts: {self.ts.shape}, laws: {list(self.laws)})"
         ended = RESULTS[self.result] or "successful"
+        if "verdict" in self.stats:
+            ended = str(VERDICTS[self.stats["verdict"]]).split(":")[0]
         choices = int(self.stats.numbers.get("non_unique", 0))
         if choices:
             ended += (

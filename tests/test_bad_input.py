@@ -177,7 +177,7 @@ FLOWS = {
     "t1 = 0": ({"t1": 0.0}, "`t1` must be positive and finite; got 0"),
     "t1 < 0": ({"t1": -1.0}, "`t1` must be positive and finite; got -1"),
     "t1 = NaN": ({"t1": NAN}, "`t1` must be positive and finite; got nan"),
-    "t1 = inf": ({"t1": INF}, "`t1` must be positive and finite; got inf"),
+    "t1 = -inf": ({"t1": -INF}, "`t1` must be positive and finite; got -inf"),
     "ts that decrease": ({"ts": [0.5, 0.2]}, "`ts` must be increasing"),
     "ts that repeat": ({"ts": [0.2, 0.2]}, "without repetition"),
     "ts with NaN": ({"ts": [0.2, NAN]}, "`ts` must be increasing"),

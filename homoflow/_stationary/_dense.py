@@ -1,0 +1,60 @@
+"""The view from a point with all eigenvalues of its Hessian."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._compiling import quickly_compiled
+from .._precision import full_matmul_precision
+from ._landscape import Landscape
+from ._view import Look, View, zero_curvature
+
+#: Beyond this a Hessian and its eigenvalues take too long.
+MOST_WEIGHTS = 2000
+#: Eigenvalues below this, relative to the largest, are zero to rounding.
+_ROUNDING = 1e-12
+#: Columns of the Hessian that are computed at a time.
+_CHUNK = 32
+
+
+def dense_look(landscape: Landscape, size: float) -> Look:
+    """`View`s of a landscape from the eigenvalues of dense Hessians."""
+
+    def look(weights: np.ndarray) -> View:
+        parts = _derivatives(landscape, jnp.asarray(weights))
+        loss, gradient, hessian = map(np.asarray, parts)
+        if not (np.isfinite(hessian).all() and np.isfinite(gradient).all()):
+            raise FloatingPointError("The Hessian contains NaN or inf.")
+        values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+        norm = float(np.max(np.abs(values)))
+        zero = zero_curvature(gradient, norm, size, _ROUNDING)
+        step = np.zeros_like(values)
+        seen = np.abs(values) > zero
+        step[seen] = -(vectors.T @ gradient)[seen] / values[seen]
+        return View(
+            weights, float(loss), gradient, size,
+            lowest=float(values[0]),
+            largest=float(values[-1]),
+            norm=norm,
+            zero=zero,
+            step=vectors @ step,
+            unstable=float(np.linalg.norm(step[values < 0])),
+            values=values,
+            vectors=vectors,
+        )  # fmt: skip
+
+    return look
+
+
+@quickly_compiled
+@full_matmul_precision()
+def _derivatives(
+    landscape: Landscape, flat: Float[Array, " size"]
+) -> tuple[Float[Array, ""], Float[Array, " size"], Float[Array, "size size"]]:
+    """L, ∇L and ∇²L."""
+    loss = landscape.height(flat)
+    gradient, product = jax.linearize(landscape.slope, flat)
+    identity = jnp.eye(flat.size, dtype=flat.dtype)
+    hessian = jax.lax.map(product, identity, batch_size=min(_CHUNK, flat.size))
+    return loss, gradient, hessian

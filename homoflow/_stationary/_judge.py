@@ -1,0 +1,50 @@
+"""The verdict on a stationary point."""
+
+from typing import NamedTuple
+
+from .._losses import AbstractLoss, Risk
+from .._models import factorization_objective, regularized_factorization_objective
+from .._verdicts import VERDICTS
+from ._explained import explained_directions
+from ._landscape import Landscape
+from ._valley import valley
+from ._view import View
+
+#: A loss below this, relative to that of the start, is as low as one that is never
+#: negative can be.
+_LOWEST = 1e-15
+
+
+class Judgement(NamedTuple):
+    """What a point is, and how many zero eigenvalues laws explain."""
+
+    verdict: VERDICTS
+    explained: int
+
+
+def judged(landscape: Landscape, view: View, loss_at_start: float) -> Judgement:
+    """Minimum or saddle, by the Hessian modulo the flat directions that laws explain."""
+    if not view.is_stationary:
+        return Judgement(VERDICTS.not_reached, 0)
+    if view.lowest < -view.zero:
+        return Judgement(VERDICTS.strict_saddle, 0)
+    explained = explained_directions(landscape, view)
+    count = len(explained)
+    if view.zeros is not None and view.zeros <= count:
+        return Judgement(VERDICTS.minimum, count)
+    if _is_never_negative(landscape) and view.loss <= _LOWEST * loss_at_start:
+        return Judgement(VERDICTS.minimum, count)
+    if not view.is_whole:
+        return Judgement(VERDICTS.undecided, count)
+    found = valley(landscape, view, explained)
+    if found.falls:
+        return Judgement(VERDICTS.degenerate_saddle, count)
+    verdict = VERDICTS.minimum if found.is_flat else VERDICTS.undecided
+    return Judgement(verdict, count)
+
+
+def _is_never_negative(landscape: Landscape) -> bool:
+    objective = landscape.problem.objective
+    if isinstance(objective, Risk):
+        return isinstance(objective.loss, AbstractLoss)
+    return objective in (factorization_objective, regularized_factorization_objective)

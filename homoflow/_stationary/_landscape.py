@@ -1,0 +1,47 @@
+"""What the weights flow down, as a function of one vector."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._problem import Problem
+from .._trajectory import Trajectory
+
+
+class Landscape(eqx.Module):
+    """L(w) + ½λ‖w‖², of which dw/dt = −∇L − λw is the gradient flow."""
+
+    problem: Problem
+    weight_decay: Float[Array, ""] | None = None
+
+    def height(self, flat: Float[Array, " size"]) -> Float[Array, ""]:
+        _, unravel = ravel_pytree(self.problem.weights())
+        height = self.problem.loss(unravel(flat))
+        if self.weight_decay is None:
+            return height
+        return height + self.weight_decay * jnp.sum(flat**2) / 2
+
+    def slope(self, flat: Float[Array, " size"]) -> Float[Array, " size"]:
+        return jax.grad(self.height)(flat)
+
+    def model(self, flat: np.ndarray) -> PyTree:
+        """The model with these trained weights."""
+        _, unravel = ravel_pytree(self.problem.weights())
+        return eqx.combine(unravel(jnp.asarray(flat)), self.problem.frozen())
+
+    def recorded_height(self, flow: Trajectory, index: int) -> float:
+        """The height at a time that a flow has recorded."""
+        height = float(flow.losses[index])
+        if self.weight_decay is None:
+            return height
+        square = sum(float(norms[index]) for norms in flow.squared_norms.values())
+        return height + float(self.weight_decay) * square / 2
+
+
+def raveled(problem: Problem, model: PyTree) -> np.ndarray:
+    """The trained weights of a model in a row."""
+    leaves = jax.tree.leaves(eqx.filter(model, problem.mask))
+    return np.concatenate([np.ravel(leaf) for leaf in leaves])

@@ -1,0 +1,31 @@
+"""From the end of a flow to the stationary point next to it."""
+
+import numpy as np
+
+from ._view import Look, View
+
+_MOST_STEPS = 40
+#: What a step leaves of ‖∇L‖ where that is rounding.
+_LITTLE = 0.5
+
+
+def polished(look: Look, start: View, reach: float) -> View:
+    """Newton's method from `start` until ∇L is rounding, at most `reach` away from it.
+
+    Its steps are the least ones: no part of them lies along directions of zero
+    curvature. Such are the tangents Tw of symmetries, which at a balance law are also
+    the law's gradient: so laws change to second order in the distance only. A saddle is
+    as good as a minimum: what the point is has to be seen there.
+    """
+    best = start
+    for _ in range(_MOST_STEPS):
+        there = best.weights + best.step
+        if np.linalg.norm(there - start.weights) > reach:
+            break
+        view = look(there)
+        gained = view.grad_norm / best.grad_norm if best.grad_norm > 0 else 1.0
+        if gained < 1:
+            best = view
+        if gained > _LITTLE:
+            break
+    return best

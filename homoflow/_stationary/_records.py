@@ -1,0 +1,125 @@
+"""One trajectory from the segments of a flow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._span import DEFAULT_TIMES
+from .._trajectory import RESULTS, Stats, Trajectory
+from ._segments import RECORDS, Pace, Segment
+
+#: Loss between two records, relative to all that it falls, for which to look again, and
+#: how often.
+_FALL, _CLOSER_LOOKS = 0.05, 2
+#: The loss above its last value that is rounding, relative to the largest.
+_ROUNDING = 1e-12
+#: What the parts of a run have in common; all other numbers add up.
+_LARGEST = "law_violation"
+
+
+def joined(
+    recorded: Sequence[Segment],
+    parts: Sequence[Segment],
+    model: PyTree,
+    result: RESULTS,
+    numbers: dict[str, Any],
+) -> Trajectory:
+    """The trajectory that ends with `model`, with `numbers` beside those of its `parts`.
+
+    Of what was `recorded` it keeps times between which much the same happens.
+    """
+    times, series = _in_order(recorded)
+    chosen = _spread(times, series[0])
+    losses, laws, grad_norms, squared_norms, models = jax.tree.map(
+        lambda values: jnp.asarray(values[chosen]), series
+    )
+    return Trajectory(
+        ts=jnp.asarray(times[chosen]),
+        losses=losses,
+        laws=laws,
+        grad_norms=grad_norms,
+        squared_norms=squared_norms,
+        model=model,
+        models=models,
+        result=result,
+        stats=Stats({**_totals(parts), **numbers}, parts[-1].trajectory.stats.facts),
+    )
+
+
+def with_closer_looks(parts: Sequence[Segment], pace: Pace) -> list[Segment]:
+    """The segments, and more records where the loss fell from one to the next.
+
+    They are evenly spaced in time, and what a saddle is followed by takes little of it.
+    """
+    recorded = list(parts)
+    for _ in range(_CLOSER_LOOKS):
+        times, series = _in_order(recorded)
+        losses = series[0]
+        steep = -np.diff(losses) > _FALL * (losses[0] - losses[-1])
+        for before, after in zip(times[:-1][steep], times[1:][steep], strict=True):
+            part = max((p for p in parts if p.start <= before), key=lambda p: p.start)
+            closer = np.linspace(before, after, RECORDS) - part.start
+            recorded.append(pace.segment(part.problem, part.start, closer, part.step))
+    return recorded
+
+
+def _in_order(
+    recorded: Sequence[Segment],
+) -> tuple[Float[np.ndarray, " records"], PyTree]:
+    """All known records: their times, and what there is at these."""
+    runs = [part.trajectory for part in recorded]
+    times = np.concatenate([p.start + np.asarray(p.trajectory.ts) for p in recorded])
+    series = jax.tree.map(
+        lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
+        *[(r.losses, r.laws, r.grad_norms, r.squared_norms, r.models) for r in runs],
+    )
+    # Where a segment took too many steps, the rest is NaN; each begins where the last one
+    # ended; and the clock cannot tell very short ones from that.
+    known = np.flatnonzero(np.isfinite(series[0]))
+    known = known[np.argsort(times[known], kind="stable")]
+    known = known[np.diff(times[known], prepend=-1.0) > 0]
+    return times[known], jax.tree.map(lambda values: values[known], series)
+
+
+def _totals(parts: Sequence[Segment]) -> dict[str, Array]:
+    stats = [part.trajectory.stats.numbers for part in parts]
+    # In NumPy: for every number of segments JAX would compile.
+    totals = {
+        name: jnp.asarray(np.sum([numbers[name] for numbers in stats], axis=0))
+        for name in stats[0]
+        if name != _LARGEST
+    }
+    totals[_LARGEST] = jnp.asarray(np.max([numbers[_LARGEST] for numbers in stats]))
+    totals["time_reached"] = jnp.asarray(parts[-1].end)
+    return totals
+
+
+def _spread(
+    times: Float[np.ndarray, " records"], losses: Float[np.ndarray, " records"]
+) -> Int[np.ndarray, " times"]:
+    """Indices of some times, the first and the last among them.
+
+    What lies between two of them is an equal share, in the mean, of the time, of the
+    loss, and of the logarithms of the time and of the loss above its last value.
+    """
+    count, most = len(times), DEFAULT_TIMES
+    if count <= most:
+        return np.arange(count)
+    progress = np.zeros(count)
+    logarithm = np.log(np.maximum(times, times[1]))
+    excess = np.abs(losses - losses[-1])
+    decades = np.log(excess + _ROUNDING * np.max(excess) + np.finfo(float).tiny)
+    for measure in (times, logarithm, losses, decades):
+        passed = np.append(0.0, np.cumsum(np.abs(np.diff(measure))))
+        progress += passed / max(passed[-1], np.finfo(float).tiny)
+    wanted = np.searchsorted(progress, np.linspace(0, progress[-1], most))
+    # Each once: no earlier than the one before allows, no later than those after need.
+    chosen = np.minimum(wanted, count - most + np.arange(most))
+    for i in range(1, most):
+        chosen[i] = max(chosen[i], chosen[i - 1] + 1)
+    chosen[-1] = count - 1
+    return chosen

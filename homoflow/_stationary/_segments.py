@@ -1,0 +1,109 @@
+"""A flow without end, in segments that double in length."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from .._diffrax_flow import diffrax_flow
+from .._dynamics import GradientFlow
+from .._method import Method
+from .._problem import Problem
+from .._span import Span
+from .._trajectory import RESULTS, Trajectory
+
+#: Steps after which a segment ends before its time, so that records are as dense as
+#: steps are, and an interruption need not wait; and how many times it records.
+_MOST_STEPS, RECORDS = 64, 32
+_GROWTH = 2.0
+
+
+class Segment(NamedTuple):
+    """A part of a flow, from `start` to `end`; its trajectory's clock starts at 0.
+
+    `problem` has the weights at its start, `step` is about the first step that it took.
+    `is_complete`: it ended at its time, not because of its number of steps.
+    """
+
+    problem: Problem
+    start: float
+    end: float
+    step: float
+    is_complete: bool
+    trajectory: Trajectory
+
+    @property
+    def steps(self) -> int:
+        """All of them, rejected ones too."""
+        stats = self.trajectory.stats
+        return int(stats["steps"] + stats["rejected_steps"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How a flow is integrated, but for where it starts and how far it goes."""
+
+    method: Method
+    dynamics: GradientFlow
+    save_models: bool
+
+    def segment(
+        self,
+        problem: Problem,
+        start: float,
+        times: Float[np.ndarray, " times"],
+        step: float,
+        *,
+        most_steps: int = _MOST_STEPS,
+    ) -> Segment:
+        """From `problem`'s weights at time `start`, recorded at `times` after that."""
+        method, dtype = self.method, problem.dtype
+        if method.controller is None:
+            method = dataclasses.replace(method, dt0=jnp.asarray(step, dtype))
+        flow = diffrax_flow(
+            problem,
+            Span(jnp.asarray(times[-1], dtype), jnp.asarray(times, dtype)),
+            method,
+            dynamics=self.dynamics,
+            max_steps=most_steps,
+            save_models=self.save_models,
+            adjoint=None,
+            estimate_error=False,
+            progress=False,
+        ).trajectory
+        end = start + float(flow.stats["time_reached"])
+        is_complete = bool(flow.result == RESULTS.successful)
+        return Segment(problem, start, end, step, is_complete, flow)
+
+
+def segments(
+    problem: Problem, pace: Pace, *, ts: np.ndarray | None, max_steps: int
+) -> Iterator[Segment]:
+    """The flow from t = 0 on, without end; with `ts`, the first segment records these."""
+    start, length, step = 0.0, 1.0, 1 / RECORDS
+    if ts is not None:
+        length = float(ts[-1])
+        segment = pace.segment(
+            problem, start, ts, length / RECORDS, most_steps=max_steps
+        )
+        yield segment
+        problem, start = _after(segment), segment.end
+        pace = dataclasses.replace(pace, save_models=False)
+    while np.isfinite(length):
+        times = np.linspace(0, length, RECORDS)
+        segment = pace.segment(problem, start, times, step)
+        yield segment
+        problem, start = _after(segment), segment.end
+        stats = segment.trajectory.stats
+        reached = length if segment.is_complete else float(stats["time_reached"])
+        step = reached / max(1, int(stats["steps"]))
+        length = reached * (_GROWTH if segment.is_complete else 1 / _GROWTH)
+
+
+def _after(segment: Segment) -> Problem:
+    model = segment.trajectory.model
+    return eqx.tree_at(lambda p: p.model, segment.problem, model)

@@ -1,0 +1,30 @@
+"""What kind of point a flow came to."""
+
+import equinox as eqx
+
+
+class VERDICTS(eqx.Enumeration):
+    """What `homoflow.flow` with `t1=inf` ended at: `trajectory.stats["verdict"]`."""
+
+    not_reached = "No stationary point: none was reached"
+    minimum = (
+        "A minimum: the Hessian has no negative eigenvalue, and along directions where it "
+        "is zero the loss is flat, by a symmetry or measured, or as low as it can be."
+    )
+    strict_saddle = (
+        "A strict saddle: the Hessian has a negative eigenvalue, and yet the flow comes to "
+        "this point and stays."
+    )
+    degenerate_saddle = (
+        "A degenerate saddle: the Hessian has no negative eigenvalue, but the loss falls "
+        "along directions where it is zero. The flow stays all the same."
+    )
+    undecided = (
+        "A stationary point of undecided kind: the Hessian has no negative eigenvalue, but "
+        "it has zero ones which no law explains and along which the loss is not flat, or "
+        "they were not counted."
+    )
+    diverges = (
+        "No stationary point: the data are separable, so that the loss goes to 0 and the "
+        "weights to infinity."
+    )
