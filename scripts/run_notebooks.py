@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(names: list[str]) -> int:
+    # Kernels side by side: OpenBLAS's threads would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     paths = [Path(name) for name in names] or sorted(ROOT.glob("notebooks/*.ipynb"))
     # Each notebook has a process of its own; the threads only wait for them.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

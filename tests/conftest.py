@@ -2,6 +2,11 @@
 
 import gc
 import itertools
+import os
+
+# OpenBLAS under JAX and NumPy: on small matrices its threads take turns waiting, so that
+# two workers on two cores slow each other down several times. Before JAX is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.random as jr
