@@ -15,12 +15,12 @@ from ._finite import all_finite
 from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
 from ._observables import Observation, observe
-from ._orbits import Orbit, Rescaling
+from ._orbits import Orbit
 from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._solvers import AbstractTolerantSolver, OnOrbit, Rodas5P
+from ._solvers import AbstractTolerantSolver, OnOrbit, Remembered, Rodas5P
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 
@@ -142,7 +142,7 @@ def _solve(
     solver, controller = _solver_and_controller(method, weights, t1)
     orbit = Orbit(method.kept, weights) if method.kept else None
     if orbit is not None:
-        solver = OnOrbit(solver, orbit, _unnoticed(method))
+        solver = OnOrbit(solver, orbit, _unnoticed(method, t1), t1)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(field),
         solver,
@@ -166,9 +166,9 @@ def _solve(
     reached = jnp.where(sound, reached, -jnp.inf)
     removed = None
     if orbit is not None:
-        last = orbit.restoring(final, solution.solver_state.targets)
-        removed = _relative_drift(orbit, final, solution.solver_state.removed, last)
-        final = last.restored
+        remembered = solution.solver_state
+        assert isinstance(remembered, Remembered)
+        removed = _relative_size(orbit, final, remembered.removed)
     final = dynamics.weights(jax.tree.unflatten(structure, final))
     if options.save_models:
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
@@ -217,20 +217,18 @@ def _scale(weights: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.where(mean > 0, mean, 1))
 
 
-def _unnoticed(method: Method) -> Float[Array, ""]:
+def _unnoticed(method: Method, t1: Array) -> Float[Array, ""]:
     """The drift, relative to ‖w‖², that may wait for the next step to be undone."""
     if method.rtol is None:
-        return jnp.zeros(())
+        return jnp.zeros_like(t1)
     return UNNOTICED * method.rtol
 
 
-def _relative_drift(orbit: Orbit, final, removed, last: Rescaling) -> Float[Array, ""]:
-    """What the laws have lost or gained in all, relative to ‖w‖²: that of the worst."""
+def _relative_size(orbit: Orbit, final, removed) -> Float[Array, ""]:
+    """The largest of the drifts that were removed, relative to ‖w‖²."""
     size = orbit.size(final)
-    total = [jnp.max(jnp.abs(a + b)) for a, b in zip(removed, last.miss, strict=True)]
-    return jax.lax.stop_gradient(
-        jnp.max(jnp.stack(total)) / jnp.where(size > 0, size, 1)
-    )
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in removed]))
+    return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
 
 
 def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.SaveAt:

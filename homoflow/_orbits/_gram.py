@@ -93,7 +93,7 @@ class Gram(NamedTuple):
 
         def goes_on(now: _Iterate) -> Bool[Array, ""]:
             unsolved = largest(now.rest.values()) > tolerance
-            return unsolved & (now.count < _MOST_ITERATIONS)
+            return unsolved & (now.taken < _MOST_ITERATIONS)
 
         def better(now: _Iterate) -> _Iterate:
             image = self._reduced(now.direction)
@@ -105,7 +105,7 @@ class Gram(NamedTuple):
             square = _dot(rest, z)
             share = square / jnp.where(now.square > 0, now.square, 1)
             return _Iterate(
-                x, rest, _plus(z, share, now.direction), square, now.count + 1
+                x, rest, _plus(z, share, now.direction), square, now.taken + 1
             )
 
         zero = {k: jnp.zeros_like(part) for k, part in b.items()}
@@ -159,7 +159,7 @@ class _Iterate(NamedTuple):
     rest: Some
     direction: Some
     square: Float[Array, ""]
-    count: Array
+    taken: Array
 
 
 def gram_of(
@@ -249,10 +249,8 @@ def _along_two_axes(
     for term in (first, second):
         # Rows of the array are rows of every view that leaves its first axis alone.
         is_rows = term.view is None and term.axis == 0 and view[0] == shape[0]
-        if (
-            not is_rows
-            and (shape if term.view is None else _sized(term.view, shape)) != view
-        ):
+        own = shape if term.view is None else _sized(term.view, shape)
+        if not is_rows and own != view:
             return None
     return None if first.axis == second.axis else (view, first.axis, second.axis)
 
@@ -278,7 +276,7 @@ def _common_squares(
 
 
 def _eliminated(is_diagonal: Sequence[bool], meeting) -> frozenset[int]:
-    """Laws, as many as come first, not coupled to one another nor in themselves."""
+    """Laws that are coupled neither to one another nor in themselves, first come first."""
     coupled = {frozenset((s.law, t.law)) for s, t in meeting}
     chosen: list[int] = []
     for k, possible in enumerate(is_diagonal):

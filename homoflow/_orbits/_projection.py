@@ -26,13 +26,12 @@ from ._rescaling import (
     unit_element,
 )
 
-#: Units of rounding, of ‖w‖², up to which laws are restored.
-ROUNDING = 4
+#: Units of rounding, of ‖w‖², up to which laws are restored, and less than which of drift
+#: is left alone.
+_ROUNDING, _ALONE = 4, 16
 #: What a unit has less of than so many times that is not resolved.
 _RIDGE = 10
 _MOST_STEPS = 20
-#: A Gram matrix is used again while it leaves less than this part of the drift.
-_SERVES = 0.1
 #: How far a step of Newton's method may rescale units, or mix them.
 _LONGEST_STEP = 0.5
 
@@ -150,42 +149,43 @@ def _restoring(
     orbit: Orbit, arrays: Arrays, targets: Generator, beyond: Array
 ) -> tuple[Arrays, Element, Generator, Array]:
     """gw, g, what the laws missed before it, and whether g = 1."""
-    at = functools.partial(_at, orbit, targets)
-    floor = _floor(arrays)
+    start = _at(orbit, targets, arrays)
+    one = unit_element(orbit.laws, start.miss)
+    alone = _ALONE / _ROUNDING * _floor(arrays)
+    is_one = start.drift <= jnp.maximum(beyond, alone)
+    # Loops that are not entered cost copies of all that they carry.
+    restored, element = lax.cond(
+        is_one,
+        lambda: (arrays, one),
+        lambda: _by_newton(orbit, targets, start, one, ~is_one),
+    )
+    return restored, element, start.miss, is_one
 
-    def with_new_gram(now: _Iterate) -> _Iterate:
-        gram = _gram(orbit, now.place)
 
-        def better(now: _Iterate) -> _Iterate:
-            step = _newton_step(orbit, gram, now.place)
-            element = composed(step, now.element)
-            place = at(acted(orbit.laws, orbit.shares, element, arrays))
-            helps = place.drift < now.place.drift
-            left = jnp.where(helps, place.drift / now.place.drift, 1)
-            place, element = jax.tree.map(
-                lambda a, b: jnp.where(helps, a, b),
-                (place, element),
-                (now.place, now.element),
-            )
-            return _Iterate(place, element, left, now.at_first, now.count + 1)
-
-        def serves(now: _Iterate) -> Bool[Array, ""]:
-            return (now.place.drift > floor) & (now.left < _SERVES)
-
-        now = better(now)
-        return lax.while_loop(serves, better, now._replace(at_first=now.left))
+def _by_newton(
+    orbit: Orbit, targets: Generator, start: "_Place", one: Element, is_needed: Array
+) -> tuple[Arrays, Element]:
+    arrays, floor = start.arrays, _floor(start.arrays)
 
     def goes_on(now: _Iterate) -> Bool[Array, ""]:
-        limit = jnp.where(now.count == 0, jnp.maximum(beyond, floor), floor)
-        helped = (now.at_first < 1) & (now.count < _MOST_STEPS)
-        return (now.place.drift > limit) & helped
+        # Under vmap this comes here with nothing to do too.
+        left = (now.place.drift > floor) & (now.taken < _MOST_STEPS)
+        return left & now.helped & is_needed
 
-    start = at(arrays)
-    one = unit_element(orbit.laws, start.miss)
-    nothing = jnp.zeros_like(start.drift)
-    now = _Iterate(start, one, nothing, nothing, jnp.zeros((), jnp.int32))
-    end = lax.while_loop(goes_on, with_new_gram, now)
-    return end.place.arrays, end.element, start.miss, end.count == 0
+    def better(now: _Iterate) -> _Iterate:
+        element = composed(_newton_step(orbit, now.place), now.element)
+        place = _at(orbit, targets, acted(orbit.laws, orbit.shares, element, arrays))
+        helped = place.drift < now.place.drift
+        place, element = jax.tree.map(
+            lambda a, b: jnp.where(helped, a, b),
+            (place, element),
+            (now.place, now.element),
+        )
+        return _Iterate(place, element, helped, now.taken + 1)
+
+    now = _Iterate(start, one, is_needed, jnp.zeros((), jnp.int32))
+    end = lax.while_loop(goes_on, better, now)
+    return end.place.arrays, end.element
 
 
 @_restoring.defjvp
@@ -226,13 +226,10 @@ class _Place(NamedTuple):
 
 
 class _Iterate(NamedTuple):
-    """`left`: the part of the drift that the last step left, and the first with its G."""
-
     place: _Place
     element: Element
-    left: Float[Array, ""]
-    at_first: Float[Array, ""]
-    count: Array
+    helped: Bool[Array, ""]
+    taken: Array
 
 
 def _at(orbit: Orbit, targets: Generator, arrays: Arrays) -> _Place:
@@ -246,7 +243,7 @@ def _at(orbit: Orbit, targets: Generator, arrays: Arrays) -> _Place:
 
 def _floor(arrays: Arrays) -> float:
     """The drift, relative to ‖w‖², that rounding explains."""
-    return ROUNDING * float(jnp.finfo(arrays[0].dtype).eps)
+    return _ROUNDING * float(jnp.finfo(arrays[0].dtype).eps)
 
 
 def _gram(orbit: Orbit, place: _Place) -> Gram:
@@ -254,7 +251,8 @@ def _gram(orbit: Orbit, place: _Place) -> Gram:
     return gram_of(orbit.laws, orbit.shares, place.arrays, place.products, ridge)
 
 
-def _newton_step(orbit: Orbit, gram: Gram, place: _Place) -> Element:
+def _newton_step(orbit: Orbit, place: _Place) -> Element:
+    gram = _gram(orbit, place)
     # What Newton's method leaves in any case need not be solved for.
     precise = jnp.maximum(place.drift**2, _floor(place.arrays) / 4)
     wanted = gram.framed(tuple(-x / 2 for x in place.miss))

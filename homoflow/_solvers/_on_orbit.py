@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from .._orbits import Orbit
 
 
-class Kept(NamedTuple):
+class Remembered(NamedTuple):
     """What is remembered from step to step.
 
     - `inner`: the wrapped solver's own memory.
@@ -56,19 +56,27 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
         left alone; 0 for rounding. What is interpolated is projected always.
+    - `until`: steps that end there, or later, are projected whatever the drift.
     """
 
-    solver: dfx.AbstractSolver
+    solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     orbit: Orbit
     beyond: Float[Array, ""] | float = 0.0
+    until: Float[Array, ""] | float = jnp.inf
 
     @property
-    def term_structure(self):
+    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.solver.term_structure
 
     @property
-    def term_compatible_contr_kwargs(self):
+    def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.solver.term_compatible_contr_kwargs
+
+    # Diffrax looks for these where it is told by `isinstance` that they are there.
+
+    @property
+    def scan_kind(self):
+        return self.solver.scan_kind  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def root_finder(self):
@@ -79,7 +87,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         return self.solver.root_find_max_steps  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
-    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         def build(*, t0, t1, inner, targets):
             within = self.solver.interpolation_cls(t0=t0, t1=t1, **inner)
             return _OnOrbitInterpolation(t0, t1, within, targets, self.orbit)
@@ -98,7 +106,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     def func(self, terms, t0, y0, args):
         return self.solver.func(terms, t0, y0, args)
 
-    def init(self, terms, t0, t1, y0, args) -> Kept:
+    def init(self, terms, t0, t1, y0, args) -> Remembered:
         inner = self.solver.init(terms, t0, t1, y0, args)
         if not (_is_slope_of(self.solver, inner, y0) or _says_how(self.solver, inner)):
             raise ValueError(
@@ -107,15 +115,16 @@ class OnOrbit(dfx.AbstractWrappedSolver):
                 "a method `transported`."
             )
         targets = self.orbit.values(y0)
-        return Kept(inner, targets, jax.tree.map(jnp.zeros_like, targets))
+        return Remembered(inner, targets, jax.tree.map(jnp.zeros_like, targets))
 
-    def step(self, terms, t0, t1, y0, args, solver_state: Kept, made_jump):
+    def step(self, terms, t0, t1, y0, args, solver_state: Remembered, made_jump):
         inner, targets, removed = solver_state
         y1, error, dense, inner, result = self.solver.step(
             terms, t0, t1, y0, args, inner, made_jump
         )
         dense = {"inner": dense, "targets": targets}
-        rescaling = self.orbit.restoring(y1, targets, self.beyond)
+        beyond = jnp.where(t1 < self.until, self.beyond, 0)
+        rescaling = self.orbit.restoring(y1, targets, beyond)
         if _says_how(self.solver, inner):
             inner = self.solver.transported(  # pyright: ignore[reportAttributeAccessIssue]
                 inner, y1, rescaling.weights, rescaling.slopes
@@ -126,7 +135,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
             jnp.where(rescaling.is_one, old, old + new)
             for old, new in zip(removed, rescaling.miss, strict=True)
         )
-        state = Kept(inner, targets, removed)
+        state = Remembered(inner, targets, removed)
         return rescaling.restored, error, dense, state, result
 
 
