@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._by_structure import known_by_structure
 from ._data import sample_shape
 from ._jaxpr import Degree, degree_in
 from ._losses import Risk, SquaredLoss
@@ -51,6 +52,7 @@ def compressed(problem: Problem) -> Compressed:
     return Compressed(smaller, (("data", told),))
 
 
+@known_by_structure
 def _degree(problem: Problem) -> Degree:
     """What is proved of the model in its input; `UNKNOWN` if that is of no use."""
     objective = problem.objective
@@ -73,6 +75,8 @@ def _degree(problem: Problem) -> Degree:
     degree = degree_in(prediction, *given)
     if degree is Degree.AFFINE and not objective.is_mean:
         # A sum over samples gives each the weight 1, where those of R have others.
+        return Degree.UNKNOWN
+    if degree not in (Degree.LINEAR, Degree.AFFINE):
         return Degree.UNKNOWN
     # At kinks in the weights, samples are what methods look at one by one.
     return Degree.UNKNOWN if kinks_of(problem) else degree

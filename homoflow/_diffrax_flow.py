@@ -15,13 +15,18 @@ from ._finite import all_finite
 from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
 from ._observables import Observation, observe
+from ._orbits import Orbit
 from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._solvers import Rodas5P
+from ._solvers import AbstractTolerantSolver, OnOrbit, Remembered, Rodas5P
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Trajectory, nan_unless
+from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
+
+#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is
+#: smaller than what steps may do to the weights.
+UNNOTICED = 0.1
 
 
 class Run(NamedTuple):
@@ -56,9 +61,13 @@ def diffrax_flow(
     coarser = None
     if method.is_averaging if estimate_error is None else estimate_error:
         coarser = _coarser(method)
+    facts = (*((("dynamics", dynamics.name),) if dynamics.name else ()), *method.facts)
+    method = method.without_facts()
     run = _solve(problem, dynamics, method, span, options, as_meter(progress))
+    run = run._replace(trajectory=with_facts(run.trajectory, facts))
     if coarser is None:
         return run
+    coarser = coarser.without_facts()
 
     # Only a figure is wanted: derivatives need not follow these solves.
     def at(method: Method) -> Run:
@@ -131,6 +140,9 @@ def _solve(
         return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
 
     solver, controller = _solver_and_controller(method, weights, t1)
+    orbit = Orbit(method.kept, weights) if method.kept else None
+    if orbit is not None:
+        solver = OnOrbit(solver, orbit, _unnoticed(method, t1), t1)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(field),
         solver,
@@ -139,10 +151,10 @@ def _solve(
         method.dt0,
         leaves,
         args=args,
-        saveat=_saveat(options.adjoint, ts, t1, record),
+        saveat=_saveat(options.adjoint, ts, t1, record, orbit is not None),
         stepsize_controller=controller,
         adjoint=options.adjoint,
-        event=_event(options.adjoint),
+        event=_event(options.adjoint, method),
         max_steps=options.max_steps,
         throw=False,
         progress_meter=meter,
@@ -152,16 +164,19 @@ def _solve(
     )
     # Of a faulty problem nothing is recorded, not even the start.
     reached = jnp.where(sound, reached, -jnp.inf)
+    removed = None
+    if orbit is not None:
+        remembered = solution.solver_state
+        assert isinstance(remembered, Remembered)
+        removed = _relative_size(orbit, final, remembered.removed)
     final = dynamics.weights(jax.tree.unflatten(structure, final))
     if options.save_models:
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
-    facts = (("dynamics", dynamics.name),) if dynamics.name else ()
     trajectory = _trajectory(
         problem,
         method,
-        facts,
         span,
         seen,
         valid,
@@ -170,6 +185,7 @@ def _solve(
         reached,
         result,
         solution,
+        removed,
     )
     return Run(trajectory, nan_unless(valid, watched))
 
@@ -184,12 +200,9 @@ def _solver_and_controller(method: Method, weights: PyTree, t1: Array):
     forced = method.most_steps is not None
     if method.most_steps is not None:
         dtmin = t1 / method.most_steps
-    if isinstance(method.solver, KinkShare):
-        # Its errors are in units of the tolerance already.
-        controller = dfx.PIDController(
-            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4, dtmin=dtmin, force_dtmin=forced
-        )
-        return KinkShare(method.rtol, atol), controller
+    if isinstance(method.solver, AbstractTolerantSolver):
+        solver = method.solver.at(method.rtol, atol)
+        return solver, solver.controller(dtmin=dtmin, force_dtmin=forced)
     controller = dfx.PIDController(
         rtol=method.rtol, atol=atol, dtmin=dtmin, force_dtmin=forced
     )
@@ -204,17 +217,37 @@ def _scale(weights: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.where(mean > 0, mean, 1))
 
 
-def _saveat(adjoint, ts: Array, t1: Array, record) -> dfx.SaveAt:
+def _unnoticed(method: Method, t1: Array) -> Float[Array, ""]:
+    """The drift, relative to ‖w‖², that may wait for the next step to be undone."""
+    if method.rtol is None:
+        return jnp.zeros_like(t1)
+    return UNNOTICED * method.rtol
+
+
+def _relative_size(orbit: Orbit, final, removed) -> Float[Array, ""]:
+    """The largest of the drifts that were removed, relative to ‖w‖²."""
+    size = orbit.size(final)
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in removed]))
+    return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
+
+
+def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.SaveAt:
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only, not through observables.
         return dfx.SaveAt(ts=jnp.append(ts, t1))
     return dfx.SaveAt(
-        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)}
+        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)},
+        solver_state=has_memory,
     )
 
 
-def _event(adjoint) -> dfx.Event | None:
-    if isinstance(adjoint, dfx.BacksolveAdjoint):
+def _event(adjoint, method: Method) -> dfx.Event | None:
+    # A solver that weighs errors accepts no step that is not finite, unless it must; and
+    # an event has what is interpolated with copied in each step.
+    weighs = isinstance(method.solver, AbstractTolerantSolver)
+    if isinstance(adjoint, dfx.BacksolveAdjoint) or (
+        weighs and not method.is_averaging
+    ):
         return None
 
     def nonfinite(t, y, args, **kwargs):
@@ -263,7 +296,17 @@ def _valid(
 
 
 def _trajectory(
-    problem, method, facts, span, seen, valid, saved, final, reached, result, solution
+    problem,
+    method,
+    span,
+    seen,
+    valid,
+    saved,
+    final,
+    reached,
+    result,
+    solution,
+    removed,
 ) -> Trajectory:
     ts = span.times()
     numbers = {
@@ -272,14 +315,17 @@ def _trajectory(
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
     steps = solution.stats["num_steps"]
-    count = gradient_evaluations(method.solver, steps)
+    count = gradient_evaluations(
+        method.solver, numbers["steps"], numbers["rejected_steps"]
+    )
     if isinstance(method.solver, KinkShare):
         count = evaluations(as_system(problem), steps)
     if count is not None:
         numbers["gradient_evaluations"] = count + ts.shape[0]
+    if removed is not None:
+        numbers["law_drift_removed"] = removed
     if isinstance(method.solver, Rodas5P):
         numbers["jacobian_evaluations"] = steps
-    facts = (*facts, *method.facts, ("clock", "flow time"))
     return recorded_trajectory(
         problem,
         ts,
@@ -289,7 +335,7 @@ def _trajectory(
         saved=saved,
         result=result,
         numbers=numbers,
-        facts=facts,
+        facts=(("clock", "flow time"),),
     )
 
 

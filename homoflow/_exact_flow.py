@@ -27,7 +27,7 @@ from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Trajectory
+from ._trajectory import RESULTS, Trajectory, with_facts
 
 #: Relative tolerance used when none is given.
 EXACT_RTOL = 1e-8
@@ -58,7 +58,6 @@ def exact_flow(
     if reason is not None:
         raise ValueError(f"`homoflow.Filippov` cannot follow this flow: {reason}.")
     check_tolerance("rtol", rtol, problem.dtype)
-    # Not inside of what is compiled: reasons differ between runs that do not.
     facts = (
         ("solver", "Filippov"),
         ("why", why),
@@ -71,9 +70,7 @@ def exact_flow(
             FIRST_SLOTS, solver.events, max_steps, save_models, as_meter(progress)
         )
         trajectory = _solved(problem, span, goal, solver.slots, options, estimate_error)
-        return eqx.tree_at(
-            lambda t: t.stats, trajectory, trajectory.stats.with_facts(facts)
-        )
+        return with_facts(trajectory, facts)
 
     if problem.dtype == jnp.float64:
         return solved(problem, span)

@@ -22,7 +22,7 @@ def in_float64(
     Whether JAX has float64 switched on or not.
     """
     with jax.enable_x64(True):
-        wide = _cast((problem, span), np.float64, np.int64)
+        wide = widened((problem, span))
         trajectory = _cast(solved(*wide), np.float32, np.int32)
 
     def as_given(model: PyTree) -> PyTree:
@@ -34,6 +34,11 @@ def in_float64(
     return eqx.tree_at(
         where, trajectory, (as_given(trajectory.model), models), is_leaf=_is_none
     )
+
+
+def widened(tree: PyTree) -> PyTree:
+    """The same numbers in float64, which has to be switched on."""
+    return _cast(tree, np.float64, np.int64)
 
 
 def _is_none(leaf) -> bool:
@@ -49,7 +54,7 @@ def why_not_in_float64(problem: Problem) -> str | None:
             "True)` before anything else (the weights may stay float32)"
         )
     with jax.enable_x64(True):
-        wide = _cast(problem, np.float64, np.int64)
+        wide = widened(problem)
         try:
             eqx.filter_eval_shape(wide.loss, wide.weights())
         except (TypeError, ValueError) as error:  # strict promotion raises either

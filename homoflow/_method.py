@@ -10,17 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._by_structure import known_by_structure
 from ._concrete import is_concrete
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
+from ._laws import Law
 from ._losses import AbstractLoss, Risk
 from ._problem import Problem
-from ._solvers import Rodas5P
+from ._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
 #: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
 SMOOTH_RTOL = {"float64": 1e-10, "float32": 1e-5}
 KINKED_RTOL = 1e-4
+#: Exponential Adams interpolates as accurately as it steps, and its steps have errors of a
+#: few times the tolerance.
+ADAMS_RTOL = {"float64": 1e-11, "float32": 3e-6}
+#: From so many products of samples and weights on, a gradient takes longer than the rest
+#: of an exponential Adams step (about 25 µs on a core): then the fewest gradients win.
+MANY_PRODUCTS = 30_000
 #: How much coarser the second solve of an error estimate is. Twice the step is no more: an
 #: explicit method has to stay stable.
 COARSER_RTOL = 4.0
@@ -39,6 +47,7 @@ class Method(eqx.Module):
     - `controller`: the user's, or `None` for a PID controller at `rtol`, `atol`.
     - `most_steps`: if not `None`, steps are at least t1/`most_steps`, so that
         chattering on kinks is averaged over instead of resolved without end.
+    - `kept`: laws that are restored by projection.
     """
 
     solver: dfx.AbstractSolver
@@ -48,6 +57,7 @@ class Method(eqx.Module):
     dt0: Array | None
     most_steps: Array | None
     facts: tuple[tuple[str, str], ...] = eqx.field(static=True)
+    kept: tuple[Law, ...] = ()
 
     @property
     def is_averaging(self) -> bool:
@@ -56,6 +66,14 @@ class Method(eqx.Module):
     def told(self, facts: tuple[tuple[str, str], ...]) -> "Method":
         """The same method, with more facts for `stats`."""
         return dataclasses.replace(self, facts=(*self.facts, *facts))
+
+    def keeping(self, laws: tuple[Law, ...]) -> "Method":
+        """The same method, with these laws restored."""
+        return dataclasses.replace(self, kept=laws)
+
+    def without_facts(self) -> "Method":
+        """The same method, that compiles to the same program whatever it was chosen for."""
+        return dataclasses.replace(self, facts=())
 
     def coarser(self) -> "Method | None":
         """The same method at a coarser tolerance or step, to estimate its error with.
@@ -85,12 +103,14 @@ def choose_method(
     dt0: Any,
     max_steps: int,
     may_share_kinks: bool = False,
+    may_take_adams: bool = False,
     note: str | None = None,
 ) -> Method:
     """The method for a problem: what the user asked for, defaults for the rest.
 
     `may_share_kinks`: whether what moves is nothing but the gradient flow, by an adjoint
-    that goes through a solver's steps. `note` is added to why the default was taken.
+    that goes through a solver's steps; `may_take_adams`: whether it is that, with weight
+    decay perhaps. `note` is added to why the default was taken.
     Everything is decided from static facts (the model's operations, dtypes, what was
     given), so a new value of a tolerance never recompiles.
     """
@@ -105,6 +125,8 @@ def choose_method(
             "`rtol` and `atol` belong to homoflow's own step size controller: give them "
             "to your `stepsize_controller` instead."
         )
+    if isinstance(solver, AbstractTolerantSolver):
+        _refuse_other_tolerances(solver, controller)
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_tolerance(name, value, dtype)
     dt0 = _checked_step(dt0, dtype)
@@ -116,6 +138,18 @@ def choose_method(
             f"the gradient jumps at {', '.join(kinks)}, for more than {MANY_PAIRS:,} "
             "pairs of a sample and a kink: the slope of each is averaged over the step; "
             "the result is approximate"
+        )
+    elif (
+        solver is None
+        and controller is None
+        and may_take_adams
+        and not kinks
+        and (products := _products(problem)) >= MANY_PRODUCTS
+    ):
+        solver = ExponentialAdams()
+        why = (
+            f"smooth, with {products:,} products of samples and weights: it takes the "
+            "fewest gradients, also where the flow is stiff"
         )
     elif solver is None:
         solver, why = _default_solver(kinks, dtype)
@@ -136,7 +170,7 @@ def choose_method(
             )
         controller = dfx.ConstantStepSize()
     if controller is None and rtol is None:
-        rtol = KINKED_RTOL if kinks else SMOOTH_RTOL[dtype.name]
+        rtol = _default_rtol(solver, kinks, dtype)
     facts = (
         ("solver", type(solver).__name__),
         ("why", why),
@@ -154,6 +188,23 @@ def choose_method(
     )
 
 
+def _refuse_other_tolerances(
+    solver: AbstractTolerantSolver, controller: dfx.AbstractStepSizeController | None
+) -> None:
+    name = type(solver).__name__
+    if controller is not None:
+        raise ValueError(
+            f"{name} estimates its errors in units of the tolerance, for its own step "
+            "size controller: leave `stepsize_controller` out and give `rtol`."
+        )
+    if solver.rtol is not None or solver.atol is not None:
+        raise ValueError(
+            f"Give `rtol` and `atol` to `flow`, not to {name}: its default `atol` depends "
+            "on the weights."
+        )
+
+
+@known_by_structure
 def kinks_of(problem: Problem) -> tuple[str, ...]:
     """Names of the kinked operations between the weights and what is minimized.
 
@@ -173,6 +224,14 @@ def kinks_of(problem: Problem) -> tuple[str, ...]:
     return nonsmooth_primitives(minimized, problem.weights(), arrays)
 
 
+def _products(problem: Problem) -> int:
+    """Samples times weights, a measure of a gradient's cost; 0 where it is not known."""
+    if not isinstance(problem.objective, Risk):
+        return 0
+    samples = jax.tree.leaves(problem.data)[0].shape[0]
+    return samples * sum(w.size for w in jax.tree.leaves(problem.weights()))
+
+
 def _shares_pay(problem: Problem) -> bool:
     """Whether there are many kinks and all that is not smooth are kinks laid open."""
     objective = problem.objective
@@ -188,12 +247,17 @@ def tolerance_floor(dtype: jnp.dtype) -> float:
     return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
 
 
-def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
-    """How often an explicit Runge–Kutta solver, or ours, evaluated the field in `steps`.
+def gradient_evaluations(
+    solver: dfx.AbstractSolver, accepted: Array, rejected: Array
+) -> Array | None:
+    """How often an explicit Runge–Kutta solver, or ours, evaluated the field in all steps.
 
     `None` for other solvers, which do not say. A first-same-as-last solver evaluates
     once more each time its very first step is rejected, which Diffrax does not report.
     """
+    if isinstance(solver, AbstractTolerantSolver):
+        return solver.evaluations(accepted, rejected)
+    steps = accepted + rejected
     if isinstance(solver, dfx.Euler):
         return steps
     if isinstance(solver, Rodas5P):
@@ -218,6 +282,15 @@ def _default_solver(
     if dtype == jnp.float32:
         return dfx.Tsit5(), "smooth problem in float32"
     return dfx.Dopri8(), "smooth problem in float64"
+
+
+def _default_rtol(
+    solver: dfx.AbstractSolver, kinks: tuple[str, ...], dtype: jnp.dtype
+) -> float:
+    if kinks:
+        return KINKED_RTOL
+    is_adams = isinstance(solver, ExponentialAdams)
+    return (ADAMS_RTOL if is_adams else SMOOTH_RTOL)[dtype.name]
 
 
 def check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:

@@ -201,6 +201,19 @@ class Trajectory(eqx.Module):
         )
 
 
+def with_facts(
+    trajectory: Trajectory, facts: tuple[tuple[str, str], ...]
+) -> Trajectory:
+    """The trajectory with more facts in its `stats`, which come first.
+
+    For facts that are known before a run, but do not belong into what is compiled:
+    reasons differ between runs that do not.
+    """
+    return eqx.tree_at(
+        lambda t: t.stats, trajectory, trajectory.stats.with_facts(facts)
+    )
+
+
 def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
     """The trajectory with NaN in place of every observable that is not `valid`."""
 

@@ -1,6 +1,12 @@
 """Strict settings for every test: double precision, no silent dtype promotion."""
 
+import gc
 import itertools
+import os
+
+# OpenBLAS under JAX and NumPy: on small matrices its threads take turns waiting, so that
+# two workers on two cores slow each other down several times. Before JAX is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.random as jr
@@ -8,6 +14,19 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Tracing makes many small objects that live on. Looking through them as often as Python
+# does by default takes a twentieth of the time.
+gc.set_threshold(100_000, 20, 10)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with `quick_compilation` come last, so that no other test gets their programs.
+
+    A worker keeps what it has compiled, and takes whole files in this order.
+    """
+    quick = {item.path for item in items if "quick_compilation" in item.fixturenames}
+    items.sort(key=lambda item: item.path in quick)
 
 
 @pytest.fixture(scope="module")

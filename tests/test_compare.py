@@ -10,6 +10,7 @@ from toys import Neuron, flat, linear_regression, relu_regression
 
 import homoflow as hf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 X = np.array([[1.0, 2.0], [-1.0, 0.5], [0.25, 3.0]])
 
 

@@ -17,6 +17,8 @@ import homoflow.plot
 from homoflow._jaxpr import with_kinks
 from homoflow._kink_layers import kink_layers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 matplotlib.use("Agg")
 END = 1.5
 

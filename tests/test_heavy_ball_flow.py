@@ -16,6 +16,8 @@ from toys import flat, linear_regression, relu_regression, saved
 
 import homoflow as hf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # A convex quadratic: damped oscillators.
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import homoflow as hf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(3)
 
 

@@ -15,6 +15,7 @@ from toys import neuron, relu_regression, saved
 import homoflow as hf
 from homoflow._drift import _noise_of_batches
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SAMPLES, T1 = 12, 2.0
 NODES, GAUSS = np.polynomial.legendre.leggauss(50)
 

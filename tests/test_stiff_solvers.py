@@ -19,6 +19,7 @@ from scipy.integrate import solve_ivp
 
 import homoflow as hf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 STEPS = 2.0 ** np.arange(4, 7)
 
 

@@ -9,6 +9,7 @@ from toys import flat, relu_regression, saved
 
 import homoflow as hf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECAY, T1, LOSS = 0.3, 2.0, hf.SoftmaxCrossEntropy()
 
 

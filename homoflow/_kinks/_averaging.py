@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._solvers import AbstractTolerantSolver
 from ._share import share_above
 from ._system import Slots, System
 
@@ -43,7 +44,7 @@ class Memory(NamedTuple):
     start: Int[Array, ""]
 
 
-class KinkShare(dfx.AbstractAdaptiveSolver):
+class KinkShare(AbstractTolerantSolver):
     """Explicit midpoint with the slope of every kink averaged over the step.
 
     A pre-activation that changes sign during a step has for slope the mean of both
@@ -71,6 +72,19 @@ class KinkShare(dfx.AbstractAdaptiveSolver):
     def order(self, terms):
         return 2
 
+    def at(self, rtol, atol):
+        return KinkShare(rtol, atol)
+
+    def controller(self, *, dtmin=None, force_dtmin=False):
+        return dfx.PIDController(
+            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4,
+            dtmin=dtmin, force_dtmin=force_dtmin,
+        )  # fmt: skip
+
+    def evaluations(self, accepted, rejected):
+        # It depends on the system: see the function of that name.
+        return None
+
     def init(self, terms, t0, t1, y0, args) -> Memory:
         system: System = args[1]
         nothing = jnp.zeros_like(system.low)
@@ -78,6 +92,11 @@ class KinkShare(dfx.AbstractAdaptiveSolver):
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
+
+    def transported(self, memory: Memory, y, weights, slopes) -> Memory:
+        """What is kept after the weights are moved along an orbit: shares stay."""
+        del y, weights, slopes
+        return memory
 
     def step(self, terms, t0, t1, y0, args, solver_state: Memory, made_jump):
         system, memory, h = args[1], solver_state, jnp.asarray(t1 - t0)

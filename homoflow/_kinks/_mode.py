@@ -64,7 +64,7 @@ def find_mode(
     plus = based_on_plus.astype(point.gram.dtype)
 
     def pivot(carry):
-        count, old, proposed, _ = carry
+        count, old, proposed, _, strayed = carry
         one = jnp.arange(used.size) == jnp.argmax(proposed != old.state)
         block = count < _BLOCK_PIVOTS
         state = jnp.where(block | one, proposed, old.state)
@@ -81,18 +81,23 @@ def find_mode(
         change = jnp.abs(width - old.width)
         moved = jnp.any(off_base & (change > 1e-12 * jnp.max(jnp.abs(width))))
         new = Mode(state, multiplier, width, before, back, is_unique, old.is_settled)
-        return count + 1, new, proposed, moved
+        strayed = jnp.where(jnp.any(off_base), state, strayed)
+        return count + 1, new, proposed, moved, strayed
 
     def unsettled(carry):
-        count, mode, proposed, moved = carry
+        count, mode, proposed, moved, _ = carry
         again = moved | jnp.any(proposed != mode.state)
         return (count == 0) | (again & (count < pivots))
 
     no, zeros = jnp.asarray(False), jnp.zeros_like(point.scale)
     blank = Mode(start, zeros, zeros, zeros, zeros, no, no)
-    first = (jnp.asarray(0), blank, start, no)
-    count, mode, _, _ = lax.while_loop(unsettled, pivot, first)
-    return mode._replace(is_settled=count < pivots)
+    first = (jnp.asarray(0), blank, start, no, start)
+    count, mode, _, _, strayed = lax.while_loop(unsettled, pivot, first)
+    settled = count < pivots
+    # Widths of pairs off their base slopes may run away: from base slopes that fit these
+    # sides they are known.
+    state = jnp.where(settled | ~settles, mode.state, strayed)
+    return mode._replace(state=state, is_settled=settled)
 
 
 def rate_of_change(point: Point, multiplier: Array) -> Array:
@@ -115,11 +120,11 @@ def _proposal(
     from_minus = multiplier + width * plus
     slides = state == 0
     low, high = slides & (from_minus < -slack), slides & (from_minus > width + slack)
-    # A slider whose kink has turned concave: both sides are solutions. It takes the one
-    # that its slope was nearer to.
-    concave = slides & (width <= 0) & (low | high)
-    high = jnp.where(concave, from_minus < 0.5 * width, high & ~low)
-    low = jnp.where(concave, ~high, low)
+    # A slider whose kink has turned concave: inside of the interval both sides are
+    # solutions. It takes the one that its slope was nearer to.
+    concave = low & high
+    high = high & (~concave | (from_minus < 0.5 * width))
+    low = low & ~high
     attracts = width > 0
     up, down = (
         (state < 0) & (rate > smallest),

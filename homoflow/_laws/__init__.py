@@ -1,7 +1,11 @@
 """Conservation laws: what they are, and how they are found."""
 
 from ._certificate import Certificate as Certificate, certify as certify
-from ._certify import relative_violation as relative_violation
+from ._certify import (
+    relative_violation as relative_violation,
+    threshold as threshold,
+    violations_at_random_weights as violations_at_random_weights,
+)
 from ._find import known_laws as known_laws, laws as laws
 from ._law import Law as Law, Laws as Laws
 from ._rotation import (

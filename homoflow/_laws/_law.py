@@ -104,7 +104,9 @@ class Law(eqx.Module):
         `value(w⁺) = value(w) + 2·bilinear(w, u) + linear(u) + bilinear(u, u)`.
         """
         shares = (
-            t.coefficient * self._contract(t, left, right) for t in self.quadratic_terms
+            t.coefficient
+            * self.product(t, leaf_at(left, t.path), leaf_at(right, t.path))
+            for t in self.quadratic_terms
         )
         single = (e.of(left, right) for e in self.entries if e.other_path is not None)
         return sum((*shares, *single), start=self._zero(left))
@@ -155,11 +157,11 @@ class Law(eqx.Module):
         first = (*self.quadratic_terms, *self.linear_terms, *self.entries)[0]
         return jnp.zeros((), leaf_at(tree, first.path).dtype)
 
-    def _contract(self, term: Term, left: PyTree, right: PyTree) -> Array:
+    def product(self, term: Term, left: Array, right: Array) -> Array:
+        """A term's share of uᵀAv without its coefficient, from its array in u and in v."""
         if self.contraction != "matrix" and term.index is None:
-            product = leaf_at(left, term.path) * leaf_at(right, term.path)
-            return _summed(self.contraction, term, product)
-        rows = term.rows(left), term.rows(right)
+            return _summed(self.contraction, term, left * right)
+        rows = rows_of(term, left), rows_of(term, right)
         return contracted(self.contraction, self.blocks, *rows)
 
     def __repr__(self) -> str:

@@ -107,7 +107,10 @@ def _sparse(null: np.ndarray) -> np.ndarray:
     rational /= math.lcm(*range(1, _LARGEST_DENOMINATOR + 1))
     near = np.abs(rational - rows).max(axis=1, keepdims=True, initial=0) < 1e-8
     rows = np.where(near, rational, rows)
-    return rows[np.argsort(np.count_nonzero(rows, axis=1), kind="stable")]
+    # Not in the order of the null space's basis, which rounding turns.
+    places = [tuple(np.flatnonzero(row)) for row in rows]
+    order = sorted(range(len(rows)), key=lambda k: (len(places[k]), places[k]))
+    return rows[order]
 
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:

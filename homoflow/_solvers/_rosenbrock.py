@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from . import _tableau as tableau
+from ._one_dtype import refuse_unless_one_dtype
 
 #: Beyond this the Hessian alone takes gigabytes.
 MOST_WEIGHTS = 10_000
@@ -94,14 +95,8 @@ class Rodas5P(dfx.AbstractAdaptiveSolver):
         return 5
 
     def init(self, terms, t0, t1, y0, args):
+        refuse_unless_one_dtype("Rodas5P", y0)
         leaves = jax.tree.leaves(y0)
-        dtypes = {jnp.result_type(leaf) for leaf in leaves}
-        floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
-        if len(dtypes) != 1 or not floating:
-            named = ", ".join(sorted(str(dtype) for dtype in dtypes)) or "nothing"
-            raise ValueError(
-                f"Rodas5P needs a state of one floating-point dtype; got {named}."
-            )
         size = sum(jnp.size(leaf) for leaf in leaves)
         if size > MOST_WEIGHTS:
             raise ValueError(

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import matplotlib
 
 from . import (
     cor21,
@@ -28,8 +29,8 @@ from . import (
     thm31,
     thm32,
 )
-from ._page import write_page
-from ._report import Report, as_text, load, overview, save
+from ._page import RESOLUTION, write_page
+from ._report import Report, as_text, load, overview, overview_table, save
 
 #: In the paper's order. Each module has `Config`, `QUICK`, `run` and `draw`.
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -49,12 +50,14 @@ EXPERIMENTS: dict[str, ModuleType] = {
 }
 
 
+#: Points, readable at arm's length.
+FONT_SIZE = 12
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = _parsed(arguments)
     # Laws are conserved to 1e-8 and better here: single precision would not show it.
     jax.config.update("jax_enable_x64", True)
-    import matplotlib
-
     matplotlib.use("Agg")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(done) < len(args.only):
         return 1
     for report in done:
-        print(f"{report.name:12}{report.verdict}")
+        print(f"{report.name:12}{report.seconds:6.0f} s  {report.verdict}")
+    print(f"{'together':12}{sum(report.seconds for report in done):6.0f} s")
     print(f"The report is {out / 'report.html'}; its numbers are beside it.")
     return 0 if all(report.holds for report in done) else 2
 
@@ -118,10 +122,12 @@ def _run_all(args: argparse.Namespace, out: Path, done: list[Report]) -> None:
             print(f"{place}: {config}", flush=True)
             start = time.perf_counter()
             report = module.run(config, progress=not args.no_progress)
-            module.draw(report).savefig(out / f"{name}.png", dpi=150)
+            with matplotlib.rc_context({"font.size": FONT_SIZE}):
+                module.draw(report).savefig(out / f"{name}.png", dpi=RESOLUTION)
+            seconds = time.perf_counter() - start
+            report = dataclasses.replace(report, seconds=seconds)
             # Last, so that a report which is there has its picture.
             save(report, config, path)
-            seconds = time.perf_counter() - start
             print(f"{place}: {report.verdict} ({seconds:.0f} s)", flush=True)
         done.append(report)
         _write_summary(done, out, quick=args.quick)
@@ -137,10 +143,12 @@ def _config(args: argparse.Namespace, module: ModuleType) -> Any:
 def _write_summary(done: list[Report], out: Path, *, quick: bool) -> None:
     kind = "quick run on smaller problems" if quick else "full run"
     header = f"# Du, Hu & Lee (2018), measured by homoflow ({kind})\n"
-    text = "\n".join([header, *(as_text(report) for report in done)])
+    lines = [overview(report) for report in done]
+    table = overview_table(lines) + "\n"
+    text = "\n".join([header, table, *(as_text(report) for report in done)])
     (out / "summary.md").write_text(text, encoding="utf-8")
-    lines = json.dumps([overview(report) for report in done], indent=1)
-    (out / "summary.json").write_text(lines + "\n", encoding="utf-8")
+    content = json.dumps(lines, indent=1, ensure_ascii=False)
+    (out / "summary.json").write_text(content + "\n", encoding="utf-8")
     write_page(done, out, kind)
 
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
+from ._report import Claim
+
 CONFIDENCE = 0.95
 
 
@@ -20,6 +22,17 @@ class Fraction(NamedTuple):
             f"{self.successes:,} of {self.trials:,} "
             f"({self.low:.1%} to {self.high:.1%} with {CONFIDENCE:.0%} confidence)"
         )
+
+
+def probable(text: str, found: Fraction, detail: str) -> Claim:
+    """That something has a high probability: above 0.9, with 95 % confidence."""
+    return Claim(
+        text,
+        f"{found}; {detail}",
+        found.low > 0.9,
+        printed="with high probability",
+        seeds=found.trials,
+    )
 
 
 def fraction(successes: int, trials: int) -> Fraction:

@@ -13,7 +13,7 @@ from .._flow import flow
 from .._kinks import Filippov
 from .._laws import Law, Laws, laws
 from .._losses import AbstractLoss, LogisticLoss, SquaredLoss
-from .._models import MLP, AbstractNetwork, Linear
+from .._models import MLP, AbstractNetwork, LeakyReLU, Linear, ReLU
 from .._trajectory import Trajectory
 from ._report import Claim, Table
 
@@ -83,7 +83,7 @@ def exact_flow_of(
     A run that does not finish holds NaN from there on, and satisfies no claim.
     """
     smooth = isinstance(model, AbstractNetwork) and not any(
-        type(a).__name__ in ("ReLU", "LeakyReLU") for a in model.activations
+        isinstance(a, ReLU | LeakyReLU) for a in model.activations
     )
     return flow(
         model,
@@ -160,6 +160,6 @@ def draw_limit(ax: "Axes", table: Table) -> None:
     limit = float(table["change"][0])
     ax.axhline(limit, color="0.3", ls="--", lw=1.5)
     ax.annotate(
-        "conserved, to the solver's tolerance, is below", (0.02, limit), (0, 4),
+        "below: conserved, to tolerance", (0.02, limit), (0, 4),
         xycoords=ax.get_yaxis_transform(), textcoords="offset points", color="0.3",
     )  # fmt: skip

@@ -1,5 +1,9 @@
 """Targets and random starts of matrix factorization, for the statements of §3."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._models import MatrixFactorization
+from .._trajectory import Trajectory
+
+#: Seeds in one batch: what is recorded of them fits in memory.
+BATCH = 125
 
 
 def target(d1: int, d2: int, rank: int, seed: int) -> Float[Array, "d1 d2"]:
@@ -26,6 +34,41 @@ def starts(
         return MatrixFactorization(d1, d2, rank, std=std, key=key)
 
     return eqx.filter_vmap(start)(keys(seeds, first_seed))
+
+
+def small_std(d1: int, d2: int, epsilon: float) -> float:
+    """√ε/d, d the larger size: the square root of the paper's variance ε/poly(d)."""
+    return math.sqrt(epsilon) / max(d1, d2)
+
+
+def in_batches(config: Any, std: float, compiled: Callable[[Any], Any]) -> Any:
+    """What `compiled` returns of the starts of all seeds, as NumPy arrays.
+
+    `config` has `d1`, `d2`, `rank`, `seeds` and `seed`.
+    """
+    parts = []
+    for first in range(0, config.seeds, BATCH):
+        size = min(BATCH, config.seeds - first)
+        models = starts(
+            config.d1, config.d2, config.rank, std, size, config.seed + first
+        )
+        parts.append(jax.tree.map(np.asarray, compiled(models)))
+    return jax.tree.map(lambda *part: np.concatenate(part), *parts)
+
+
+def step_sizes(schedule: Callable[[Array], Array], dtype: Any) -> Callable[[Any], Any]:
+    """The schedule for Optax, whose counter is an integer: strict promotion leaves it."""
+    return lambda count: schedule(count.astype(dtype))
+
+
+def imbalance(run: Trajectory) -> Float[Array, " times"]:
+    """‖UᵀU − VᵀV‖_F along a run."""
+    return jnp.linalg.norm(run.laws["matrix[1]"], axis=(1, 2))
+
+
+def distance(run: Trajectory) -> Float[Array, " times"]:
+    """‖UVᵀ − M*‖_F along a run: the objective is half its square."""
+    return jnp.sqrt(2 * run.losses)
 
 
 def keys(seeds: int, first_seed: int):

@@ -16,7 +16,9 @@ from .._models import MLP, Gaussian
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates
+from ._labels import NORM, plain_ticks
 from ._report import Claim, Table
+from ._steps import ROUNDING, account_of, norms_by_start, ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +32,7 @@ STARTS = {
 }
 #: Standard deviation of the inputs' entries.
 SPREADS = {"gaussian": 1.0, "uniform": 12**-0.5}
-NEAR_ONE = 1.25
+LAYERS = ("layer 1", "layer 2", "layer 3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +85,11 @@ def measure_study(config: StudyConfig) -> tuple[Table, Trajectory]:
         for lane, end in zip(lanes, _ends(config, lanes, rate), strict=True):
             rows.append((*lane, "relu", rate, *end))
     lane = Lane("unbalanced", config.data[0], config.label_variances[-1])
-    tanh = _descent(
-        config, *_posed(config, lane, jnp.tanh), config.rates[-1], ledger=True
-    )
-    norms = [np.asarray(v) for v in tanh.squared_norms.values()]
-    gap = max(np.max(np.abs(np.asarray(law))) for law in tanh.laws.values())
-    end = (*(norm[-1] for norm in norms), gap, float(tanh.losses[-1] / tanh.losses[0]))
-    rows.append((*lane, "tanh", config.rates[-1], *end))
+    tanh = _descent(config, *_posed(config, lane, jnp.tanh), config.rates[-1])
+    rows.append((*lane, "tanh", config.rates[-1], *np.asarray(_end_of(tanh))))
     names = (
         "start", "data", "label variance", "activation", "learning rate",
-        "layer 1", "layer 2", "layer 3", "gap", "loss",
+        *(f"{layer} at start" for layer in LAYERS), *LAYERS, "gap", "left over", "loss",
     )  # fmt: skip
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return {name: np.array(column) for name, column in columns}, tanh
@@ -125,8 +122,6 @@ def _descent(
     data: tuple[Array, Array],
     unit: Array,
     rate: float,
-    *,
-    ledger: bool = False,
 ) -> Trajectory:
     steps = round(config.time / rate)
     return descend(
@@ -136,15 +131,15 @@ def _descent(
         learning_rate=rate * unit,
         laws=[law for law in candidates(model) if law.contraction == "total"],
         record_every=max(1, steps // 100),
-        ledger=ledger,
+        ledger=True,
         throw=False,
     )
 
 
 def _ends(
     config: StudyConfig, lanes: list[Lane], rate: float
-) -> Float[np.ndarray, "lanes 5"]:
-    """Final squared norms, the largest gap, and the final loss over the first."""
+) -> Float[np.ndarray, "lanes 9"]:
+    """`_end_of` every setting."""
     posed = [_posed(config, lane) for lane in lanes]
     # The activations are the same in all: only arrays are stacked.
     arrays, rest = eqx.partition(posed, eqx.is_array)
@@ -152,84 +147,72 @@ def _ends(
 
     def one(arrays):
         model, data, unit = eqx.combine(arrays, rest[0])
-        run = _descent(config, model, data, unit, rate)
-        gap = jnp.max(jnp.abs(jnp.stack(list(run.laws.values()))))
-        norms = [norm[-1] for norm in run.squared_norms.values()]
-        return jnp.stack([*norms, gap, run.losses[-1] / run.losses[0]])
+        return _end_of(_descent(config, model, data, unit, rate))
 
     return np.asarray(eqx.filter_vmap(one)(stacked))
 
 
-def ratio(study: Table) -> Float[np.ndarray, " runs"]:
-    """Largest over smallest squared norm at the end."""
-    norms = np.stack([study[f"layer {h}"] for h in (1, 2, 3)])
-    return norms.max(axis=0) / norms.min(axis=0)
+def _end_of(run: Trajectory) -> Float[Array, " 9"]:
+    """Squared norms at start and end; gap; what the account leaves over; loss by first."""
+    norms = jnp.stack(list(run.squared_norms.values()), axis=1)
+    gap = jnp.max(jnp.abs(jnp.stack(list(run.laws.values()))))
+    others = jnp.stack([gap, account_of(run).left, run.losses[-1] / run.losses[0]])
+    return jnp.concatenate([norms[0], norms[-1], others])
+
+
+def ratios(
+    study: Table,
+) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, " runs"]]:
+    """Largest over smallest squared norm at the end: as it is, and as the start says."""
+    start = np.stack([study[f"{layer} at start"] for layer in LAYERS], axis=1)
+    end = np.stack([study[layer] for layer in LAYERS], axis=1)
+    return ratio(end), ratio(norms_by_start(start, end))
 
 
 def study_claims(study: Table) -> tuple[tuple[Claim, ...], tuple[Claim, ...]]:
-    """What holds of small starts in every setting, and must not of others."""
+    """What holds of ReLU networks in every setting, and must not of tanh."""
     relu = study["activation"] == "relu"
-    good = tuple(
-        _claim(f"study, {start} small start", study, relu & (study["start"] == start))
-        for start in ("balanced", "unbalanced")
-    )
-    bad = (
-        _claim("study, large start", study, relu & (study["start"] == "large")),
-        _claim("study, tanh, unbalanced small start", study, ~relu),
-    )
-    return good, bad
+    good = (_claim(start, study, relu & (study["start"] == start)) for start in STARTS)
+    return tuple(good), (_claim("tanh, unbalanced", study, ~relu),)
 
 
 def _claim(name: str, study: Table, chosen: np.ndarray) -> Claim:
-    ratios, gaps = ratio(study)[chosen], study["gap"][chosen]
-    count = int(np.sum(ratios <= NEAR_ONE))
+    (ends, said), left = (r[chosen] for r in ratios(study)), study["left over"][chosen]
+    count = int(np.sum(left <= ROUNDING))
     return Claim(
-        f"{name}: whatever the data, label scale and η, the largest ‖W_h‖² ends at most "
-        f"{NEAR_ONE:g} times the smallest",
-        f"{ratios.min():.3f} to {ratios.max():.3f} times; gaps ≤ {gaps.min():.2g} to "
-        f"{gaps.max():.2g}; in {count} of {ratios.size} settings",
-        count == ratios.size,
+        f"study, {name} start: whatever the data, label scale and η, final ‖W_h‖² are "
+        "those that ‖w‖², the differences at the start and Σ η²q(∇L) give",
+        f"largest / smallest {_range(ends)} (so say the differences at the start: "
+        f"{_range(said)}); left over ≤ {left.max():.1e} of ‖w‖² in {count} of "
+        f"{left.size} settings",
+        count == left.size,
         printed="close to 1",
     )
 
 
+def _range(values: np.ndarray) -> str:
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def draw_study(ax: "Axes", study: Table) -> None:
-    """The ratio at the end of every setting, by start and step size."""
-    groups = [("balanced", "relu"), ("unbalanced", "relu"), ("large", "relu"),
-              ("unbalanced", "tanh")]  # fmt: skip
-    rates = np.unique(study["learning rate"])
-    kinds = list(
-        dict.fromkeys(zip(study["data"], study["label variance"], strict=True))
-    )
-    for place, (start, activation) in enumerate(groups):
-        for (data, variance), marker, colour in zip(
-            kinds, "os^D", COLOURS, strict=False
-        ):
-            chosen = (
-                (study["start"] == start)
-                & (study["activation"] == activation)
-                & (study["data"] == data)
-                & (study["label variance"] == variance)
-            )
-            shift = np.searchsorted(rates, study["learning rate"][chosen])
-            x = place + 0.2 * (shift - (len(rates) - 1) / 2)
-            ax.plot(x, ratio(study)[chosen], marker, color=colour, ms=7, alpha=0.8)
-    for (data, variance), marker, colour in zip(kinds, "os^D", COLOURS, strict=False):
+    """The ratio at the end of every setting, against what the start says."""
+    kinds = (("balanced", "relu", "o"), ("unbalanced", "relu", "s"),
+             ("large", "relu", "D"), ("unbalanced", "tanh", "^"))  # fmt: skip
+    ends, said = ratios(study)
+    for (start, activation, marker), colour in zip(kinds, COLOURS, strict=False):
+        chosen = (study["start"] == start) & (study["activation"] == activation)
+        name = f"{start} start" if activation == "relu" else f"tanh, {start} start"
         ax.plot(
-            [], [], marker, color=colour, ms=7,
-            label=f"{data} inputs, labels of variance {variance:g}",
+            said[chosen], ends[chosen], marker, color=colour, ms=8, alpha=0.7, mew=0,
+            label=name,
         )  # fmt: skip
-    ax.axhline(1, color="0.6", lw=1, zorder=0)
-    ax.axhline(NEAR_ONE, color="0.3", ls="--", lw=1.5)
-    names = [f"{start}" if a == "relu" else "tanh" for start, a in groups]
-    ax.set_xticks(range(len(groups)), names)
-    several = ", η grows to the right" if len(rates) > 1 else ""
-    ax.set(yscale="log", xlabel=f"start (small network{several})")
-    ax.set_ylabel("largest / smallest ‖W_h‖² at the end")
-    # Room for the legend above the points.
-    ax.set_ylim(0.95, 2.2 * ratio(study).max())
-    ticks = [1, 1.25, 2, 3, 5]
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set_title("balanced at the end, unless the start is large")
-    ax.legend(frameon=False, loc="upper left", fontsize=9)
+    limits = 0.95, 1.15 * max(ends.max(), said.max())
+    ax.plot(limits, limits, color="0.5", lw=1, zorder=0)
+    ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    plain_ticks(ax.xaxis)
+    plain_ticks(ax.yaxis)
+    ax.set_xlabel("as the differences at the start and ‖w‖² say")
+    ax.set_ylabel(f"largest / smallest {NORM} at the end")
+    ax.set_title("many small networks: the start tells the ratio")
+    ax.legend(frameon=False, loc="upper left")

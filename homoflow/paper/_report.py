@@ -1,9 +1,10 @@
 """What an experiment returns: claims, controls and numbers, as plain data."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Report:
         measurement that cannot fail shows nothing.
     - `tables`: the numbers behind claims and figure.
     - `choices`: what the paper leaves open, and what was chosen.
+    - `seconds`: how long it took, figure included; NaN if nobody looked.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Report:
     controls: tuple[Claim, ...]
     tables: Mapping[str, Table]
     choices: tuple[str, ...]
+    seconds: float = float("nan")
 
     @property
     def holds(self) -> bool:
@@ -99,12 +102,12 @@ def save(report: Report, config: Any, path: Path) -> None:
     part.replace(path)
 
 
-def load(path: Path, config: Any = None) -> Report | None:
+def load(path: Path, config: Any) -> Report | None:
     """The report in a file; `None` if there is none, or not of `config` by this code."""
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    if content.pop("made_by") != _maker(config) and config is not None:
+    if content.pop("made_by") != _maker(config):
         return None
     for kind in ("claims", "controls"):
         content[kind] = tuple(Claim(**claim) for claim in content[kind])
@@ -117,12 +120,17 @@ def load(path: Path, config: Any = None) -> Report | None:
 
 
 def _maker(config: Any) -> dict[str, str]:
-    """The configuration, and a digest of the source code of homoflow."""
+    return {"config": repr(config), "source": _source_digest()}
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Of the source code of homoflow, which does not change during a run."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(file.read_bytes())
-    return {"config": repr(config), "source": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def overview(report: Report) -> dict[str, str]:
@@ -134,8 +142,18 @@ def overview(report: Report) -> dict[str, str]:
         "claims that hold": f"{sum(c.holds for c in claims)} of {len(claims)}",
         "controls that fail": f"{sum(not c.holds for c in controls)} of {len(controls)}",
         "starts, up to": f"{max(c.seeds for c in (*claims, *controls)):,}",
+        "time": f"{report.seconds:.0f} s",
         "for example": claims[0].measured,
     }
+
+
+def overview_table(lines: Sequence[Mapping[str, str]]) -> str:
+    """What `overview` says of several reports, as a table in Markdown."""
+    head = list(lines[0])
+    # A bar would end the cell.
+    cells = ([value.replace("|", "\\|") for value in line.values()] for line in lines)
+    rows = [f"| {' | '.join(row)} |" for row in (head, *cells)]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
 def as_text(report: Report) -> str:

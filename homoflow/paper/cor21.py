@@ -21,6 +21,7 @@ from ._conservation import (
     relative_change,
     seeds_of,
 )
+from ._labels import NORM, plain_ticks
 from ._report import Claim, Report, Table
 
 if TYPE_CHECKING:
@@ -187,7 +188,8 @@ def draw(report: Report) -> "Figure":
             label=label,
         )  # fmt: skip
     right.set(xscale="log", yscale="log", xlabel="standard deviation of the start")
-    right.set_ylabel("largest / smallest ‖W_h‖²")
+    right.set_ylabel(f"largest / smallest {NORM}")
+    plain_ticks(right.yaxis)
     right.set_title("every seed")
     right.legend(frameon=False, loc="center")
     return figure
@@ -201,5 +203,5 @@ def _draw_norms(ax: "Axes", table: Table, std: float) -> None:
     ):
         label = name.split(", ")[1]
         ax.plot(table["t"], values, style, color=colour, lw=2.5, label=label)
-    ax.set(xlabel="time t of the flow", ylabel="squared norm ‖W_h‖²", ylim=(0, None))
+    ax.set(xlabel="time t of the flow", ylabel=f"squared norm {NORM}", ylim=(0, None))
     ax.legend(frameon=False)

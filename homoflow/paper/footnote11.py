@@ -13,7 +13,16 @@ from .._models import factorization_objective
 from .._progress import Progress
 from ..plot import COLOURS
 from ._binomial import fraction
-from ._factorizations import first_time, starts, target
+from ._factorizations import (
+    distance,
+    first_time,
+    imbalance,
+    small_std,
+    starts,
+    step_sizes,
+    target,
+)
+from ._labels import DISTANCE, IMBALANCE
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
@@ -49,7 +58,7 @@ QUICK = Config(deltas=(0.01, 0.25), control_steps=10_000, seeds=10)
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
     """The flow says how much time each seed needs; descent is run for it, for each δ."""
     del progress  # A minute.
-    std = np.sqrt(config.epsilon) / max(config.d1, config.d2)
+    std = small_std(config.d1, config.d2, config.epsilon)
     models = starts(config.d1, config.d2, config.rank, std, config.seeds, config.seed)
     matrix = target(config.d1, config.d2, config.rank, config.seed)
     needed = time_to_epsilon(config, models, matrix)
@@ -105,10 +114,10 @@ def time_to_epsilon(config: Config, models: Any, matrix: jax.Array) -> np.ndarra
             laws=(),
             throw=False,
         )
-        return ts, jnp.sqrt(2 * run.losses)
+        return ts, distance(run)
 
-    ts, distance = map(np.asarray, jax.jit(jax.vmap(one))(models))
-    return first_time(distance <= config.epsilon, ts[0])
+    ts, far = map(np.asarray, jax.jit(jax.vmap(one))(models))
+    return first_time(far <= config.epsilon, ts[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +141,18 @@ def descents(
             model,
             matrix,
             steps,
-            learning_rate=lambda t: (
-                config.constant * (t.astype(matrix.dtype) + 1) ** -(0.5 + delta)
+            learning_rate=step_sizes(
+                lambda t: config.constant * (t + 1) ** -(0.5 + delta), matrix.dtype
             ),
             objective=factorization_objective,
             record_every=every,
             throw=False,
         )
-        imbalance = jnp.linalg.norm(gd.laws["matrix[1]"], axis=(1, 2))
-        return gd.ts, jnp.sqrt(2 * gd.losses), imbalance
+        return gd.ts, distance(gd), imbalance(gd)
 
-    times, distance, imbalance = map(np.asarray, jax.jit(jax.vmap(one))(models))
+    times, far, uneven = map(np.asarray, jax.jit(jax.vmap(one))(models))
     iterations = np.minimum(np.arange(times.shape[1]) * every, steps)
-    return Descents(iterations, times[0], distance, imbalance)
+    return Descents(iterations, times[0], far, uneven)
 
 
 def _steps(config: Config, delta: float, time: float) -> int:
@@ -223,9 +231,9 @@ def draw(report: Report) -> "Figure":
         ax.axhline(epsilon, color="0.3", ls="--", lw=1.5, label="ε")
         ax.set(yscale="log", xlabel="time Σ η")
     for ax in axes[:2]:
-        ax.set(ylabel="‖UVᵀ − M*‖_F, median", ylim=(epsilon / 20, 2))
+        ax.set(ylabel=f"{DISTANCE}, median", ylim=(epsilon / 20, 2))
     axes[0].set(xscale="log", xlabel="iteration + 1")
-    axes[2].set(ylabel="largest ‖UᵀU − VᵀV‖_F")
+    axes[2].set(ylabel=f"largest {IMBALANCE}")
     axes[0].set_title("iterations differ by powers of ten")
     axes[1].set_title("the time is that of the flow")
     axes[2].set_title("the factors stay balanced")

@@ -13,15 +13,14 @@ from .._descent import descend
 from .._models import factorization_objective
 from .._progress import Progress
 from ..plot import COLOURS
-from ._binomial import fraction
-from ._factorizations import starts, target
+from ._binomial import fraction, probable
+from ._factorizations import imbalance, in_batches, small_std, step_sizes, target
+from ._labels import IMBALANCE
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Seeds in one batch: what is recorded of them fits in memory.
-BATCH = 125
 QUANTILES = (0.05, 0.5, 0.95)
 #: Columns of the figure's table are thinned to about this many steps.
 SHOWN = 300
@@ -60,7 +59,7 @@ class Measured(NamedTuple):
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
     """Both schedules from small starts; a large start and a large step as controls."""
     del progress  # Half a minute.
-    std = np.sqrt(config.epsilon) / max(config.d1, config.d2)
+    std = small_std(config.d1, config.d2, config.epsilon)
     runs = {
         "literal": measure(config, std, literal_schedule(config)),
         "footnote": measure(config, std, footnote_schedule(config)),
@@ -110,8 +109,12 @@ def run(config: Config = Config(), *, progress: Progress = False) -> Report:
 
 def literal_schedule(config: Any) -> Callable[[Array], Array]:
     """η_t of Theorem 3.1, for ‖M*‖_F = 1."""
-    constant = np.sqrt(config.epsilon / config.rank) / 100
-    return lambda t: constant / (t + 1.0)
+    return lambda t: literal_constant(config) / (t + 1.0)
+
+
+def literal_constant(config: Any) -> float:
+    """c of η_t = c/(t + 1) in Theorem 3.1, for ‖M*‖_F = 1."""
+    return float(np.sqrt(config.epsilon / config.rank) / 100)
 
 
 def footnote_schedule(config: Any) -> Callable[[Array], Array]:
@@ -129,24 +132,14 @@ def measure(config: Config, std: float, schedule: Callable[[Array], Array]) -> M
             model,
             matrix,
             config.steps,
-            # A step counter is an integer, and strict promotion leaves it one.
-            learning_rate=lambda t: schedule(t.astype(matrix.dtype)),
+            learning_rate=step_sizes(schedule, matrix.dtype),
             objective=factorization_objective,
             throw=False,
         )
-        imbalance = jnp.linalg.norm(gd.laws["matrix[1]"], axis=(1, 2))
         norms = jnp.maximum(gd.squared_norms["U"], gd.squared_norms["V"])
-        return Measured(imbalance, gd.losses, norms)
+        return Measured(imbalance(gd), gd.losses, norms)
 
-    compiled = jax.jit(jax.vmap(one))
-    parts = []
-    for first in range(0, config.seeds, BATCH):
-        size = min(BATCH, config.seeds - first)
-        models = starts(
-            config.d1, config.d2, config.rank, std, size, config.seed + first
-        )
-        parts.append(jax.tree.map(np.asarray, compiled(models)))
-    return Measured(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return in_batches(config, std, jax.jit(jax.vmap(one)))
 
 
 def _claims(config: Config, m: Measured, name: str) -> tuple[Claim, Claim, Claim]:
@@ -178,13 +171,7 @@ def _claims(config: Config, m: Measured, name: str) -> tuple[Claim, Claim, Claim
 
 def _claim(text: str, of_seeds: np.ndarray, detail: str) -> Claim:
     found = fraction(int(of_seeds.sum()), of_seeds.size)
-    return Claim(
-        text,
-        f"{found}; {detail}",
-        found.low > 0.9,
-        printed="with high probability",
-        seeds=found.trials,
-    )
+    return probable(text, found, detail)
 
 
 def _largest(values: np.ndarray) -> str:
@@ -225,9 +212,9 @@ def draw(report: Report) -> "Figure":
     bound = {"color": "0.3", "ls": "--", "lw": 1.5}
     left.axhline(bounds["imbalance"][0], label="the lemma's bound", **bound)
     right.axhline(bounds["squared norm"][0], **bound)
-    left.set(ylabel="‖UᵀU − VᵀV‖_F", title="(i) balanced")
+    left.set(ylabel=IMBALANCE, title="(i) balanced")
     middle.set(ylabel="objective f", title="(ii) decreasing")
-    right.set(ylabel="larger of ‖U‖_F², ‖V‖_F²", title="(iii) bounded")
+    right.set(ylabel="larger of ‖U‖², ‖V‖²", title="(iii) bounded")
     for ax in axes:
         ax.set(xscale="log", yscale="log", xlabel="iteration + 1")
     handles, names = left.get_legend_handles_labels()

@@ -16,6 +16,7 @@ from .._models import MatrixFactorization, factorization_objective
 from .._progress import Progress
 from ..plot import COLOURS
 from ._factorizations import keys
+from ._labels import DISTANCE
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
@@ -261,9 +262,9 @@ def draw(report: Report) -> "Figure":
         beyond["distance"][at], beyond["curvature"][at],
         color=COLOURS[1], marker="x", s=36, label="M* of rank r + 1 (control)",
     )  # fmt: skip
-    left.set(xlabel="‖UVᵀ − M*‖_F", ylabel="smallest eigenvalue of ∇²f")
+    left.set(xlabel=DISTANCE, ylabel="smallest eigenvalue of ∇²f")
     left.set(xlim=(-0.03, 1.05), ylim=(-1, 0.15))
-    left.set_title("a balanced stationary point: solution or strict saddle")
+    left.set_title("balanced: solution or strict saddle")
     left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.12, 0))
     saddle = (points["distance"] > epsilon) & (points["excess"] > 0)
     shades = right.scatter(
@@ -280,6 +281,6 @@ def draw(report: Report) -> "Figure":
         xlabel="imbalance of an idle column, ‖p‖²",
         ylabel="−(smallest eigenvalue of ∇²f)",
     )
-    right.set_title("past ε (dashed) saddles stay strict, but only just")
+    right.set_title("past ε (dashed): strict, but only just")
     figure.colorbar(shades, ax=right, label="largest singular value left out")
     return figure

@@ -129,8 +129,9 @@ def draw(report: Report) -> "Figure":
     from matplotlib.colors import LogNorm
 
     figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1, 1, 1.1)
+        1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1, 1, 1.5)
     )
+    figure.get_layout_engine().set(w_pad=0.15)  # pyright: ignore
     norm = LogNorm(1e-14, 1)
     image = None
     for ax, activation in zip(axes, ("linear", "relu"), strict=False):
@@ -163,7 +164,7 @@ def _draw_seeds(ax: Any, report: Report) -> None:
         )
     draw_limit(ax, report.tables["limit"])
     labels = [f"{ACTIVATIONS[a]},\n{part}" for a, part in groups]
-    ax.set_xticks(range(len(groups)), labels, fontsize=9)
+    ax.set_xticks(range(len(groups)), labels, fontsize="small")
     ax.set(yscale="log", xlabel="layer and entries")
     ax.set_ylabel("largest change in a run, over ‖w‖²")
     ax.set_title("every seed")

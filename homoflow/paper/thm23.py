@@ -1,6 +1,7 @@
 """Theorem 2.3: sharing and dropping weights inside layers keeps their norms in balance."""
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -183,6 +184,11 @@ def _choices(config: Config) -> tuple[str, ...]:
     )
 
 
+def _typeset(quantity: str) -> str:
+    """As matplotlib sets it."""
+    return re.sub(r"_(\w|\{.*?\})", r"$_\1$", quantity)
+
+
 def draw(report: Report) -> "Figure":
     """The largest change in every run, by network and quantity."""
     import matplotlib.pyplot as plt
@@ -205,7 +211,7 @@ def draw(report: Report) -> "Figure":
         )
     draw_limit(ax, report.tables["limit"])
     names = [
-        f"{network},\n{quantity if network == ACROSS else '‖v_h‖² − ‖v_h+1‖²'}"
+        f"{network},\n{_typeset(quantity if network == ACROSS else '‖v_h‖² − ‖v_{h+1}‖²')}"
         for network, quantity in groups
     ]
     ax.set_xticks(range(len(groups)), names)

@@ -13,19 +13,29 @@ from jaxtyping import Array, Float
 from .._descent import descend
 from .._flow import flow
 from .._models import MatrixFactorization, factorization_objective
+from .._norm import tree_norm
 from .._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
-from ._binomial import Fraction, fraction
-from ._factorizations import first_time, starts, target
+from ._binomial import fraction, probable
+from ._factorizations import (
+    distance,
+    first_time,
+    imbalance,
+    in_batches,
+    small_std,
+    step_sizes,
+    target,
+)
+from ._labels import DISTANCE, IMBALANCE
 from ._report import Claim, Report
-from .lemma31 import literal_schedule
+from .lemma31 import literal_constant, literal_schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Seeds in one batch, and how many the figure shows.
-BATCH, SHOWN = 125, 25
+#: Seeds in the figure.
+SHOWN = 25
 #: Σ t^(−3/2): the total time of a schedule whose sum is finite is a multiple of it.
 ZETA_3_2 = 2.612375348685488
 
@@ -74,10 +84,10 @@ class Account(NamedTuple):
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
     """The account of every seed, and two controls."""
     del progress  # A minute.
-    std = np.sqrt(config.epsilon) / max(config.d1, config.d2)
+    std = small_std(config.d1, config.d2, config.epsilon)
     account = measure(config, std)
     final = _final_distances(config)
-    summable = final(std, ZETA_3_2 * _constant(config))
+    summable = final(std, ZETA_3_2 * literal_constant(config))
     zero = final(0.0, config.t1)
     return Report(
         "thm31",
@@ -101,7 +111,7 @@ def run(config: Config = Config(), *, progress: Progress = False) -> Report:
             f"are sums over {config.times - 1} intervals of the computed flow (relative "
             f"tolerance {config.rtol:g}), with the larger end of each.",
             "Time t is reached after about exp(t/c) iterations, c = "
-            f"{_constant(config):.3g}.",
+            f"{literal_constant(config):.3g}.",
         ),
     )
 
@@ -110,18 +120,7 @@ def measure(config: Config, std: float) -> Account:
     """The account of every seed, in batches."""
     matrix = target(config.d1, config.d2, config.rank, config.seed)
     compiled = jax.jit(jax.vmap(lambda model: _account(config, matrix, model)))
-    return _in_batches(config, std, compiled)
-
-
-def _in_batches(config: Config, std: float, compiled) -> Any:
-    parts = []
-    for first in range(0, config.seeds, BATCH):
-        size = min(BATCH, config.seeds - first)
-        models = starts(
-            config.d1, config.d2, config.rank, std, size, config.seed + first
-        )
-        parts.append(jax.tree.map(np.asarray, compiled(models)))
-    return jax.tree.map(lambda *part: np.concatenate(part), *parts)
+    return in_batches(config, std, compiled)
 
 
 def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Account:
@@ -130,7 +129,7 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
         model,
         matrix,
         config.steps,
-        learning_rate=lambda t: schedule(t.astype(matrix.dtype)),
+        learning_rate=step_sizes(schedule, matrix.dtype),
         objective=factorization_objective,
         record_every=config.steps // 100,
         throw=False,
@@ -144,24 +143,14 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
     }
     later = flow(gd.model, matrix, config.t1, ts=ts, **options)
     beside = flow(model, matrix, gd.ts[-1], ts=gd.ts, laws=(), **options)
-    gap = jnp.sqrt(
-        sum(
-            jnp.sum((a - b) ** 2)
-            for a, b in zip(
-                jax.tree.leaves(gd.model), jax.tree.leaves(beside.model), strict=True
-            )
-        )
-    )
+    gap = tree_norm(jax.tree.map(jnp.subtract, gd.model, beside.model))
     # Steps only get smaller: the first later one bounds all of them.
     step = schedule(jnp.asarray(float(config.steps)))
     smoothness = jnp.max(_smoothness(matrix, _models(later)))
-    imbalances = (
-        jnp.linalg.norm(r.laws["matrix[1]"], axis=(1, 2)) for r in (gd, later)
-    )
     return Account(
         later.ts,
-        jnp.sqrt(2 * later.losses),
-        jnp.max(jnp.concatenate([jnp.max(i)[None] for i in imbalances])),
+        distance(later),
+        jnp.maximum(jnp.max(imbalance(gd)), jnp.max(imbalance(later))),
         step * later.losses[0] / (1 - smoothness * step / 2),
         _gap_bound(matrix, later, step),
         gap,
@@ -215,17 +204,13 @@ def _final_distances(config: Config) -> Callable[[float, float], np.ndarray]:
             laws=(),
             throw=False,
         )
-        return jnp.sqrt(2 * run.losses[-1])
+        return distance(run)[-1]
 
     def final(std: float, t1: float) -> np.ndarray:
         time = jnp.asarray(t1, matrix.dtype)
-        return _in_batches(config, std, lambda models: compiled(models, time))
+        return in_batches(config, std, lambda models: compiled(models, time))
 
     return final
-
-
-def _constant(config: Config) -> float:
-    return float(np.sqrt(config.epsilon / config.rank) / 100)
 
 
 def log_iterations(
@@ -235,25 +220,15 @@ def log_iterations(
 
     Σ_{T<s≤N} c/s lies between c·ln((N+1)/(T+1)) and c·ln(N/T).
     """
-    return np.log(config.steps) + time / _constant(config)
+    return np.log(config.steps) + time / literal_constant(config)
 
 
 def _limit_claim(config: Config, final: np.ndarray, what: str = "") -> Claim:
     found = fraction(int((final <= config.epsilon).sum()), final.size)
-    return _about(
+    return probable(
         f"{what}the limit has ‖UVᵀ − M*‖_F ≤ {config.epsilon:g}",
         found,
         f"median {np.median(final):.2g}",
-    )
-
-
-def _about(text: str, found: Fraction, detail: str) -> Claim:
-    return Claim(
-        text,
-        f"{found}; {detail}",
-        found.low > 0.9,
-        printed="with high probability",
-        seeds=found.trials,
     )
 
 
@@ -262,28 +237,28 @@ def _claims(config: Config, a: Account) -> tuple[Claim, ...]:
     at_the_end = a.distance[:, -1] + _distance_bound(a)
     arrived = first_time(a.distance <= config.epsilon, a.ts[0])
     iterations = log_iterations(config, arrived)
-    imbalance = a.imbalance + a.drift_bound
+    ever = a.imbalance + a.drift_bound
     honest = fraction(int((a.gap <= a.gap_bound_then).sum()), seeds)
     return (
         _limit_claim(config, at_the_end),
-        _about(
+        probable(
             "the iterations that takes are finite: ln of their number",
             fraction(int(np.isfinite(iterations).sum()), seeds),
             f"median {np.median(iterations):,.0f}, from {iterations.min():,.0f} to "
             f"{iterations.max():,.0f}",
         ),
-        _about(
+        probable(
             f"‖UᵀU − VᵀV‖_F ≤ {config.epsilon:g} for all t",
-            fraction(int((imbalance <= config.epsilon).sum()), seeds),
+            fraction(int((ever <= config.epsilon).sum()), seeds),
             f"largest {a.imbalance.max():.2g} + at most {a.drift_bound.max():.1g} by "
             "all later steps",
         ),
-        _about(
+        probable(
             f"descent is within {config.epsilon / 10:g} of the flow at the end",
             fraction(int((a.gap_bound <= config.epsilon / 10).sum()), seeds),
             f"bound at most {a.gap_bound.max():.1g}",
         ),
-        _about(
+        probable(
             f"the bound holds where it can be checked, over {config.steps:,} iterations",
             honest,
             f"measured at most {a.gap.max():.1g}, bound at least "
@@ -334,14 +309,14 @@ def draw(report: Report) -> "Figure":
     left.plot(x, table["median"], color=COLOURS[0], lw=2.5, label="median of all seeds")
     left.axhline(epsilon, color="0.3", ls="--", lw=1.5, label="ε")
     left.set(yscale="log", ylim=(1e-9, 3))
-    left.set(xlabel="ln(iterations)", ylabel="‖UVᵀ − M*‖_F")
+    left.set(xlabel="ln(iterations)", ylabel=DISTANCE)
     left.set_title("the theorem's schedule, followed to its end")
     left.legend(frameon=False)
     bounds = report.tables["bounds"]
     bins = np.geomspace(1e-9, 1, 97)
     for (name, label), colour in zip(
         {
-            "imbalance": "largest ‖UᵀU − VᵀV‖_F so far",
+            "imbalance": f"largest {IMBALANCE} so far",
             "drift_bound": "all later steps add at most",
             "gap_bound": "bound on descent − flow",
         }.items(),
@@ -354,6 +329,6 @@ def draw(report: Report) -> "Figure":
     right.set_title("what discretization can add is far below ε")
     figure.legend(
         *right.get_legend_handles_labels(),
-        loc="outside lower right", ncols=4, frameon=False, fontsize=9,
+        loc="outside lower center", ncols=4, frameon=False,
     )  # fmt: skip
     return figure

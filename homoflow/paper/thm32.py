@@ -264,7 +264,7 @@ def draw(report: Report) -> "Figure":
     right.axhspan(low, high, color="0.9", zorder=0, label="the bounds")
     right.set(yscale="log", xlim=(0, 120), ylim=(low / 30, high * 30))
     right.set(xlabel="iteration", ylabel="|uᵀu*| / |vᵀv*|")
-    right.set_title("the factors stay balanced if they start with the same sign")
+    right.set_title("balanced if both start with the same sign")
     right.legend(frameon=False, loc="upper right")
     return figure
 

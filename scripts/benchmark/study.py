@@ -13,6 +13,7 @@ from typing import Any
 import diffrax as dfx
 import jax
 import numpy as np
+from workprecision.study import write
 
 import homoflow as hf
 
@@ -35,6 +36,7 @@ _PACKAGES = {
 }
 METHODS: tuple[Method, ...] = (
     compiled.homoflow(),
+    compiled.homoflow("homoflow ExponentialAdams", hf.ExponentialAdams()),
     compiled.homoflow("homoflow Rodas5P", hf.Rodas5P())._replace(most_weights=2_000),
     compiled.diffrax(dfx.Tsit5()),
     compiled.diffrax(dfx.Dopri8()),
@@ -99,14 +101,6 @@ def run_study(
             jax.clear_caches()
         write(study, path)
     return study
-
-
-def write(study: dict[str, Any], path: Path) -> None:
-    """Replaces the file in one step: an interrupted run leaves it whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
 
 
 def _begun(path: Path) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""Elements of the group under which a function does not change, and what they act on."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._laws._law import Law, Term, rows_of
+
+Arrays = tuple[Array, ...]
+
+
+class Share(NamedTuple):
+    """A term of a law, with the numbers of the law and of the term's array."""
+
+    law: int
+    array: int
+    term: Term
+
+
+class Mixing(NamedTuple):
+    """An invertible matrix E that mixes units, as E − I and E⁻¹ − I."""
+
+    by: Float[Array, "*blocks n n"]
+    back: Float[Array, "*blocks n n"]
+
+
+#: Of each law, logarithms of the scales of its units, or a `Mixing` of them; and of each
+#: law a vector or a symmetric matrix: a generator, or the value of the law.
+Element = tuple[Float[Array, " units"] | Mixing, ...]
+Generator = tuple[Float[Array, "..."], ...]
+
+
+def unit_rows(law: Law, term: Term, array: Array) -> Float[Array, "*blocks units rest"]:
+    """What each unit of a law owns of an array."""
+    rows = rows_of(term, array)
+    if law.contraction == "total":
+        return rows.reshape(1, -1)
+    if law.blocks > 1:
+        return rows.reshape(law.blocks, rows.shape[0] // law.blocks, -1)
+    return rows
+
+
+def placed(law: Law, term: Term, rows: Array, array: Array) -> Array:
+    """The rows where they belong in an array like the one given, and 0 elsewhere."""
+    back = jax.linear_transpose(lambda a: unit_rows(law, term, a), array)
+    return back(rows)[0]
+
+
+def generated(law: Law, term: Term, generator: Array, rows: Array) -> Array:
+    """What a generator of the rescalings of a law makes of its units' rows."""
+    if law.contraction == "matrix":
+        return term.coefficient * (generator @ rows)
+    return term.coefficient * generator[:, None] * rows
+
+
+def exponentiated(laws: Sequence[Law], generator: Generator) -> Element:
+    """A group element that agrees with exp(generator) to first order.
+
+    Of a matrix X with ‖X‖ < 1 it is I + X, whose inverse costs less than exp(−X).
+    """
+    return tuple(
+        _mixing(x) if law.contraction == "matrix" else x
+        for law, x in zip(laws, generator, strict=True)
+    )
+
+
+def composed(second: Element, first: Element) -> Element:
+    """The element that acts as the first, and then the second."""
+
+    def one(a, b):
+        if not isinstance(a, Mixing):
+            return a + b
+        return Mixing(a.by + b.by + a.by @ b.by, b.back + a.back + b.back @ a.back)
+
+    return tuple(one(a, b) for a, b in zip(second, first, strict=True))
+
+
+def acted(
+    laws: Sequence[Law],
+    shares: Sequence[Share],
+    element: Element,
+    arrays: Arrays,
+    *,
+    on_slopes: bool = False,
+) -> Arrays:
+    """The arrays after a group element g; of gradients (`on_slopes`) after g⁻ᵀ.
+
+    L(gw) = L(w) makes ∇L(gw) = g⁻ᵀ∇L(w).
+    """
+    result = list(arrays)
+    for k, i, term in shares:
+        law, g = laws[k], element[k]
+        rows = unit_rows(law, term, result[i])
+        if isinstance(g, Mixing):
+            forward = (term.coefficient > 0) != on_slopes
+            change = (g.by if forward else g.back.swapaxes(-1, -2)) @ rows
+        else:
+            power = -term.coefficient if on_slopes else term.coefficient
+            change = jnp.expm1(power * g)[:, None] * rows
+        result[i] = result[i] + placed(law, term, change, result[i])
+    return tuple(result)
+
+
+def moving(
+    laws: Sequence[Law], shares: Sequence[Share], generator: Generator, arrays: Arrays
+) -> Arrays:
+    """The velocity of the arrays along their orbit."""
+    result = [jnp.zeros_like(array) for array in arrays]
+    for k, i, term in shares:
+        rows = unit_rows(laws[k], term, arrays[i])
+        change = generated(laws[k], term, generator[k], rows)
+        result[i] = result[i] + placed(laws[k], term, change, arrays[i])
+    return tuple(result)
+
+
+def unit_element(laws: Sequence[Law], like: Generator) -> Element:
+    """The element that changes nothing."""
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    return tuple(
+        Mixing(z, z) if law.contraction == "matrix" else z
+        for law, z in zip(laws, zeros, strict=True)
+    )
+
+
+def changed_by(generator: Generator, element: Element) -> Element:
+    """The velocity of an element g that moves as dg = Xg, X a generator."""
+
+    def one(x, g):
+        if not isinstance(g, Mixing):
+            return x
+        return Mixing(x + x @ g.by, -x - g.back @ x)
+
+    return tuple(one(x, g) for x, g in zip(generator, element, strict=True))
+
+
+def _mixing(x: Float[Array, "*blocks n n"]) -> Mixing:
+    one = jnp.eye(x.shape[-1], dtype=x.dtype)
+    return Mixing(x, -x @ jnp.linalg.inv(one + x))

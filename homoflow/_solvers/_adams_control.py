@@ -1,0 +1,45 @@
+"""Order and size of an Adams method's next step."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+#: The next step is aimed at this share of what the error allows.
+SAFETY = 0.9
+#: Steps grow if by this much at least, and at most by this much: after the first, while
+#: there are few, and later.
+LEAST_GROWTH, FIRST_GROWTH, EARLY_GROWTH, GROWTH = 1.2, 100.0, 5.0, 2.0
+EARLY_STEPS = 10
+#: At most so much smaller is a rejected step repeated: the first, which is a guess, any
+#: later one, and one that was not finite.
+FIRST_SHRINKAGE, SHRINKAGE, COLLAPSE = 1e-5, 0.2, 0.1
+
+
+def next_order_and_factor(
+    count: Int[Array, ""], order: Int[Array, ""], errors: Float[Array, "3"], most: int
+) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """From the errors of a step at orders − 1, + 0, + 1, in units of the tolerance.
+
+    The order with the largest step is taken; a lower one only if its error is the lower
+    one as well, for then differences of higher order have ceased to fall, be it by
+    instability. Orders rise with the `count` of known values at first. At most `most`;
+    errors at orders that are out of the question are infinite.
+    """
+    exponents = (order + jnp.arange(3, dtype=order.dtype)).astype(errors.dtype)
+    factors = SAFETY * jnp.maximum(errors, 1e-10) ** (-1 / exponents)
+    is_falling = errors[1] < errors[0]
+    is_young = (count == order) & (order < most)
+    down = ~is_falling & (factors[0] > factors[1])
+    up = ~down & jnp.where(is_young, is_falling, factors[2] > factors[1])
+    change = jnp.where(down, -1, jnp.where(up, 1, 0)).astype(order.dtype)
+    # The error of an order that is not known yet is taken for that of this one.
+    factor = jnp.where(
+        down, factors[0], jnp.where(up & ~is_young, factors[2], factors[1])
+    )
+    growth = jnp.where(count <= EARLY_STEPS, EARLY_GROWTH, GROWTH)
+    growth = jnp.where(count == 1, FIRST_GROWTH, growth)
+    grown = jnp.where(factor > LEAST_GROWTH, jnp.minimum(factor, growth), 1)
+    least = jnp.where(count == 1, FIRST_SHRINKAGE, SHRINKAGE)
+    shrunk = jnp.maximum(factors[1], least)
+    shrunk = jnp.where(jnp.isfinite(errors[1]), shrunk, COLLAPSE)
+    factor = jnp.where(errors[1] <= 1, grown, shrunk)
+    return order + change, factor.astype(errors.dtype)

@@ -1,0 +1,153 @@
+"""A wrapper that keeps a solver's laws, by rescalings that leave the function alone."""
+
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._orbits import Orbit
+
+
+class Remembered(NamedTuple):
+    """What is remembered from step to step.
+
+    - `inner`: the wrapped solver's own memory.
+    - `targets`: the laws at the start.
+    - `removed`: by how much they had drifted whenever they were restored, summed up.
+    """
+
+    inner: PyTree
+    targets: tuple[Array, ...]
+    removed: tuple[Array, ...]
+
+
+class _OnOrbitInterpolation(dfx.AbstractLocalInterpolation):
+    """The wrapped solver's interpolation, on the laws."""
+
+    t0: Any
+    t1: Any
+    inner: dfx.AbstractLocalInterpolation
+    targets: tuple[Array, ...]
+    orbit: Orbit
+
+    def evaluate(self, t0, t1=None, left=True):
+        if t1 is not None:
+            start, end = self.evaluate(t0, left=left), self.evaluate(t1, left=left)
+            return jax.tree.map(jnp.subtract, end, start)
+        between = self.inner.evaluate(t0, left=left)
+        return self.orbit.restoring(between, self.targets).restored
+
+
+class OnOrbit(dfx.AbstractWrappedSolver):
+    """Any one-step solver of gradient flow, with drift of the laws undone after steps.
+
+    After a step the weights are moved along the orbit of `orbit`'s rescalings to where
+    the laws have their initial values: the function and the loss stay what they are, to
+    rounding, so that nothing but the drift is removed. What is interpolated between
+    steps is projected too. The state of the solve has the weights' leaves in their order.
+
+    It is for fields −∇L with L constant along the orbit. There the slope that a
+    first-same-as-last Runge–Kutta method keeps goes along by g⁻ᵀ, at no evaluation. A
+    solver that remembers more is refused, unless it says how that transforms by a method
+    `transported(memory, y, weights, slopes)`, with the linear maps for what is like the
+    state `y` and for what is like its gradients.
+
+    - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
+        left alone; 0 for rounding. What is interpolated is projected always.
+    - `until`: steps that end there, or later, are projected whatever the drift.
+    """
+
+    solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
+    orbit: Orbit
+    beyond: Float[Array, ""] | float = 0.0
+    until: Float[Array, ""] | float = jnp.inf
+
+    @property
+    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver.term_structure
+
+    @property
+    def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver.term_compatible_contr_kwargs
+
+    # Diffrax looks for these where it is told by `isinstance` that they are there.
+
+    @property
+    def scan_kind(self):
+        return self.solver.scan_kind  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def root_finder(self):
+        return self.solver.root_finder  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def root_find_max_steps(self):
+        return self.solver.root_find_max_steps  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        def build(*, t0, t1, inner, targets):
+            within = self.solver.interpolation_cls(t0=t0, t1=t1, **inner)
+            return _OnOrbitInterpolation(t0, t1, within, targets, self.orbit)
+
+        return build
+
+    def order(self, terms):
+        return self.solver.order(terms)
+
+    def strong_order(self, terms):
+        return self.solver.strong_order(terms)
+
+    def error_order(self, terms):
+        return self.solver.error_order(terms)
+
+    def func(self, terms, t0, y0, args):
+        return self.solver.func(terms, t0, y0, args)
+
+    def init(self, terms, t0, t1, y0, args) -> Remembered:
+        inner = self.solver.init(terms, t0, t1, y0, args)
+        if not (_is_slope_of(self.solver, inner, y0) or _says_how(self.solver, inner)):
+            raise ValueError(
+                f"{type(self.solver).__name__} remembers more of past steps than a slope: "
+                "after a projection its memory would be of another point. It would need "
+                "a method `transported`."
+            )
+        targets = self.orbit.values(y0)
+        return Remembered(inner, targets, jax.tree.map(jnp.zeros_like, targets))
+
+    def step(self, terms, t0, t1, y0, args, solver_state: Remembered, made_jump):
+        inner, targets, removed = solver_state
+        y1, error, dense, inner, result = self.solver.step(
+            terms, t0, t1, y0, args, inner, made_jump
+        )
+        dense = {"inner": dense, "targets": targets}
+        beyond = jnp.where(t1 < self.until, self.beyond, 0)
+        rescaling = self.orbit.restoring(y1, targets, beyond)
+        if _says_how(self.solver, inner):
+            inner = self.solver.transported(  # pyright: ignore[reportAttributeAccessIssue]
+                inner, y1, rescaling.weights, rescaling.slopes
+            )
+        elif inner is not None:
+            inner = inner[0], rescaling.slopes(inner[1])
+        removed = tuple(
+            jnp.where(rescaling.is_one, old, old + new)
+            for old, new in zip(removed, rescaling.miss, strict=True)
+        )
+        state = Remembered(inner, targets, removed)
+        return rescaling.restored, error, dense, state, result
+
+
+def _says_how(solver: dfx.AbstractSolver, inner: PyTree) -> bool:
+    return inner is not None and hasattr(solver, "transported")
+
+
+def _is_slope_of(solver: dfx.AbstractSolver, inner: PyTree, y0: PyTree) -> bool:
+    """Whether a solver's memory is nothing, or a Runge–Kutta method's last slope."""
+    if inner is None:
+        return True
+    if not isinstance(solver, dfx.AbstractRungeKutta):
+        return False
+    _, slope = inner
+    return jax.tree.structure(slope) == jax.tree.structure(y0)
