@@ -173,7 +173,9 @@ def _near(
         near, _, _ = carry
 
         def z_of(w):
-            return system.preactivations(w, jnp.where(near & ~opened, flat, slopes), nothing)
+            return system.preactivations(
+                w, jnp.where(near & ~opened, flat, slopes), nothing
+            )
 
         z, change = jax.jvp(z_of, (w,), (direction,))
         found = near | (jnp.abs(z) <= _ON_KINK * largest)

@@ -220,7 +220,11 @@ class System(eqx.Module):
         return Rows(explicit, deltas, [v[sample] for v in vectors])
 
     def openings(
-        self, w: Array, slopes: Array, dormant: Bool[Array, "samples kinks"], slots: Slots
+        self,
+        w: Array,
+        slopes: Array,
+        dormant: Bool[Array, "samples kinks"],
+        slots: Slots,
     ) -> Float[Array, " slots"]:
         """∂L/∂a at every slot's kink if that alone opens, from one-sided derivatives.
 
@@ -232,7 +236,8 @@ class System(eqx.Module):
         def of_slot(pair):
             i, kink = pair // self.kinks, pair % self.kinks
             x, seed = jax.tree.map(lambda a: a[i], (self.x, seeds))
-            lift = (jnp.arange(self.kinks) == kink).astype(w.dtype)
+            numbers = jnp.arange(self.kinks, dtype=kink.dtype)
+            lift = (numbers == kink).astype(w.dtype)
 
             def one_layer(_, carry):
                 slopes, _ = carry
