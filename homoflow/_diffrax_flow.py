@@ -19,7 +19,7 @@ from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._solvers import AbstractTolerantSolver, Rodas5P
+from ._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless
 
@@ -139,7 +139,7 @@ def _solve(
         method.dt0,
         leaves,
         args=args,
-        saveat=_saveat(options.adjoint, ts, t1, record),
+        saveat=_saveat(options.adjoint, ts, t1, record, method),
         stepsize_controller=controller,
         adjoint=options.adjoint,
         event=_event(options.adjoint, method),
@@ -201,12 +201,14 @@ def _scale(weights: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.where(mean > 0, mean, 1))
 
 
-def _saveat(adjoint, ts: Array, t1: Array, record) -> dfx.SaveAt:
+def _saveat(adjoint, ts: Array, t1: Array, record, method: Method) -> dfx.SaveAt:
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only, not through observables.
         return dfx.SaveAt(ts=jnp.append(ts, t1))
     return dfx.SaveAt(
-        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)}
+        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)},
+        # Which knows how often it evaluated.
+        solver_state=isinstance(method.solver, ExponentialAdams),
     )
 
 
@@ -274,11 +276,14 @@ def _trajectory(
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
     steps = solution.stats["num_steps"]
-    count = gradient_evaluations(
-        method.solver, numbers["steps"], numbers["rejected_steps"]
-    )
     if isinstance(method.solver, KinkShare):
         count = evaluations(as_system(problem), steps)
+    elif isinstance(method.solver, ExponentialAdams):
+        count = method.solver.evaluations(
+            numbers["steps"], numbers["rejected_steps"], solution.solver_state
+        )
+    else:
+        count = gradient_evaluations(method.solver, steps)
     if count is not None:
         numbers["gradient_evaluations"] = count + ts.shape[0]
     if isinstance(method.solver, Rodas5P):
