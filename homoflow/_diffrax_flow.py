@@ -332,7 +332,8 @@ def _trajectory(
         memory = solution.solver_state
         if isinstance(memory, Remembered):
             memory = memory.inner
-        count = method.solver.evaluations(
+        # `BacksolveAdjoint` keeps no memory.
+        count = memory and method.solver.evaluations(
             numbers["steps"], numbers["rejected_steps"], memory
         )
     else:
