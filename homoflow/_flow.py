@@ -201,6 +201,8 @@ def flow(
             stepsize_controller=stepsize_controller,
             dt0=dt0,
             weight_decay=weight_decay,
+            project=project,
+            laws_are_given=laws is not None,
             save_models=save_models,
             adjoint=adjoint,
             estimate_error=estimate_error,
