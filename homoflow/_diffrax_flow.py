@@ -20,7 +20,13 @@ from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._solvers import AbstractTolerantSolver, OnOrbit, Remembered, Rodas5P
+from ._solvers import (
+    AbstractTolerantSolver,
+    ExponentialAdams,
+    OnOrbit,
+    Remembered,
+    Rodas5P,
+)
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 
@@ -151,7 +157,7 @@ def _solve(
         method.dt0,
         leaves,
         args=args,
-        saveat=_saveat(options.adjoint, ts, t1, record, orbit is not None),
+        saveat=_saveat(options.adjoint, ts, t1, record, _tells_more(method)),
         stepsize_controller=controller,
         adjoint=options.adjoint,
         event=_event(options.adjoint, method),
@@ -229,6 +235,11 @@ def _relative_size(orbit: Orbit, final, removed) -> Float[Array, ""]:
     size = orbit.size(final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in removed]))
     return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
+
+
+def _tells_more(method: Method) -> bool:
+    """Whether the solver's memory says more of a run than Diffrax counts."""
+    return bool(method.kept) or isinstance(method.solver, ExponentialAdams)
 
 
 def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.SaveAt:
@@ -315,11 +326,18 @@ def _trajectory(
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
     steps = solution.stats["num_steps"]
-    count = gradient_evaluations(
-        method.solver, numbers["steps"], numbers["rejected_steps"]
-    )
     if isinstance(method.solver, KinkShare):
         count = evaluations(as_system(problem), steps)
+    elif isinstance(method.solver, ExponentialAdams):
+        memory = solution.solver_state
+        if isinstance(memory, Remembered):
+            memory = memory.inner
+        # `BacksolveAdjoint` keeps no memory.
+        count = memory and method.solver.evaluations(
+            numbers["steps"], numbers["rejected_steps"], memory
+        )
+    else:
+        count = gradient_evaluations(method.solver, steps)
     if count is not None:
         numbers["gradient_evaluations"] = count + ts.shape[0]
     if removed is not None:

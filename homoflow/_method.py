@@ -247,17 +247,12 @@ def tolerance_floor(dtype: jnp.dtype) -> float:
     return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
 
 
-def gradient_evaluations(
-    solver: dfx.AbstractSolver, accepted: Array, rejected: Array
-) -> Array | None:
-    """How often an explicit Runge–Kutta solver, or ours, evaluated the field in all steps.
+def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
+    """How often a one-step solver, explicit or ours, evaluated the field in `steps`.
 
     `None` for other solvers, which do not say. A first-same-as-last solver evaluates
     once more each time its very first step is rejected, which Diffrax does not report.
     """
-    if isinstance(solver, AbstractTolerantSolver):
-        return solver.evaluations(accepted, rejected)
-    steps = accepted + rejected
     if isinstance(solver, dfx.Euler):
         return steps
     if isinstance(solver, Rodas5P):

@@ -32,6 +32,8 @@ def least_element(gradients: np.ndarray) -> np.ndarray:
     answer, not its direction.
     """
     size = np.abs(gradients).max()
+    if size == 0:
+        return np.zeros(gradients.shape[1])
     rows = np.unique(np.round(gradients / size, 9), axis=0)
     ones = np.ones(len(rows))
     right = np.append(np.zeros(rows.shape[1]), 1.0)

@@ -81,10 +81,6 @@ class KinkShare(AbstractTolerantSolver):
             dtmin=dtmin, force_dtmin=force_dtmin,
         )  # fmt: skip
 
-    def evaluations(self, accepted, rejected):
-        # It depends on the system: see the function of that name.
-        return None
-
     def init(self, terms, t0, t1, y0, args) -> Memory:
         system: System = args[1]
         nothing = jnp.zeros_like(system.low)

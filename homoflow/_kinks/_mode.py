@@ -73,8 +73,9 @@ def find_mode(
         multiplier, back, is_unique = multipliers(point, leads & (state == 0), fixed)
         before = jnp.where(count == 0, multiplier, old.before)
         width = widths(system, point, groups, multiplier, used, based_on_plus)
+        tries_nearer = count < _PIVOTS // 2
         proposed = jnp.where(
-            leads, _proposal(point, state, multiplier, width, plus), state
+            leads, _proposal(point, state, multiplier, width, plus, tries_nearer), state
         )
         # The width of a kink taken with its whole jump depends on multipliers above.
         off_base = leads & (state != 0) & ((state > 0) != based_on_plus)
@@ -111,7 +112,12 @@ def smallest_rate(point: Point) -> Array:
 
 
 def _proposal(
-    point: Point, state: Array, multiplier: Array, width: Array, plus: Array
+    point: Point,
+    state: Array,
+    multiplier: Array,
+    width: Array,
+    plus: Array,
+    tries_nearer: Bool[Array, ""],
 ) -> Array:
     """The states that the conditions ask for, where they are violated."""
     smallest = smallest_rate(point)
@@ -121,10 +127,15 @@ def _proposal(
     slides = state == 0
     low, high = slides & (from_minus < -slack), slides & (from_minus > width + slack)
     # A slider whose kink has turned concave: inside of the interval both sides are
-    # solutions. It takes the one that its slope was nearer to.
-    concave = low & high
-    high = high & (~concave | (from_minus < 0.5 * width))
-    low = low & ~high
+    # solutions. It takes the one that its slope was nearer to; outside of it too at
+    # first, as the width changes with the side, and then the one that it is pushed to.
+    concave = slides & (width <= 0) & (low | high)
+    nearer = (low & high) | tries_nearer
+    up_there = jnp.where(nearer, from_minus < 0.5 * width, high)
+    high, low = (
+        jnp.where(concave, up_there, high & ~low),
+        jnp.where(concave, ~up_there, low),
+    )
     attracts = width > 0
     up, down = (
         (state < 0) & (rate > smallest),

@@ -236,7 +236,8 @@ class System(eqx.Module):
         def of_slot(pair):
             i, kink = pair // self.kinks, pair % self.kinks
             x, seed = jax.tree.map(lambda a: a[i], (self.x, seeds))
-            lift = (jnp.arange(self.kinks) == kink).astype(w.dtype)
+            numbers = jnp.arange(self.kinks, dtype=kink.dtype)
+            lift = (numbers == kink).astype(w.dtype)
 
             def one_layer(_, carry):
                 slopes, _ = carry

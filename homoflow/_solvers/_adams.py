@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._adams_control import SAFETY, next_order_and_factor
 from ._dense_output import ExponentialInterpolation
-from ._low_rank import LowRank, learned, no_directions
+from ._low_rank import LowRank, learned, new_direction, no_directions
 from ._moments import moments
 from ._newton_form import NewtonForm, newton_form
 from ._one_dtype import refuse_unless_one_dtype
@@ -30,6 +30,9 @@ MOST_DIRECTIONS, FEW_DIRECTIONS, MOST_NUMBERS = 64, 8, 2**21
 STIFFNESS = 0.25
 #: Rates below this per step are not worth a direction.
 LEAST_RATE = 0.01
+#: Where J has learned in so many steps on end, and steps have grown by so much since the
+#: last time, many directions are stiff: then so many more are asked for at once.
+STREAK, GROWN, QUESTIONS = 8, 2.0, 16
 #: A difference of slopes below this many units of rounding says nothing about J.
 NOISE = 10.0
 
@@ -42,6 +45,8 @@ class Past(NamedTuple):
     - `inner_states`, `inner_slopes`: their coordinates in J's directions (of the states,
         up to a shift that all have in common).
     - `order`: that of the next step.
+    - `streak`: in how many steps on end J has learned.
+    - `asked_at`: the step size at which J asked last; `asked`: evaluations for that.
     """
 
     states: Float[Array, "points size"]
@@ -52,6 +57,9 @@ class Past(NamedTuple):
     known: Int[Array, ""]
     order: Int[Array, ""]
     j: LowRank
+    streak: Int[Array, ""]
+    asked_at: Float[Array, ""]
+    asked: Int[Array, ""]
 
 
 class _Now(NamedTuple):
@@ -161,8 +169,11 @@ class ExponentialAdams(AbstractTolerantSolver):
             factormin=0.0, factormax=jnp.inf, dtmin=dtmin, force_dtmin=force_dtmin,
         )  # fmt: skip
 
-    def evaluations(self, accepted, rejected):
-        return 1 + 2 * accepted + rejected
+    def evaluations(
+        self, accepted: Int[Array, ""], rejected: Int[Array, ""], last: Past
+    ) -> Int[Array, ""]:
+        """How often the field was evaluated in so many steps, with `last` after them."""
+        return 1 + 2 * accepted + rejected + last.asked
 
     def transported(self, memory: Past, y, weights, slopes) -> Past:
         """What is remembered, after a rescaling of the state `y` as `OnOrbit` does it."""
@@ -205,6 +216,9 @@ class ExponentialAdams(AbstractTolerantSolver):
             jnp.asarray(1),
             jnp.asarray(1),
             no_directions(room, w.size, w.dtype),
+            jnp.asarray(0),
+            jnp.zeros((), w.dtype),
+            jnp.asarray(0),
         )
 
     def step(self, terms, t0, t1, y0, args, solver_state: Past, made_jump):
@@ -224,7 +238,16 @@ class ExponentialAdams(AbstractTolerantSolver):
         final_slope = lax.cond(
             eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope
         )
-        after = _after(past, now, trial, corrected, final_slope, accepted, order)
+        after = _after(
+            past,
+            now,
+            trial,
+            corrected,
+            final_slope,
+            accepted,
+            order,
+            lambda w: field(t1, w),
+        )
         error = jnp.broadcast_to(SAFETY / factor, w.shape)
         dense = _dense(past, now, trial, unravel)
         return unravel(corrected), unravel(error), dense, after, dfx.RESULTS.successful
@@ -331,28 +354,13 @@ def _after(
     slope: Array,
     accepted: Bool[Array, ""],
     order: Int[Array, ""],
+    field: Callable[[Array], Array],
 ) -> Past:
     moved_inner = trial.moved_inner + trial.correction_inner
     slope_inner = past.j.coordinates(slope[None])[0]
     inner_states = _newest(past.inner_states[0] + moved_inner, past.inner_states)
     inner_slopes = _newest(slope_inner, past.inner_slopes)
-    j = past.j
-    if j.rates.size:
-        learns, least = _lesson(past, now, trial, state, slope, slope_inner, accepted)
-
-        def lesson() -> tuple[LowRank, Array, Array]:
-            still = lax.stop_gradient((j, trial.correction, slope - trial.slope, least))
-            new = jax.tree.map(lambda a, b: jnp.where(learns, a, b), learned(*still), j)
-            return (
-                new,
-                _newest(new.coordinates(state[None])[0], new.coordinates(past.states)),
-                _newest(new.coordinates(slope[None])[0], new.coordinates(past.slopes)),
-            )
-
-        j, inner_states, inner_slopes = lax.cond(
-            eqxi.unvmap_any(learns), lesson, lambda: (j, inner_states, inner_slopes)
-        )
-    return Past(
+    after = Past(
         _newest(state, past.states),
         _newest(slope, past.slopes),
         _newest(now.h, past.steps),
@@ -360,11 +368,75 @@ def _after(
         inner_slopes,
         jnp.minimum(past.known + 1, past.slopes.shape[0]),
         order,
-        j,
+        past.j,
+        past.streak,
+        past.asked_at,
+        past.asked,
+    )
+    if not past.j.rates.size:
+        return after
+    learns = _learns(past, now, trial, state, slope, slope_inner, accepted)
+    streak = jnp.where(learns, past.streak + 1, 0)
+    asks = learns & (streak >= STREAK) & (now.h > GROWN * past.asked_at)
+    still = lax.stop_gradient(
+        (past.j, trial.correction, slope - trial.slope, state, slope)
+    )
+    j, correction, change, *_ = still
+    length = jnp.linalg.norm(correction)
+    steps, changes = correction[None] / length, change[None] / length
+    least = lax.stop_gradient(LEAST_RATE / now.h)
+
+    seen = past.states, past.slopes, jnp.stack([state, slope])
+    newest = jnp.stack([inner_states[0], inner_slopes[0]])
+    inner = past.inner_states, past.inner_slopes, newest
+
+    def lesson(steps: Array, changes: Array) -> tuple[LowRank, Array, Array]:
+        new, inner_seen = learned(j, steps, changes, least, seen, inner)
+        states, slopes, newest = inner_seen
+        taught = new, _newest(newest[0], states), _newest(newest[1], slopes)
+        return jax.tree.map(lambda a, b: jnp.where(learns, a, b), taught, as_it_is)
+
+    as_it_is = past.j, inner_states, inner_slopes
+    branches = [lambda: as_it_is, lambda: lesson(steps, changes)]
+    if past.j.rates.size >= 3 * QUESTIONS:
+        branches.append(lambda: lesson(*_asked(field, j, *still[3:], steps, changes)))
+    else:
+        asks = asks & False
+    lessons = jnp.where(learns, 1, 0) + jnp.where(asks, 1, 0)
+    j, inner_states, inner_slopes = lax.switch(eqxi.unvmap_max(lessons), branches)
+    return after._replace(
+        j=j,
+        inner_states=inner_states,
+        inner_slopes=inner_slopes,
+        streak=jnp.where(asks, STREAK // 2, streak),
+        asked_at=jnp.where(asks, now.h, past.asked_at),
+        asked=past.asked + jnp.where(asks, QUESTIONS, 0),
     )
 
 
-def _lesson(
+def _asked(field, j: LowRank, state, slope, steps, changes):
+    """How the slope changes along more directions, each from the last one's answer.
+
+    So that a tridiagonal matrix is found, as by Lanczos.
+    """
+    dtype = state.dtype
+    size = jnp.linalg.norm(state)
+    length = jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype) * jnp.where(size > 0, size, 1)
+    room = jnp.zeros((QUESTIONS, state.size), dtype)
+    new = jnp.concatenate([new_direction(steps[0], j.directions)[None], room])
+    changes = jnp.concatenate([changes, room])
+
+    def ask(i, known):
+        new, changes = known
+        step = new_direction(changes[i], j.directions, new)
+        change = (field(state + length * step) - slope) / length
+        return new.at[i + 1].set(step), changes.at[i + 1].set(change)
+
+    new, changes = lax.fori_loop(0, QUESTIONS, ask, (new, changes))
+    return new.at[0].set(steps[0]), changes
+
+
+def _learns(
     past: Past,
     now: _Now,
     trial: _Trial,
@@ -372,8 +444,8 @@ def _lesson(
     slope: Array,
     slope_inner: Array,
     accepted: Bool[Array, ""],
-) -> tuple[Bool[Array, ""], Float[Array, ""]]:
-    """Whether J is to learn from the step's two slopes, and the least rate worth it."""
+) -> Bool[Array, ""]:
+    """Whether J is to learn from the step's two slopes."""
     change = slope - trial.slope
     inner = slope_inner - trial.slope_inner
     unexplained = inner - past.j.rates * trial.correction_inner
@@ -384,7 +456,7 @@ def _lesson(
     noise = steepest * jnp.linalg.norm(state) + jnp.linalg.norm(slope)
     is_clear = rest > NOISE * jnp.finfo(state.dtype).eps * noise
     learns = accepted & is_clear & (now.h * rest > STIFFNESS * length)
-    return lax.stop_gradient(learns), LEAST_RATE / now.h
+    return lax.stop_gradient(learns)
 
 
 def _dense(past: Past, now: _Now, trial: _Trial, unravel) -> dict[str, PyTree]:

@@ -1,15 +1,19 @@
 """A symmetric matrix of low rank that learns from what it is compared with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-#: Numbers of directions for which products are compiled: as few as hold all are used.
-_SIZES = (0, 16)
+#: Numbers of directions for which products are compiled, beside all: the fewest that hold
+#: what is known are used.
+_NONE, _FEW = 0, 16
+#: Below this many numbers a product with all directions costs next to nothing.
+_CHEAP = 2**16
 #: A direction of less than this share of a vector is rounding.
 _ROUNDING = 100.0
 
@@ -35,20 +39,19 @@ class LowRank(NamedTuple):
         return self._in_few(lambda size: coordinates[:, :size] @ self.directions[:size])
 
     def _in_few(self, product: Callable[[int], Array]) -> Array:
-        sizes = sizes_up_to(self.rates.size)
-        if len(sizes) == 1:
-            return product(sizes[0])
-        branches = [lambda size=size: product(size) for size in sizes]
-        return jax.lax.switch(self._index(sizes), branches)
+        room = self.rates.size
+        if self.directions.size <= _CHEAP:
+            return product(room)
+        return self.by_size(product, (_NONE, _FEW, room))
 
-    def _index(self, sizes: tuple[int, ...]) -> Int[Array, ""]:
+    def by_size(self, branch: Callable[[int], PyTree], sizes: Sequence[int]) -> PyTree:
+        """`branch` of the least of the sizes that holds what is known."""
+        room = self.rates.size
+        sizes = sorted({min(size, room) for size in sizes})
         # The same for a whole batch: otherwise vmap computes every branch.
         largest = eqxi.unvmap_max(self.rank)
-        return jnp.sum(jnp.asarray(sizes) < largest).astype(jnp.int32)
-
-
-def sizes_up_to(room: int) -> tuple[int, ...]:
-    return (*(size for size in _SIZES if size < room), room)
+        index = jnp.sum(jnp.asarray(sizes) < largest).astype(jnp.int32)
+        return jax.lax.switch(index, [partial(branch, size) for size in sizes])
 
 
 def no_directions(room: int, size: int, dtype: jnp.dtype) -> LowRank:
@@ -59,62 +62,80 @@ def no_directions(room: int, size: int, dtype: jnp.dtype) -> LowRank:
 
 def learned(
     j: LowRank,
-    step: Float[Array, " size"],
-    change: Float[Array, " size"],
+    steps: Float[Array, "k size"],
+    changes: Float[Array, "k size"],
     least: Float[Array, ""],
-) -> LowRank:
-    """The matrix nearest to J that is symmetric and maps `step` to `change`.
+    seen: Sequence[Float[Array, "_ size"]],
+    inner: Sequence[Float[Array, "_ room"]],
+) -> tuple[LowRank, list[Float[Array, "_ room"]]]:
+    """The matrix nearest to J that is symmetric and maps `steps` to `changes`.
 
     In the Frobenius norm: Powell's symmetric Broyden update [Dennis & Schnabel 1983, eq.
-    9.1.3], which adds at most two directions. Of the result those with |rate| > `least`
-    are kept, as far as there is room.
+    9.1.3]. The steps have unit length and are orthogonal to each other, and to J's
+    directions but for the first; each change lies in the span of these and of the next
+    step, but for the last. So k + 1 directions are added. Of the result those with |rate| >
+    `least` are kept, as far as there is room. Also returns the coordinates of what was
+    `seen` in its directions, from those in J's, `inner`.
     """
-    sizes = sizes_up_to(j.rates.size)
-    branches = [
-        lambda size=size: _learned(j, size, step, change, least) for size in sizes
-    ]
-    return jax.lax.switch(j._index(sizes), branches)
+
+    def at(size: int) -> tuple[LowRank, list[Array]]:
+        return _learned(j, size, steps, changes, least, seen, inner)
+
+    # Where many directions are learned at once, many are known.
+    room = j.rates.size
+    return j.by_size(at, (_FEW, room) if len(steps) == 1 else (room,))
 
 
 def _learned(
-    j: LowRank, size: int, step: Array, change: Array, least: Array
-) -> LowRank:
-    room, known, rates = j.rates.size, j.directions[:size], j.rates[:size]
-    length = jnp.linalg.norm(step)
-    step, change = step / length, change / length
-    first = _new_direction(known, step)
-    second = _new_direction(jnp.concatenate([known, first[None]]), change)
-    basis = jnp.concatenate([known, first[None], second[None]])
-    along, image = basis @ step, basis @ change
-    rest = image - jnp.pad(rates, (0, 2)) * along
-    square = along @ along
-    update = jnp.outer(along, rest) / square
-    overlap = (along @ rest) / square**2
-    small = (
-        jnp.diag(jnp.pad(rates, (0, 2)))
-        + update
-        + update.T
-        - overlap * jnp.outer(along, along)
-    )
+    j: LowRank,
+    size: int,
+    steps: Array,
+    changes: Array,
+    least: Array,
+    seen: Sequence[Array],
+    inner: Sequence[Array],
+) -> tuple[LowRank, list[Array]]:
+    room, known, count = j.rates.size, j.directions[:size], len(steps)
+    first = new_direction(steps[0], known)
+    basis = jnp.concatenate([known, first[None], steps[1:]])
+    last = new_direction(changes[-1], basis)
+    basis = jnp.concatenate([basis, last[None]])
+    rates = jnp.pad(j.rates[:size], (0, count + 1))
+    along = steps @ basis.T
+    rest = changes @ basis.T - rates * along
+    update = along.T @ rest
+    overlap = rest @ along.T
+    overlap = (overlap + overlap.T) / 2
+    small = jnp.diag(rates) + update + update.T - along.T @ overlap @ along
     rates, vectors = jnp.linalg.eigh(small)
-    order = jnp.argsort(-jnp.abs(rates))[: min(size + 2, room)]
+    order = jnp.argsort(-jnp.abs(rates))[: min(rates.size, room)]
     rates, vectors = rates[order], vectors[:, order]
     kept = jnp.abs(rates) > least
     rates = jnp.where(kept, rates, 0)
-    directions = jnp.where(kept, vectors, 0).T @ basis
+    vectors = jnp.where(kept, vectors, 0)
     missing = room - rates.size
-    return LowRank(
-        jnp.pad(directions, ((0, missing), (0, 0))),
+    new = LowRank(
+        jnp.pad(vectors.T @ basis, ((0, missing), (0, 0))),
         jnp.pad(rates, (0, missing)),
         jnp.sum(kept).astype(j.rank.dtype),
     )
+    added = basis[size:].T
+
+    def turned(vectors_seen: Array, old: Array) -> Array:
+        old = jnp.concatenate([old[:, :size], vectors_seen @ added], axis=1)
+        return jnp.pad(old @ vectors, ((0, 0), (0, missing)))
+
+    return new, [turned(*pair) for pair in zip(seen, inner, strict=True)]
 
 
-def _new_direction(known: Array, vector: Array) -> Array:
+def new_direction(
+    vector: Float[Array, " size"], *known: Float[Array, "_ size"]
+) -> Float[Array, " size"]:
     """Of unit length, orthogonal to what is known; 0 if nothing but rounding is left."""
     size = jnp.linalg.norm(vector)
     for _ in range(2):  # Once leaves what rounding brings back.
-        vector = vector - (known @ vector) @ known
+        for directions in known:
+            vector = vector - (directions @ vector) @ directions
     left = jnp.linalg.norm(vector)
     is_new = left > _ROUNDING * jnp.finfo(vector.dtype).eps * size
     return jnp.where(is_new, vector / jnp.where(is_new, left, 1), 0)

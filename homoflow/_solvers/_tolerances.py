@@ -5,7 +5,7 @@ from typing import Any
 
 import diffrax as dfx
 from equinox import AbstractVar
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 class AbstractTolerantSolver(dfx.AbstractAdaptiveSolver):
@@ -28,9 +28,3 @@ class AbstractTolerantSolver(dfx.AbstractAdaptiveSolver):
         self, *, dtmin: Float[Array, ""] | None = None, force_dtmin: bool = False
     ) -> dfx.AbstractStepSizeController:
         """The step size controller that reads its error estimates."""
-
-    @abstractmethod
-    def evaluations(
-        self, accepted: Int[Array, ""], rejected: Int[Array, ""]
-    ) -> Int[Array, ""] | None:
-        """How often the field is evaluated in so many steps; `None` if it cannot tell."""

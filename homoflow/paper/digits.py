@@ -173,7 +173,8 @@ def train(config: Config, case: Case, *, progress: Progress = False) -> Trajecto
     if method == FLOW:
         t1 = config.steps * config.learning_rate
         ts = np.linspace(0, t1, config.flow_times)
-        return flow(model, training_data(config, network), t1, ts=ts, **common)
+        data = training_data(config, network)
+        return flow(model, data, t1, ts=ts, project=False, **common)
     return descend(
         model,
         training_data(config, network),
