@@ -15,6 +15,7 @@ from ._kinks import Filippov
 from ._method import Method, as_scalar, choose_method, kinks_of
 from ._problem import Problem
 from ._progress import Progress
+from ._projected import kept_laws
 from ._solvers import Rodas5P
 from ._span import checked_span
 from ._stationary import Segment, flow_to_rest
@@ -45,6 +46,8 @@ def endless_flow(
     stepsize_controller: dfx.AbstractStepSizeController | None,
     dt0: Any,
     weight_decay: Any,
+    project: bool | None,
+    laws_are_given: bool,
     save_models: bool,
     adjoint: dfx.AbstractAdjoint | None,
     estimate_error: bool | None,
@@ -64,13 +67,20 @@ def endless_flow(
             )
         times = np.asarray(checked_span(last, ts, problem.dtype).ts)
     problem, told = compressed(problem)
-    method = _method(
-        problem, rtol, atol, solver, stepsize_controller, dt0, max_steps
-    ).told(told)
+    method = _method(problem, rtol, atol, solver, stepsize_controller, dt0, max_steps)
+    kept = kept_laws(
+        problem,
+        project,
+        is_ours=solver is None and stepsize_controller is None,
+        are_given=laws_are_given,
+        weight_decay=weight_decay,
+    )
+    method = method.told((*told, *kept.facts)).keeping(kept.laws)
     return flow_to_rest(
         problem,
         method,
         weight_decay=as_scalar(weight_decay, problem.dtype),
+        kept=kept.laws,
         ts=times,
         max_steps=max_steps,
         save_models=save_models,

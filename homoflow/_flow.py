@@ -136,32 +136,32 @@ def flow(
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.
 
     **To the end of training.** With `t1=jnp.inf` the flow of a smooth model goes on to a
-    stationary point. The flow is integrated in segments until it is 1e-5·‖w‖ from one,
-    by the Hessian's eigenvalues, and no negative one leads away from there: saddles and
-    plateaus are passed. Newton's method, with the least steps (none along flat
-    directions), then takes the weights to ‖∇L‖ of rounding. `model` is that point; `ts`
-    ends where the flow did, with 101 times chosen such that much the same happens
-    between them, or is what you gave (finite times that the flow passes). `stats` say
-    what kind of point it is: `verdict`, a member of `homoflow.VERDICTS`, with the
-    `smallest_eigenvalue` and `largest_eigenvalue` of ∇²L there, the number of
-    `zero_eigenvalues` (of at most `eigenvalue_threshold`, 1e-12 of the largest) and of
-    those that are `explained_zero_eigenvalues`, by the symmetries behind the laws;
-    `gradient_norm`, `stationary_loss`, and `polish_distance`, what Newton's method has
-    moved, relative to ‖w‖. Zero eigenvalues that no law explains are looked into along
-    random directions: what is flat is a minimum, what falls a saddle. A start at a
-    stationary point, such as w = 0, stays there, and a flow that comes to a strict
-    saddle because of zeros in its start stays too; that only another symmetry keeps it
-    there (equal columns) is lost in rounding. Where the loss (logistic, exponential, or
-    cross-entropy with classes) has fallen below log(2)/m (1/m for the exponential one)
-    and the outputs scale with the weights, all m samples are separated for good and
-    there is no stationary point: `RESULTS.no_stationary_point`. Weights that run off to
-    infinity otherwise end with `max_steps`, which counts all segments. Up to 500 weights
-    the default solver is `Rodas5P` at an `rtol` of 1e-8; beyond 2,000, extreme
-    eigenvalues are found by Lanczos iterations, zero ones are not counted, and only a
-    loss of 0 makes a minimum decided. With `weight_decay` all this is about
-    L + ½λ‖w‖². It takes float64, and no `adjoint` or `estimate_error`; and it decides in
-    Python: outside of jit and vmap, where a loop over seeds compiles once. Ctrl-C raises
-    `homoflow.TrajectoryInterrupt` with the `trajectory` so far.
+    stationary point. The flow is integrated in segments until it is 1e-5·‖w‖ from one, by
+    the Hessian's eigenvalues, and no negative one leads away from there: saddles and
+    plateaus are passed. Newton's method, with the least steps (none along flat directions),
+    then takes the weights to ‖∇L‖ of rounding, and laws that are projected back to their
+    initial values. `model` is that point; `ts` ends where the flow did, with 101 times
+    chosen such that much the same happens between them, or is what you gave (finite times
+    that the flow passes). `stats` say what kind of point it is: `verdict`, a member of
+    `homoflow.VERDICTS`, with the `smallest_eigenvalue` and `largest_eigenvalue` of ∇²L
+    there, the number of `zero_eigenvalues` (of at most `eigenvalue_threshold`, 1e-12 of the
+    largest) and of those that are `explained_zero_eigenvalues`, by the symmetries behind
+    the laws; `gradient_norm`, `stationary_loss`, and `polish_distance`, what Newton's
+    method has moved, relative to ‖w‖. Zero eigenvalues that no law explains are looked into
+    along random directions: what is flat is a minimum, what falls a saddle. A start at a
+    stationary point, such as w = 0, stays there, and a flow that comes to a strict saddle
+    because of zeros in its start stays too; that only another symmetry keeps it there
+    (equal columns) is lost in rounding. Where the loss (logistic, exponential, or
+    cross-entropy with classes) has fallen below log(2)/m (1/m for the exponential one) and
+    the outputs scale with the weights, all m samples are separated for good and there is no
+    stationary point: `RESULTS.no_stationary_point`. Weights that run off to infinity
+    otherwise end with `max_steps`, which counts all segments. Up to 500 weights the default
+    solver is `Rodas5P` at an `rtol` of 1e-8; beyond 2,000, extreme eigenvalues are found by
+    Lanczos iterations, zero ones are not counted, and only a loss of 0 makes a minimum
+    decided. With `weight_decay` all this is about L + ½λ‖w‖². It takes float64, and no
+    `adjoint` or `estimate_error`; and it decides in Python: outside of jit and vmap, where
+    a loop over seeds compiles once. Ctrl-C raises `homoflow.TrajectoryInterrupt` with the
+    `trajectory` so far.
 
     **Returns:** a `homoflow.Trajectory`. Its `stats` hold `steps`, `rejected_steps`,
     `gradient_evaluations` (explicit Runge–Kutta solvers, `ExponentialAdams`, which needs
@@ -212,6 +212,8 @@ def flow(
             stepsize_controller=stepsize_controller,
             dt0=dt0,
             weight_decay=weight_decay,
+            project=project,
+            laws_are_given=laws is not None,
             save_models=save_models,
             adjoint=adjoint,
             estimate_error=estimate_error,

@@ -27,11 +27,6 @@ class Landscape(eqx.Module):
     def slope(self, flat: Float[Array, " size"]) -> Float[Array, " size"]:
         return jax.grad(self.height)(flat)
 
-    def model(self, flat: np.ndarray) -> PyTree:
-        """The model with these trained weights."""
-        _, unravel = ravel_pytree(self.problem.weights())
-        return eqx.combine(unravel(jnp.asarray(flat)), self.problem.frozen())
-
     def recorded_height(self, flow: Trajectory, index: int) -> float:
         """The height at a time that a flow has recorded."""
         height = float(flow.losses[index])
@@ -45,3 +40,14 @@ def raveled(problem: Problem, model: PyTree) -> np.ndarray:
     """The trained weights of a model in a row."""
     leaves = jax.tree.leaves(eqx.filter(model, problem.mask))
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+
+def with_weights(problem: Problem, flat: np.ndarray) -> PyTree:
+    """The model with the trained weights of a row."""
+    leaves, structure = jax.tree.flatten(problem.weights())
+    parts = np.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    arrays = [
+        jnp.asarray(part.reshape(leaf.shape))
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return eqx.combine(jax.tree.unflatten(structure, arrays), problem.frozen())

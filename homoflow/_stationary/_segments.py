@@ -15,6 +15,8 @@ from .._method import Method
 from .._problem import Problem
 from .._span import Span
 from .._trajectory import RESULTS, Trajectory
+from ._keeping import Keep
+from ._landscape import raveled, with_weights
 
 #: Steps after which a segment ends before its time, so that records are as dense as
 #: steps are, and an interruption need not wait; and how many times it records.
@@ -45,10 +47,14 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How a flow is integrated, but for where it starts and how far it goes."""
+    """How a flow is integrated, but for where it starts and how far it goes.
+
+    `keep` is what is done to the weights at the end of each segment.
+    """
 
     method: Method
     dynamics: GradientFlow
+    keep: Keep
     save_models: bool
 
     def segment(
@@ -79,6 +85,12 @@ class Pace:
         is_complete = bool(flow.result == RESULTS.successful)
         return Segment(problem, start, end, step, is_complete, flow)
 
+    def next(self, segment: Segment) -> Problem:
+        """The problem with the weights from which the flow goes on after a segment."""
+        problem = segment.problem
+        weights = self.keep(raveled(problem, segment.trajectory.model))
+        return eqx.tree_at(lambda p: p.model, problem, with_weights(problem, weights))
+
 
 def segments(
     problem: Problem, pace: Pace, *, ts: np.ndarray | None, max_steps: int
@@ -89,19 +101,14 @@ def segments(
     if ts is not None:
         segment = pace.segment(problem, start, ts, step, most_steps=max_steps)
         yield segment
-        problem, start = _after(segment), segment.end
+        problem, start = pace.next(segment), segment.end
         pace = dataclasses.replace(pace, save_models=False)
     while np.isfinite(length):
         times = np.linspace(0, length, RECORDS)
         segment = pace.segment(problem, start, times, step)
         yield segment
-        problem, start = _after(segment), segment.end
+        problem, start = pace.next(segment), segment.end
         stats = segment.trajectory.stats
         reached = length if segment.is_complete else float(stats["time_reached"])
         step = reached / max(1, int(stats["steps"]))
         length = reached * (_GROWTH if segment.is_complete else 1 / _GROWTH)
-
-
-def _after(segment: Segment) -> Problem:
-    model = segment.trajectory.model
-    return eqx.tree_at(lambda p: p.model, segment.problem, model)

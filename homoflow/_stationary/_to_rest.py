@@ -9,14 +9,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._dynamics import GradientFlow
+from .._laws import Law
 from .._method import Method
 from .._problem import Problem
 from .._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
 from .._verdicts import VERDICTS
 from ._dense import MOST_WEIGHTS, dense_look
 from ._judge import judged
+from ._keeping import Keep, keeping
 from ._krylov import krylov_look
-from ._landscape import Landscape, raveled
+from ._landscape import Landscape, raveled, with_weights
 from ._polish import polished
 from ._records import joined, with_closer_looks
 from ._segments import Pace, Segment, segments
@@ -62,6 +64,7 @@ class _Search(NamedTuple):
     size_at_start: float
     resolution: float
     separation_loss: float
+    keep: Keep
 
 
 def flow_to_rest(
@@ -69,6 +72,7 @@ def flow_to_rest(
     method: Method,
     *,
     weight_decay: Float[Array, ""] | None,
+    kept: tuple[Law, ...],
     ts: Float[np.ndarray, " times"] | None,
     max_steps: int,
     save_models: bool,
@@ -76,20 +80,21 @@ def flow_to_rest(
 ) -> Trajectory:
     """The flow until it comes to a stationary point, and that point.
 
-    It looks for one between segments, wherever the loss has become slow. `told` hears of
-    every segment.
+    It looks for one between segments, wherever the loss has become slow. There and at the
+    end the `kept` laws are restored. `told` hears of every segment.
     """
     method = _at_one_resolution(problem, method)
-    pace = Pace(method, GradientFlow(weight_decay), save_models)
+    keep = keeping(problem, kept)
+    pace = Pace(method, GradientFlow(weight_decay), keep, save_models)
     more = segments(problem, pace, ts=ts, max_steps=max_steps)
-    search = _search(problem, method, weight_decay)
+    search = _search(problem, method, weight_decay, keep)
     parts: list[Segment] = []
 
     def ended(recorded: list[Segment], outcome: Outcome) -> Trajectory:
         if outcome.view is None:
             model = parts[-1].trajectory.model
         else:
-            model = search.landscape.model(outcome.view.weights)
+            model = with_weights(problem, outcome.view.weights)
         return joined(recorded, parts, model, outcome.result, _numbers(outcome))
 
     try:
@@ -112,7 +117,9 @@ def _at_one_resolution(problem: Problem, method: Method) -> Method:
     return dataclasses.replace(method, atol=method.rtol * scale)
 
 
-def _search(problem: Problem, method: Method, weight_decay: Array | None) -> _Search:
+def _search(
+    problem: Problem, method: Method, weight_decay: Array | None, keep: Keep
+) -> _Search:
     size = float(np.linalg.norm(raveled(problem, problem.model)))
     resolution = np.finfo(float).eps * size
     if method.atol is not None:
@@ -123,6 +130,7 @@ def _search(problem: Problem, method: Method, weight_decay: Array | None) -> _Se
         size,
         resolution,
         -np.inf if limit is None else limit,
+        keep,
     )
 
 
@@ -198,8 +206,11 @@ def _look_around(parts: list[Segment], search: _Search) -> _Sight:
         if np.linalg.norm(view.step) > _NEAR * size:
             return _Sight(nothing)
         rest = polished(look, view, _REACH * _NEAR * size)
+        on_laws = look(search.keep(rest.weights))
     except FloatingPointError:
         return _Sight(nothing)
+    if on_laws.is_stationary:
+        rest = on_laws
     highest = landscape.recorded_height(parts[0].trajectory, 0)
     verdict, explained = judged(landscape, rest, highest)
     if verdict == VERDICTS.strict_saddle:

@@ -1,0 +1,38 @@
+"""Weights on the laws of a flow's start, in place of what integration made of them."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._compiling import quickly_compiled
+from .._laws import Law
+from .._orbits import Orbit
+from .._precision import full_matmul_precision
+from .._problem import Problem
+
+Keep = Callable[[np.ndarray], np.ndarray]
+
+
+def keeping(problem: Problem, laws: tuple[Law, ...]) -> Keep:
+    """A function that moves weights along their orbit until laws are what they were.
+
+    They compute the same function before and after it: the loss does not change, and a
+    stationary point remains one. Without laws it leaves them alone.
+    """
+    if not laws:
+        return lambda flat: flat
+    start = problem.weights()
+    return lambda flat: np.asarray(_restored(laws, start, jnp.asarray(flat)))
+
+
+@quickly_compiled
+@full_matmul_precision()
+def _restored(
+    laws: tuple[Law, ...], start: PyTree, flat: Float[Array, " size"]
+) -> Float[Array, " size"]:
+    _, unravel = ravel_pytree(start)
+    orbit = Orbit(laws, start)
+    return ravel_pytree(orbit.restoring(unravel(flat), orbit.values(start)).restored)[0]
