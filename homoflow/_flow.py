@@ -103,8 +103,19 @@ def flow(
         decay that is coupled (added to the gradient); decay that is decoupled (added to
         the velocity) has the limit (1 − μ)λ, because a step takes time η/(1−μ).
     - `laws`: law objects to record (those of `homoflow.laws`); `()` for none.
-    - `project`: project onto the conserved laws after each step. Not available in this
-        version: `None` and `False` leave the solver's own drift as it is.
+    - `project`: undo the laws' drift by rescalings of units (for linear units: mixings)
+        that leave the function and the loss as they are, to rounding. All that is
+        recorded has the laws at their initial values to about 1e-14·‖w‖² (float64), and
+        steps are projected where a law has drifted by a tenth of `rtol`; what was removed
+        is `stats["law_drift_removed"]`, relative to ‖w‖², an error estimate for free. The
+        laws then show nothing of the solver's accuracy, nor whether they are laws:
+        `law_violation` does. Default: wherever homoflow chose the solver (not with
+        `stepsize_controller`) and the laws in `laws` are certain for this loss, these
+        data and what is trained: those of homoflow's own models, and with a custom
+        `objective` or laws that you pass (outside of jit and vmap) those that a numerical
+        certificate shows. `stats["projection"]` says whether and why. `True` projects
+        with any solver that remembers of past steps no more than a slope, or raises.
+        Not for `weight_decay`, `BacksolveAdjoint` and the exact flow.
     - `save_models`: also keep the model at every time of `ts`.
     - `adjoint`: how Diffrax differentiates through the solve (its default is
         `RecursiveCheckpointAdjoint`). With `BacksolveAdjoint` observables are computed

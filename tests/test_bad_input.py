@@ -192,7 +192,6 @@ FLOWS = {
     "max_steps = 0": ({"max_steps": 0}, "`max_steps` must be a positive integer"),
     "half precision": ({"model": matrix(jnp.float16)}, "needs float32 or float64"),
     "bfloat16": ({"model": matrix(jnp.bfloat16)}, "needs float32 or float64"),
-    "project": ({"project": True}, "not available.*tighten `rtol`"),
 }
 
 

@@ -190,7 +190,12 @@ def _by_newton(
 
 @_restoring.defjvp
 def _restoring_derivative(orbit: Orbit, primals, tangents):
-    """dg = Σ η_k A_k g and d(gw) = g dw + dg w, with laws that follow their targets."""
+    """dg = Σ η_k A_k g and d(gw) = g dw + dg w, with laws that follow their targets.
+
+    Exact where only units are rescaled. Mixings that bring a matrix law to its target
+    differ by rotations; which one Newton's method comes to is not differentiated, a part
+    of the derivative as small as the drift.
+    """
     arrays, targets, beyond = primals
     d_arrays, d_targets, _ = tangents
     result = restored, element, miss, is_one = _restoring(

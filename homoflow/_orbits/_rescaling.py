@@ -23,13 +23,13 @@ class Share(NamedTuple):
 class Mixing(NamedTuple):
     """An invertible matrix E that mixes units, as E − I and E⁻¹ − I."""
 
-    by: Float[Array, "*blocks n n"]
-    back: Float[Array, "*blocks n n"]
+    by: Float[Array, "..."]
+    back: Float[Array, "..."]
 
 
 #: Of each law, logarithms of the scales of its units, or a `Mixing` of them; and of each
 #: law a vector or a symmetric matrix: a generator, or the value of the law.
-Element = tuple[Float[Array, " units"] | Mixing, ...]
+Element = tuple[Float[Array, "..."] | Mixing, ...]
 Generator = tuple[Float[Array, "..."], ...]
 
 

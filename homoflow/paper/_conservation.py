@@ -80,7 +80,8 @@ def exact_flow_of(
 ) -> Trajectory:
     """The flow to a tolerance: the differential inclusion where there are kinks.
 
-    A run that does not finish holds NaN from there on, and satisfies no claim.
+    Nothing restores the laws: whether they hold is what is measured. A run that does not
+    finish holds NaN from there on, and satisfies no claim.
     """
     smooth = isinstance(model, AbstractNetwork) and not any(
         type(a).__name__ in ("ReLU", "LeakyReLU") for a in model.activations
@@ -93,6 +94,7 @@ def exact_flow_of(
         solver=None if smooth else Filippov(),
         rtol=rtol,
         laws=recorded,
+        project=False,
         throw=False,
     )
 

@@ -149,7 +149,7 @@ def train(
     if method == FLOW:
         t1 = config.steps * config.learning_rate
         ts = np.linspace(0, t1, config.flow_times)
-        return flow(model, data, t1, ts=ts, **common)
+        return flow(model, data, t1, ts=ts, project=False, **common)
     return descend(
         model,
         data,

@@ -140,6 +140,7 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
         "objective": factorization_objective,
         "rtol": config.rtol,
         "save_models": True,
+        "project": False,
         "throw": False,
     }
     later = flow(gd.model, matrix, config.t1, ts=ts, **options)

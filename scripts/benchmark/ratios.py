@@ -107,6 +107,34 @@ def bench_flow(repeats: int) -> list[tuple[str, ...]]:
     return rows
 
 
+def bench_projection(repeats: int) -> list[tuple[str, ...]]:
+    """CPU time of `flow` with its laws restored against the same run without.
+
+    On the samples as they are: a user's objective is not compressed.
+    """
+    rows = []
+    for name, target in (("c", 1.25), ("d", 1.25), ("e", 1.05)):
+        problem = PROBLEMS[name]()
+        if problem.objective is None:
+            problem = replace(problem, objective=hf_risk)
+        laws = known_laws_of(problem.model)
+        for rtol in (1e-4, 1e-6, 1e-10) if name != "e" else (1e-6,):
+
+            def run(project, problem=problem, rtol=rtol):
+                return hf.flow(
+                    problem.model, problem.data, problem.t1, rtol=rtol, laws=laws,
+                    objective=problem.objective, project=project,
+                ).losses  # fmt: skip
+
+            with_it, without = fastest_of(
+                functools.partial(run, True), functools.partial(run, False),
+                repeats=repeats, clock=time.process_time,
+            )  # fmt: skip
+            label = f"flow projected / not, ({name}) at rtol {rtol:g}"
+            rows.append(_row(label, with_it / without, target))
+    return rows
+
+
 def bench_import(repeats: int) -> list[tuple[str, ...]]:
     """Seconds that `import homoflow` adds to importing its dependencies."""
     dependencies = "import jax, diffrax, optax, equinox, jaxtyping"
@@ -197,5 +225,6 @@ BENCHES = {
     "descend": bench_descend,
     "ledger": bench_ledger,
     "flow": bench_flow,
+    "projection": bench_projection,
     "import": bench_import,
 }
