@@ -1,4 +1,5 @@
 """Solvers made for gradient flow, as Diffrax solvers."""
 
+from ._gauss_legendre import GaussLegendre as GaussLegendre
 from ._on_orbit import OnOrbit as OnOrbit, Remembered as Remembered
 from ._rosenbrock import Rodas5P as Rodas5P
