@@ -55,7 +55,11 @@ from ._modified_flow import modified_flow as modified_flow
 from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
 from ._sharpness import sharpness as sharpness
-from ._solvers import ExponentialAdams as ExponentialAdams, Rodas5P as Rodas5P
+from ._solvers import (
+    ExponentialAdams as ExponentialAdams,
+    GaussLegendre as GaussLegendre,
+    Rodas5P as Rodas5P,
+)
 from ._track import track as track, tracked as tracked
 from ._trajectory import (
     RESULTS as RESULTS,

@@ -13,7 +13,8 @@ equal error of the final weights, beside the project's targets. Absolute toleran
 the relative ones times the root mean square of the initial weights. Compilation is not
 counted. A later run adds to what is in `--out`, and Ctrl-C keeps what there is.
 
-`descend`, `ledger`, `flow` and `import` are ratios to bare loops in one and the same run.
+`descend`, `ledger`, `flow`, `projection` and `import` are ratios to bare loops, or to runs
+without it, in one and the same run.
 
 The peers come with `pip install '.[bench]'` (and `pip install torchode`); those that are
 missing are left out.

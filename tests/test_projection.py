@@ -229,15 +229,19 @@ def test_recorded_laws_do_not_drift_at_any_tolerance(name):
         assert drift_of(run) < 1e-13
 
 
-@pytest.mark.parametrize("rtol", RTOLS[:3])
+@pytest.mark.parametrize("rtol", RTOLS[1:3])
 def test_what_was_removed_is_the_drift_of_the_run_without_projection(rtol):
     run, plain = (flow_of("deep linear", rtol, project) for project in (None, False))
     assert plain.stats["projection"] == "off: not wanted"
     assert drift_of(plain) > 1e-4 * rtol
     weights = squared(plain.model)
-    end = max(float(np.abs(v[-1] - v[0]).max()) for v in plain.laws.values()) / weights
-    # That is of every law; of those which the others follow from, there is one figure.
-    np.testing.assert_allclose(run.stats["law_drift_removed"], end, rtol=1)
+    # The traces of the matrices are laws too, whose drifts are sums.
+    ends = [
+        float(np.abs(v[-1] - v[0]).max()) / weights
+        for name, v in plain.laws.items()
+        if name.startswith("matrix")
+    ]
+    np.testing.assert_allclose(run.stats["law_drift_removed"], max(ends), rtol=0.01)
     np.testing.assert_allclose(run.losses, plain.losses, rtol=0, atol=10 * rtol)
 
 

@@ -23,6 +23,8 @@ from ._rescaling import (
     composed,
     exponentiated,
     moving,
+    squares_after,
+    sum_of_squares,
     unit_element,
 )
 
@@ -165,7 +167,7 @@ def _restoring(
 def _by_newton(
     orbit: Orbit, targets: Generator, start: "_Place", one: Element, is_needed: Array
 ) -> tuple[Arrays, Element]:
-    arrays, floor = start.arrays, _floor(start.arrays)
+    floor = _floor(start.arrays)
 
     def goes_on(now: _Iterate) -> Bool[Array, ""]:
         # Under vmap this comes here with nothing to do too.
@@ -174,7 +176,7 @@ def _by_newton(
 
     def better(now: _Iterate) -> _Iterate:
         element = composed(_newton_step(orbit, now.place), now.element)
-        place = _at(orbit, targets, acted(orbit.laws, orbit.shares, element, arrays))
+        place = _moved(orbit, targets, start, element)
         helped = place.drift < now.place.drift
         place, element = jax.tree.map(
             lambda a, b: jnp.where(helped, a, b),
@@ -184,8 +186,8 @@ def _by_newton(
         return _Iterate(place, element, helped, now.taken + 1)
 
     now = _Iterate(start, one, is_needed, jnp.zeros((), jnp.int32))
-    end = lax.while_loop(goes_on, better, now)
-    return end.place.arrays, end.element
+    element = lax.while_loop(goes_on, better, now).element
+    return acted(orbit.laws, orbit.shares, element, start.arrays), element
 
 
 @_restoring.defjvp
@@ -222,10 +224,15 @@ def _restoring_derivative(orbit: Orbit, primals, tangents):
 
 
 class _Place(NamedTuple):
-    """Weights, and how far they are from the targets."""
+    """Weights, and how far they are from the targets.
+
+    Arrays that one law alone moves may be those of the start: the products, their squares,
+    are all of them that counts.
+    """
 
     arrays: Arrays
     products: Generator
+    size: Float[Array, ""]
     miss: Generator
     drift: Float[Array, ""]
 
@@ -239,11 +246,40 @@ class _Iterate(NamedTuple):
 
 def _at(orbit: Orbit, targets: Generator, arrays: Arrays) -> _Place:
     products = _products(orbit, arrays, arrays)
+    return _place(orbit, targets, arrays, products, _size(arrays))
+
+
+def _moved(orbit: Orbit, targets: Generator, start: _Place, element: Element) -> _Place:
+    """The place to which an element moves the start; long rows do not add to its cost."""
+    often = [s for s in orbit.shares if _is_coupled(orbit, s)]
+    arrays = acted(orbit.laws, often, element, start.arrays)
+    products = list(start.products)
+    size = start.size
+    for n, (share, before) in enumerate(zip(orbit.shares, start.products, strict=True)):
+        law = orbit.laws[share.law]
+        if share in often:
+            products[n] = _product(law, share, arrays, arrays)
+        else:
+            products[n] = squares_after(share.term, element[share.law], before)
+            size = size + (
+                sum_of_squares(law, products[n]) - sum_of_squares(law, before)
+            )
+    for i in {share.array for share in often}:
+        size = size + ((arrays[i] ** 2).sum() - (start.arrays[i] ** 2).sum())
+    return _place(orbit, targets, arrays, tuple(products), size)
+
+
+def _place(
+    orbit: Orbit, targets: Generator, arrays: Arrays, products: Generator, size: Array
+) -> _Place:
     values = _summed(orbit, products)
     miss = tuple(v - c for v, c in zip(values, targets, strict=True))
-    size = _size(arrays)
     drift = largest(miss) / jnp.where(size > 0, size, 1)
-    return _Place(arrays, products, miss, drift)
+    return _Place(arrays, products, size, miss, drift)
+
+
+def _is_coupled(orbit: Orbit, share: Share) -> bool:
+    return sum(share.array == other.array for other in orbit.shares) > 1
 
 
 def _floor(arrays: Arrays) -> float:
@@ -252,7 +288,7 @@ def _floor(arrays: Arrays) -> float:
 
 
 def _gram(orbit: Orbit, place: _Place) -> Gram:
-    ridge = _RIDGE * _floor(place.arrays) * _size(place.arrays)
+    ridge = _RIDGE * _floor(place.arrays) * place.size
     return gram_of(orbit.laws, orbit.shares, place.arrays, place.products, ridge)
 
 
@@ -261,7 +297,7 @@ def _newton_step(orbit: Orbit, place: _Place) -> Element:
     # What Newton's method leaves in any case need not be solved for.
     precise = jnp.maximum(place.drift**2, _floor(place.arrays) / 4)
     wanted = gram.framed(tuple(-x / 2 for x in place.miss))
-    step = gram.unframed(gram.solved(wanted, precise * _size(place.arrays) / 2))
+    step = gram.unframed(gram.solved(wanted, precise * place.size / 2))
     return exponentiated(orbit.laws, _bounded(orbit, step))
 
 
@@ -291,9 +327,12 @@ def _bounded(orbit: Orbit, step: Generator) -> Generator:
 
 def _products(orbit: Orbit, left: Arrays, right: Arrays) -> Generator:
     """Of each term of each law, products of what its units own."""
-    return tuple(
-        jnp.atleast_1d(orbit.laws[s.law].product(s.term, left[s.array], right[s.array]))
-        for s in orbit.shares
+    return tuple(_product(orbit.laws[s.law], s, left, right) for s in orbit.shares)
+
+
+def _product(law: Law, share: Share, left: Arrays, right: Arrays) -> Array:
+    return jnp.atleast_1d(
+        law.product(share.term, left[share.array], right[share.array])
     )
 
 

@@ -1,7 +1,7 @@
 """Elements of the group under which a function does not change, and what they act on."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,22 @@ def moving(
         change = generated(laws[k], term, generator[k], rows)
         result[i] = result[i] + placed(laws[k], term, change, arrays[i])
     return tuple(result)
+
+
+def squares_after(term: Term, g: Any, squares: Array) -> Array:
+    """Squares, or inner products, of units' rows after a group element has acted."""
+    if not isinstance(g, Mixing):
+        return squares * jnp.exp(2 * term.coefficient * g)
+    change = g.by if term.coefficient > 0 else g.back.swapaxes(-1, -2)
+    half = squares + change @ squares
+    return half + half @ change.swapaxes(-1, -2)
+
+
+def sum_of_squares(law: Law, squares: Array) -> Float[Array, ""]:
+    """Of all units."""
+    if law.contraction == "matrix":
+        squares = jnp.diagonal(squares, axis1=-2, axis2=-1)
+    return squares.sum()
 
 
 def unit_element(laws: Sequence[Law], like: Generator) -> Element:

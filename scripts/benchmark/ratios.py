@@ -19,6 +19,8 @@ from jaxtyping import Array, PyTree
 
 import homoflow as hf
 
+from .problems import PROBLEMS
+
 SIZES = (1000, 100, 100, 10)
 SAMPLES = 1000
 #: Steps of descent (the paper takes 10,000) and gradients timed by themselves.
@@ -105,6 +107,38 @@ def bench_flow(repeats: int) -> list[tuple[str, ...]]:
         label = f"flow / gradients, {dtype.__name__}, {name} ({evaluations} gradients)"
         rows.append(_row(label, ratio, 1.15))
     return rows
+
+
+def bench_projection(repeats: int) -> list[tuple[str, ...]]:
+    """CPU time of `flow` with its laws restored against the same run without."""
+    rows = []
+    for name, rtols, target in (
+        ("c", (1e-4, 1e-6, 1e-10), 1.25),
+        ("d", (1e-4, 1e-6, 1e-10), 1.25),
+        ("e", (1e-6,), 1.05),
+    ):
+        problem = PROBLEMS[name]()
+        # Of a loss that is not its own, homoflow does not compress the samples.
+        how = {"loss": squared_error, "objective": problem.objective}
+        for rtol in rtols:
+
+            def run(project, problem=problem, how=how, rtol=rtol):
+                return hf.flow(
+                    problem.model, problem.data, problem.t1, rtol=rtol, project=project,
+                    **how,
+                ).losses  # fmt: skip
+
+            with_it, without = fastest_of(
+                functools.partial(run, True), functools.partial(run, False),
+                repeats=1 if name == "e" else repeats, clock=time.process_time,
+            )  # fmt: skip
+            label = f"flow projected / not, ({name}) at rtol {rtol:g}"
+            rows.append(_row(label, with_it / without, target))
+    return rows
+
+
+def squared_error(prediction: Array, target: Array) -> Array:
+    return 0.5 * jnp.sum((prediction - target) ** 2)
 
 
 def bench_import(repeats: int) -> list[tuple[str, ...]]:
@@ -197,5 +231,6 @@ BENCHES = {
     "descend": bench_descend,
     "ledger": bench_ledger,
     "flow": bench_flow,
+    "projection": bench_projection,
     "import": bench_import,
 }
