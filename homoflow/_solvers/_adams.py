@@ -29,7 +29,7 @@ MOST_DIRECTIONS, FEW_DIRECTIONS, MOST_NUMBERS = 64, 8, 2**21
 #: Adams methods become unstable between 2 (order 1) and 0.2 (order 12).
 STIFFNESS = 0.25
 #: Rates below this per step are not worth a direction.
-LEAST_RATE = 0.01
+LEAST_RATE = 0.1
 #: Where J has learned in so many steps on end, and steps have grown by so much since the
 #: last time, many directions are stiff: then so many more are asked for at once.
 STREAK, GROWN, QUESTIONS = 8, 2.0, 16
@@ -433,7 +433,7 @@ def _asked(field, j: LowRank, state, slope, steps, changes):
         return new.at[i + 1].set(step), changes.at[i + 1].set(change)
 
     new, changes = lax.fori_loop(0, QUESTIONS, ask, (new, changes))
-    return new.at[0].set(steps[0]), changes
+    return lax.stop_gradient((new.at[0].set(steps[0]), changes))
 
 
 def _learns(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 #: Numbers of directions for which products are compiled, beside all: the fewest that hold
 #: what is known are used.
-_NONE, _FEW = 0, 16
+_NONE, _FEW, _SOME = 0, 16, 32
 #: Below this many numbers a product with all directions costs next to nothing.
 _CHEAP = 2**16
 #: A direction of less than this share of a vector is rounding.
@@ -83,7 +83,7 @@ def learned(
 
     # Where many directions are learned at once, many are known.
     room = j.rates.size
-    return j.by_size(at, (_FEW, room) if len(steps) == 1 else (room,))
+    return j.by_size(at, (_FEW, _SOME, room) if len(steps) == 1 else (room,))
 
 
 def _learned(
