@@ -128,11 +128,11 @@ def test_stiff_decay_is_bounded_at_steps_far_beyond_stability(solver):
 
 def test_adaptive_steps_meet_the_tolerance_and_batches_are_their_runs():
     controller = dfx.PIDController(rtol=1e-6, atol=1e-6)
-    end = lambda y: (
-        solved(
-            driven, hf.GaussLegendre(3), y, 1.0, None, stepsize_controller=controller
-        ).ys
-    )
+
+    def end(y):
+        solver = hf.GaussLegendre(3)
+        return solved(driven, solver, y, 1.0, None, stepsize_controller=controller).ys
+
     batch = jax.jit(jax.vmap(end))(
         {"u": jnp.array([1.0, 0.2]), "v": jnp.array([[0.7], [-1.0]])}
     )
@@ -194,5 +194,5 @@ def test_bad_states_are_refused():
         ValueError, match="one floating-point dtype; got float32, float64"
     ):
         run((jnp.ones(1), jnp.ones(1, jnp.float32)))
-    with pytest.raises(ValueError, match="20,002 × 20,002.*fixed point"):
+    with pytest.raises(ValueError, match=r"20,002 × 20,002.*fixed point"):
         eqx.filter_eval_shape(run, jnp.ones(10_001))
