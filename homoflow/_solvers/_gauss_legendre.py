@@ -204,7 +204,9 @@ class GaussLegendre(dfx.AbstractAdaptiveSolver):
         bends = jax.vmap(unravel)(jnp.asarray(tableau.bends, w.dtype) @ d)
         dense = {"y0": y0, "y1": y1, "bends": bends}
         result = dfx.RESULTS.where(
-            is_found, dfx.RESULTS.successful, dfx.RESULTS.nonlinear_divergence
+            is_found,
+            dfx.RESULTS.successful,
+            dfx.RESULTS.nonlinear_divergence,  # pyright: ignore[reportArgumentType]
         )
         return y1, unravel(error), dense, solver_state, result
 
