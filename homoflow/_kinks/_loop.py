@@ -31,8 +31,6 @@ _ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0
 #: So many steps in a row of less than this part of the allowed step mean being stuck.
 _STALLED_STEPS, _STALLED = 30, 1e-12
-#: How often a point is settled once more.
-_MOST_TURNS = 8
 
 
 class Ending(eqx.Module):
@@ -168,11 +166,7 @@ def loop(
     def one(c: Carry) -> Carry:
         progress, ahead = _one_step(system, c.progress, c.pending, goal)
         until = goal.next_time(progress.recorded)
-        state = progress.state
-        leaves = jnp.any(state.way.moving(state.side))
-        leaps = state.again & leaves & (progress.stalled > _MOST_TURNS)
-        pending = as_pending(state, ahead, until, leaps)
-        progress = progress._replace(state=state._replace(near=state.near & ~leaps))
+        pending = as_pending(progress.state, ahead, until)
         row = lax.cond(
             progress.due, as_row, lambda _: jnp.zeros_like(records[0]), progress.state
         )
@@ -223,7 +217,7 @@ def _one_step(
     trigger = jnp.arange(state.side.size) == pending.pair
     arrived, overflows = arrival(
         system, pending.path(pending.theta), state.side, state.base,
-        trigger.reshape(state.side.shape), state.largest, state.way, room,
+        trigger.reshape(state.side.shape), state.held, state.largest, room,
     )  # fmt: skip
 
     def evaluation(number, work):
@@ -396,8 +390,6 @@ def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State
         step=pending.step,
         largest=jnp.maximum(largest, settled.largest),
         torn=settled.torn,
-        near=settled.near,
-        dormant=settled.dormant,
         again=settled.again,
     )
 
@@ -437,8 +429,6 @@ def _start(
         step=one,
         largest=jnp.maximum(jnp.max(jnp.abs(z)), tiny),
         torn=jnp.zeros(shape, bool),
-        near=jnp.zeros(shape, bool),
-        dormant=jnp.zeros(shape, bool),
         again=no,
     )
     pending = Pending(

@@ -64,7 +64,7 @@ def find_mode(
     plus = based_on_plus.astype(point.gram.dtype)
 
     def pivot(carry):
-        count, old, proposed, _, strayed = carry
+        count, old, proposed, _ = carry
         one = jnp.arange(used.size) == jnp.argmax(proposed != old.state)
         block = count < _BLOCK_PIVOTS
         state = jnp.where(block | one, proposed, old.state)
@@ -73,32 +73,26 @@ def find_mode(
         multiplier, back, is_unique = multipliers(point, leads & (state == 0), fixed)
         before = jnp.where(count == 0, multiplier, old.before)
         width = widths(system, point, groups, multiplier, used, based_on_plus)
-        tries_nearer = count < _PIVOTS // 2
         proposed = jnp.where(
-            leads, _proposal(point, state, multiplier, width, plus, tries_nearer), state
+            leads, _proposal(point, state, multiplier, width, plus), state
         )
         # The width of a kink taken with its whole jump depends on multipliers above.
         off_base = leads & (state != 0) & ((state > 0) != based_on_plus)
         change = jnp.abs(width - old.width)
         moved = jnp.any(off_base & (change > 1e-12 * jnp.max(jnp.abs(width))))
         new = Mode(state, multiplier, width, before, back, is_unique, old.is_settled)
-        strayed = jnp.where(jnp.any(off_base), state, strayed)
-        return count + 1, new, proposed, moved, strayed
+        return count + 1, new, proposed, moved
 
     def unsettled(carry):
-        count, mode, proposed, moved, _ = carry
+        count, mode, proposed, moved = carry
         again = moved | jnp.any(proposed != mode.state)
         return (count == 0) | (again & (count < pivots))
 
     no, zeros = jnp.asarray(False), jnp.zeros_like(point.scale)
     blank = Mode(start, zeros, zeros, zeros, zeros, no, no)
-    first = (jnp.asarray(0), blank, start, no, start)
-    count, mode, _, _, strayed = lax.while_loop(unsettled, pivot, first)
-    settled = count < pivots
-    # Widths of pairs off their base slopes may run away: from base slopes that fit these
-    # sides they are known.
-    state = jnp.where(settled | ~settles, mode.state, strayed)
-    return mode._replace(state=state, is_settled=settled)
+    first = (jnp.asarray(0), blank, start, no)
+    count, mode, _, _ = lax.while_loop(unsettled, pivot, first)
+    return mode._replace(is_settled=count < pivots)
 
 
 def rate_of_change(point: Point, multiplier: Array) -> Array:
@@ -112,12 +106,7 @@ def smallest_rate(point: Point) -> Array:
 
 
 def _proposal(
-    point: Point,
-    state: Array,
-    multiplier: Array,
-    width: Array,
-    plus: Array,
-    tries_nearer: Bool[Array, ""],
+    point: Point, state: Array, multiplier: Array, width: Array, plus: Array
 ) -> Array:
     """The states that the conditions ask for, where they are violated."""
     smallest = smallest_rate(point)
@@ -126,16 +115,11 @@ def _proposal(
     from_minus = multiplier + width * plus
     slides = state == 0
     low, high = slides & (from_minus < -slack), slides & (from_minus > width + slack)
-    # A slider whose kink has turned concave: inside of the interval both sides are
-    # solutions. It takes the one that its slope was nearer to; outside of it too at
-    # first, as the width changes with the side, and then the one that it is pushed to.
+    # A slider whose kink has turned concave: both sides are solutions. It takes the one
+    # that its slope was nearer to.
     concave = slides & (width <= 0) & (low | high)
-    nearer = (low & high) | tries_nearer
-    up_there = jnp.where(nearer, from_minus < 0.5 * width, high)
-    high, low = (
-        jnp.where(concave, up_there, high & ~low),
-        jnp.where(concave, ~up_there, low),
-    )
+    high = jnp.where(concave, from_minus < 0.5 * width, high & ~low)
+    low = jnp.where(concave, ~high, low)
     attracts = width > 0
     up, down = (
         (state < 0) & (rate > smallest),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._contact import Way, find_contact
+from ._contact import find_contact
 from ._counts import Counts, how_many
 from ._field import Groups, Point, evaluate, group
 from ._log import NOTHING, EventKind
@@ -30,7 +30,6 @@ class Target(NamedTuple):
     - `arrives`: those in slots that other pairs' constraints did not hold there before.
     - `wakes`: those in slots with dormant pairs in their sample.
     - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
-    - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
     - `settles`: whether the mode is to be settled, or is known: all in slots slide.
     """
 
@@ -42,8 +41,6 @@ class Target(NamedTuple):
     arrives: Bool[Array, " slots"]
     wakes: Bool[Array, " slots"]
     torn: Bool[Array, "samples kinks"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
     settles: Bool[Array, ""]
 
 
@@ -88,7 +85,7 @@ class Settled(NamedTuple):
     - `velocity` goes on from here; `velocity_before` is that of the mode that a step
         arrived with, NaN where that cannot be told.
     - `choices`: the kind of event where the side is one of two that are possible.
-    - `torn`, `near`, `dormant`: as in the target.
+    - `torn`: as in the target.
     - `again`: pairs changed sides below dormant ones, which now may wake on others: the
         point has to be settled once more.
     """
@@ -107,8 +104,6 @@ class Settled(NamedTuple):
     largest: Float[Array, ""]
     choices: Int[Array, "samples kinks"]
     torn: Bool[Array, "samples kinks"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
     is_settled: Bool[Array, ""]
     again: Bool[Array, ""]
 
@@ -119,18 +114,16 @@ def arrival(
     side: Int[Array, "samples kinks"],
     base: Int[Array, "samples kinks"],
     trigger: Bool[Array, "samples kinks"],
+    held: Bool[Array, "samples kinks"],
     largest: Float[Array, ""],
-    way: Way,
     room: int,
 ) -> tuple[Target, Bool[Array, ""]]:
     """The target at which a mode is to be settled, and whether its slots overflow.
 
     `side` and `base` are those that the step arrived with, `trigger` marks the pair
-    that ended it, `largest` is the scale of z; `way` is how the flow went on from where
-    the step began.
+    that ended it, `held` those that it held at their kinks, `largest` is the scale of z.
     """
-    contact = find_contact(system, w, side, base, trigger, largest, way)
-    asleep = contact.dormant | (way.again & way.dormant)
+    contact = find_contact(system, w, side, base, trigger, largest)
     slots = Slots.of(contact.at_kink, room)
     was = jnp.where(slots.used, slots.gathered(contact.side), -1)
     overflows = jnp.sum(contact.at_kink) > room
@@ -140,11 +133,9 @@ def arrival(
         base=contact.base,
         slots=slots,
         was=was,
-        arrives=slots.used & ~slots.gathered(way.held),
-        wakes=slots.beside(asleep),
+        arrives=slots.used & ~slots.gathered(held),
+        wakes=slots.used & jnp.any(contact.dormant, 1)[slots.pair // system.kinks],
         torn=contact.torn,
-        near=contact.at_kink | contact.dormant,
-        dormant=contact.dormant,
         settles=jnp.asarray(True),
     )
     return target, overflows
@@ -282,19 +273,6 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
     on_plus = (base * groups.sense) > 0
     plus = on_plus[groups.leader]
     mixed = jnp.any(used & (on_plus != plus))
-    tied = (groups.total(used.astype(point.scale.dtype)) > 1)[groups.leader]
-    knots = used & ~tied & ~on_plus & target.wakes
-    point = point._replace(
-        jump=lax.cond(
-            jnp.any(knots),
-            lambda: jnp.where(
-                knots,
-                system.openings(target.w, system.slope(table), target.dormant, slots),
-                point.jump,
-            ),
-            lambda: point.jump,
-        )
-    )
     slid = groups.total((was == 0).astype(point.scale.dtype)) > 0
     start = jnp.where(is_first, jnp.where(slid, 0, was * groups.sense), r.start)
     mode = find_mode(system, point, groups, used, plus, start, target.settles)
@@ -302,8 +280,10 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
     moved = used & (side != 0) & (side != base)
     nested = jnp.any(moved[None, :] & (point.above != 0))
     again = mixed | nested
-    slides_tied = used & (side == 0) & tied
-    below_tied = jnp.any(slides_tied[:, None] & (point.above != 0), 0)
+    tied = (side == 0) & (groups.total(used.astype(point.scale.dtype)) > 1)[
+        groups.leader
+    ]
+    below_tied = jnp.any((used & tied)[:, None] & (point.above != 0), 0)
     fitting = groups.base_of(jnp.where(mixed, 0, side))
     before, after, back = _velocities(system, point, mode, target.settles)
     before = jnp.where(mixed & target.settles, jnp.nan, before)
@@ -400,8 +380,6 @@ def conclude(
             last.chooses | last.unties | turned | dependent,
         ),
         torn=target.torn,
-        near=target.near,
-        dormant=target.dormant,
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
         again=jnp.any(target.wakes & (side != was)),
     )

@@ -13,7 +13,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._contact import Way
 from ._events import (
     BRACKET_PASSES,
     Bracket,
@@ -41,9 +40,6 @@ _BEYOND = 1.05
 #: continuous at an exit, so one taken late costs nothing, one taken early is no event.
 _EXIT_SLACK = 1e-5
 _LEAST_SLACK = 1e-9
-#: How far the weights are taken, relative to their size, past a point whose mode is not
-#: found: the kinks that meet there are then met one by one.
-_LEAP = 3e-8
 #: A predicted event shortens a step to no less than this part.
 _SHORTEST = 1e-3
 
@@ -59,7 +55,6 @@ class State(NamedTuple):
     - `step`: what the error control allows next.
     - `largest`: the scale of z.
     - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
-    - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
     - `again`: the point has to be settled once more.
     """
 
@@ -80,14 +75,7 @@ class State(NamedTuple):
     step: Float[Array, ""]
     largest: Float[Array, ""]
     torn: Bool[Array, "samples kinks"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
     again: Bool[Array, ""]
-
-    @property
-    def way(self) -> Way:
-        """How the flow goes on from here."""
-        return Way(self.again, self.velocity, self.near, self.dormant, self.held)
 
 
 class Pending(NamedTuple):
@@ -133,11 +121,9 @@ def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
     was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
     known = jnp.asarray(False)
     nothing = jnp.zeros_like(state.slots.used)
-    wakes = state.slots.beside(state.dormant)
     return Target(
-        w, state.side, state.base, state.slots, was, nothing, wakes,
-        state.torn, state.near, state.dormant, known,
-    )  # fmt: skip
+        w, state.side, state.base, state.slots, was, nothing, nothing, state.torn, known
+    )
 
 
 def with_stage(
@@ -172,18 +158,10 @@ def follow(
     return _followed(system, state, ahead, lams, betas, end, predicts)
 
 
-def as_pending(
-    state: State, ahead: Ahead, until: Float[Array, ""], leaps: Bool[Array, ""]
-) -> Pending:
-    """The point at the end of a step, or at its start to be settled once more.
-
-    Or, if it `leaps`, a little further on the way.
-    """
+def as_pending(state: State, ahead: Ahead, until: Float[Array, ""]) -> Pending:
+    """The point at the end of a step, or at its start to be settled once more."""
     left = until - state.t
-    speed = jnp.linalg.norm(state.velocity)
-    far = _LEAP * jnp.linalg.norm(state.w) / jnp.where(speed > 0, speed, 1)
-    turning = jnp.where(leaps, jnp.minimum(far / ahead.step, 1), 0)
-    theta = jnp.where(state.again, turning, ahead.theta)
+    theta = jnp.where(state.again, 0, ahead.theta)
     ends = theta * ahead.step >= left * (1 - 1e-15)
     zeros = jnp.zeros(state.side.shape, left.dtype)
     lam_rate, width_rate = (
