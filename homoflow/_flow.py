@@ -89,7 +89,8 @@ def flow(
         midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
         first step, or the constant one for a solver without error estimate.
         `homoflow.Rodas5P()` is for smooth models of up to about a thousand weights
-        whose flow is stiff: its steps are not bound by the sharpness. Or
+        whose flow is stiff: its steps are not bound by the sharpness.
+        `homoflow.GaussLegendre()` conserves quadratic laws by construction. Or
         `homoflow.Filippov()`, the exact flow through kinks, at an `rtol` of 1e-8 if none
         is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or
