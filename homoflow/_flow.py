@@ -94,7 +94,8 @@ def flow(
         sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
         midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
         first step, or the constant one for a solver without error estimate.
-        `homoflow.Rodas5P()` is an implicit method for up to about a thousand weights. Or
+        `homoflow.Rodas5P()` is an implicit method for up to about a thousand weights;
+        `homoflow.GaussLegendre()` conserves quadratic laws by construction. Or
         `homoflow.Filippov()`, the exact flow through kinks, at an `rtol` of 1e-8 if none
         is given; then
         `grad_norms` are the speed ‖ẇ‖, the least norm in the sub-differential. Or

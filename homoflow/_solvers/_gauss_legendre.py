@@ -1,7 +1,7 @@
 """Gauss–Legendre collocation: it conserves every quadratic law, at any step size."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -11,16 +11,17 @@ import jax.scipy.linalg
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 #: Beyond this many unknowns the dense Jacobian of the stages takes gigabytes.
 MOST_UNKNOWNS = 20_000
 #: Iterations until a step has failed, and units of rounding of its size to which its
 #: stages are to be found.
 _MOST_ITERATIONS = {"newton": 25, "fixed point": 100}
-_ROUNDING = 2
-#: An iteration that has come to this and gets no further has met rounding.
-_AT_ROUNDING = 1e4
+_ROUNDING = 0.5
+#: An iteration whose changes are as small as this and grow has met rounding, and more
+#: than so many units are a failure.
+_MET_ROUNDING, _FAILED = 10, 1e4
 _CHUNK = 8
 
 
@@ -118,9 +119,7 @@ class GaussLegendre(dfx.AbstractAdaptiveSolver):
     """
 
     stages: int = eqx.field(default=2, static=True)
-    iteration: Literal["newton", "fixed point"] = eqx.field(
-        default="newton", static=True
-    )
+    iteration: str = eqx.field(default="newton", static=True)
 
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = _Collocation
@@ -183,15 +182,20 @@ class GaussLegendre(dfx.AbstractAdaptiveSolver):
         correct = _identity
         if self.iteration == "newton":
             correct = _newton_correction(lambda w: increment(t0, w), w, a)
-        z, is_found = lax.custom_root(
+        z, left = lax.custom_root(
             residual,
             jnp.asarray(tableau.nodes, w.dtype)[:, None] * first,
             lambda residual, z: _iterated(
-                residual, z, w, correct, _MOST_ITERATIONS[self.iteration]
+                residual,
+                z,
+                jnp.linalg.norm(w),
+                correct,
+                _MOST_ITERATIONS[self.iteration],
             ),
             _dense_solve if self.iteration == "newton" else _summed_series,
             has_aux=True,
         )
+        is_found = left <= _FAILED * float(jnp.finfo(w.dtype).eps)
         d = increments(z)
         w1 = w + b @ d
         start = jnp.asarray(tableau.start, w.dtype)
@@ -214,33 +218,33 @@ class GaussLegendre(dfx.AbstractAdaptiveSolver):
 def _iterated(
     residual: Callable[[Array], Array],
     z: Float[Array, "stages n"],
-    w: Float[Array, " n"],
+    size: Float[Array, ""],
     correct: Callable[[Array], Array],
     most: int,
-) -> tuple[Float[Array, "stages n"], Bool[Array, ""]]:
-    """z with residual 0 to rounding, and whether it was found."""
-    floor = _ROUNDING * float(jnp.finfo(w.dtype).eps)
+) -> tuple[Float[Array, "stages n"], Float[Array, ""]]:
+    """z with residual 0 to rounding of something of that size, and its last change."""
+    eps = float(jnp.finfo(z.dtype).eps)
 
     def relative(change: Array, z: Array) -> Array:
-        size = jnp.linalg.norm(w) + jnp.linalg.norm(z)
-        return jnp.linalg.norm(change) / jnp.where(size > 0, size, 1)
+        whole = size + jnp.linalg.norm(z)
+        return jnp.linalg.norm(change) / jnp.where(whole > 0, whole, 1)
 
     def goes_on(now):
         _, change, before, count = now
         # At the level of rounding changes become no smaller.
-        met_rounding = (change >= before) & (change <= _AT_ROUNDING * floor)
-        return (change > floor) & ~met_rounding & (count < most)
+        met_rounding = (change >= before) & (change <= _MET_ROUNDING * eps)
+        return (change > _ROUNDING * eps) & ~met_rounding & (count < most)
 
     def better(now):
         z, before, _, count = now
         change = correct(residual(z))
         return z - change, relative(change, z), before, count + 1
 
-    unknown = jnp.asarray(jnp.inf, w.dtype)
+    unknown = jnp.asarray(jnp.inf, z.dtype)
     z, change, *_ = lax.while_loop(
         goes_on, better, (z, unknown, unknown, jnp.zeros((), jnp.int32))
     )
-    return z, change <= _AT_ROUNDING * floor
+    return z, change
 
 
 def _newton_correction(
@@ -277,7 +281,7 @@ def _summed_series(linear: Callable[[Array], Array], b: Array) -> Array:
 
     def solve(linear, b):
         most = _MOST_ITERATIONS["fixed point"]
-        flat = b.reshape(-1)
-        return _iterated(lambda x: linear(x) - b, b, flat, _identity, most)[0]
+        nothing = jnp.zeros((), b.dtype)
+        return _iterated(lambda x: linear(x) - b, b, nothing, _identity, most)[0]
 
     return lax.custom_linear_solve(linear, b, solve, transpose_solve=solve)
