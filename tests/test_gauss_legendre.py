@@ -91,7 +91,8 @@ def network_flow(dtype=jnp.float64):
 
 def drift_at(solver, h, dtype=jnp.float64) -> float:
     model, field = network_flow(dtype)
-    end = jax.jit(lambda w: solved(field, solver, w, 30 * h, h).ys)(model)
+    t1, h = jnp.asarray(30 * h, dtype), jnp.asarray(h, dtype)
+    end = jax.jit(lambda w: solved(field, solver, w, t1, h).ys)(model)
     laws = hf.laws(model)
     size = sum(float(jnp.sum(layer.weight**2)) for layer in model.layers)
     pairs = (
@@ -190,9 +191,10 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def test_bad_states_are_refused():
     term = dfx.ODETerm(driven)
-    start = lambda y, **options: hf.GaussLegendre(2, **options).init(
-        term, 0, 1, y, None
-    )
+
+    def start(y, **options):
+        return hf.GaussLegendre(2, **options).init(term, 0, 1, y, None)
+
     with pytest.raises(
         ValueError, match="one floating-point dtype; got float32, float64"
     ):
