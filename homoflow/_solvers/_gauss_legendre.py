@@ -111,6 +111,8 @@ class GaussLegendre(dfx.AbstractAdaptiveSolver):
     of Numerical Analysis 7, 1 (1987).
 
     ```python
+    import diffrax
+
     model = hf.MLP((3, 4, 1), activation="linear", key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (20, 3))
     flow = hf.flow(model, (x, x[:, :1]), t1=5.0, solver=hf.GaussLegendre(), dt0=0.1,
