@@ -208,10 +208,10 @@ def data_for(name):
 
 
 @functools.cache
-def flow_of(name, rtol, project):
+def flow_of(name, rtol, project, **options):
     return hf.flow(
         MODELS[name](), data_for(name), ts=jnp.linspace(0.0, 1.0, 7), rtol=rtol,
-        project=project, **SETTINGS[name],
+        project=project, **SETTINGS[name], **options,
     )  # fmt: skip
 
 
@@ -227,6 +227,45 @@ def test_recorded_laws_do_not_drift_at_any_tolerance(name):
         run = flow_of(name, rtol, None)
         assert run.stats["projection"].startswith("on: restores")
         assert drift_of(run) < 1e-13
+
+
+@pytest.mark.parametrize("rtol", RTOLS[1:4])
+def test_what_was_removed_is_the_drift_of_the_run_without_projection(rtol):
+    # A one-step method takes the same steps either way.
+    run, plain = (
+        flow_of("deep linear", rtol, project, solver=dfx.Dopri8())
+        for project in (True, False)
+    )
+    assert plain.stats["projection"] == "off: not wanted"
+    # Of the final weights: Dopri8's interpolant, of lower order, has laws of its own.
+    orbit = Orbit(hf.laws(plain.model), arrays(plain.model))
+    targets = orbit.values(arrays(MODELS["deep linear"]()))
+    drift = miss(orbit, plain.model, targets)
+    assert drift > 1e-4 * rtol
+    np.testing.assert_allclose(run.stats["law_drift_removed"], drift, rtol=1e-5)
+    np.testing.assert_allclose(run.losses, plain.losses, rtol=0, atol=10 * rtol)
+
+
+@pytest.mark.parametrize("solver", [dfx.Tsit5(), dfx.Heun()], ids=["Tsit5", "Heun"])
+def test_what_each_step_removes_adds_up_to_the_drift(solver):
+    model, term, target = gradient_flow()
+    start = arrays(model)
+    orbit = Orbit(hf.laws(model), start)
+
+    def end(solver):
+        return dfx.diffeqsolve(
+            term, solver, 0.0, 2.0, 0.04, start, args=target,
+            saveat=dfx.SaveAt(t1=True, solver_state=True),
+        )  # fmt: skip
+
+    removed = end(OnOrbit(solver, orbit)).solver_state.removed
+    final = jax.tree.map(lambda a: a[0], end(solver).ys)
+    drift = jax.tree.map(jnp.subtract, orbit.values(final), orbit.values(start))
+    assert largest(drift) > 1e-9
+    # To first order in the drift, of which single laws may have next to nothing.
+    np.testing.assert_allclose(
+        flat(removed), flat(drift), rtol=0, atol=2e-3 * largest(drift)
+    )
 
 
 def test_batched_float32_runs_keep_their_laws():
