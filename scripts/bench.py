@@ -14,7 +14,7 @@ the relative ones times the root mean square of the initial weights. Compilation
 counted. A later run adds to what is in `--out`, and Ctrl-C keeps what there is.
 
 `descend`, `ledger`, `flow`, `projection` and `import` are ratios to bare loops, or to runs
-without it, in one and the same run.
+without it, in one and the same run (`ratios.json`).
 
 The peers come with `pip install '.[bench]'` (and `pip install torchode`); those that are
 missing are left out.
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems, ratios = _chosen(args)
     interrupted = False
     try:
-        _run_ratios(ratios, args.repeats)
+        _run_ratios(ratios, args)
         if problems and not args.draw_only:
             _run_study(problems, args)
     except KeyboardInterrupt:
@@ -93,12 +93,17 @@ def _chosen(args) -> tuple[dict[str, Callable[[], Any]], list[str]]:
     return problems, [name for name in only if name in BENCHES]
 
 
-def _run_ratios(names: list[str], repeats: int) -> None:
+def _run_ratios(names: list[str], args) -> None:
     from benchmark.ratios import BENCHES
+    from workprecision.study import write
 
+    path = args.out / "ratios.json"
+    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in names:
-        for row in BENCHES[name](repeats):
-            print("  ".join(row), flush=True)
+        rows = BENCHES[name](args.repeats)
+        print(*rows, sep="\n", flush=True)
+        done[name] = {row.label: row.measured for row in rows}
+        write(done, path)
 
 
 def _run_study(problems: dict[str, Callable[[], Any]], args) -> None:

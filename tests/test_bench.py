@@ -11,6 +11,7 @@ import scipy.integrate
 from benchmark import study
 from benchmark.compiled import Method, Outcome
 from benchmark.problems import Problem, small
+from benchmark.ratios import BENCHES, Row
 from benchmark.report import TIME, amount_at, report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,6 +157,23 @@ def test_interrupted_runs_keep_what_they_have(tmp_path, monkeypatch, capsys):
     ))  # fmt: skip
     assert bench.main(["--only", "c", "--out", str(tmp_path)]) == 130
     assert "Interrupted" in capsys.readouterr().out
+
+
+def test_ratios_are_told_and_stored_beside_those_of_before(
+    tmp_path, monkeypatch, capsys
+):
+    asked = []
+    for name, measured in (("ledger", 1.05), ("flow", 1.5)):
+        row = Row(f"{name} / none", measured, 1.1)
+        bench_of = lambda repeats, row=row: asked.append(repeats) or [row]  # noqa: E731
+        monkeypatch.setitem(BENCHES, name, bench_of)
+        argv = ["--only", name, "--repeats", "7", "--out", str(tmp_path)]
+        assert bench.main(argv) == 0
+    assert asked == [7, 7]
+    told = capsys.readouterr().out
+    assert told.count("ok") == told.count("MISS") == 1
+    kept = json.loads((tmp_path / "ratios.json").read_text(encoding="utf-8"))
+    assert kept == {"ledger": {"ledger / none": 1.05}, "flow": {"flow / none": 1.5}}
 
 
 def test_runs_of_another_problem_are_not_kept(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import diffrax as dfx
 import jax
@@ -28,7 +29,19 @@ STEPS, GRADIENTS = 1500, 300
 STEP_SIZE = 0.008
 
 
-def bench_descend(repeats: int) -> list[tuple[str, ...]]:
+class Row(NamedTuple):
+    label: str
+    measured: float
+    target: float
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.measured <= self.target else "MISS"
+        return (
+            f"{self.label:58s}  {self.measured:6.3f}  target {self.target:g}  {verdict}"
+        )
+
+
+def bench_descend(repeats: int) -> list[Row]:
     """`descend` with every law every 10 steps, against a hand-written scan."""
     rows = []
     for dtype in (jnp.float32, jnp.float64):
@@ -44,11 +57,11 @@ def bench_descend(repeats: int) -> list[tuple[str, ...]]:
             return bare_descent(weights, x, y, STEPS)
 
         mine, theirs = fastest_of(ours, bare, repeats=repeats)
-        rows.append(_row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
+        rows.append(Row(f"descend / bare scan, {dtype.__name__}", mine / theirs, 1.05))
     return rows
 
 
-def bench_ledger(repeats: int) -> list[tuple[str, ...]]:
+def bench_ledger(repeats: int) -> list[Row]:
     """CPU time of `descend` with a ledger against the same run without."""
     rows = []
     heavy_ball = functools.partial(optax.sgd, momentum=0.9)
@@ -76,11 +89,11 @@ def bench_ledger(repeats: int) -> list[tuple[str, ...]]:
         )  # fmt: skip
         kind = "matrix" if activation == "linear" else "neuron"
         label = f"ledger of {kind} laws / none, {name}"
-        rows.append(_row(label, with_it / without, 1.1))
+        rows.append(Row(label, with_it / without, 1.1))
     return rows
 
 
-def bench_flow(repeats: int) -> list[tuple[str, ...]]:
+def bench_flow(repeats: int) -> list[Row]:
     """`flow` against its number of gradients times the time of one bare gradient."""
     rows = []
     for dtype, solver in (
@@ -105,11 +118,11 @@ def bench_flow(repeats: int) -> list[tuple[str, ...]]:
         ratio = mine / (theirs / GRADIENTS * evaluations)
         name = "default" if solver is None else type(solver).__name__
         label = f"flow / gradients, {dtype.__name__}, {name} ({evaluations} gradients)"
-        rows.append(_row(label, ratio, 1.15))
+        rows.append(Row(label, ratio, 1.15))
     return rows
 
 
-def bench_projection(repeats: int) -> list[tuple[str, ...]]:
+def bench_projection(repeats: int) -> list[Row]:
     """CPU time of `flow` with its laws restored against the same run without."""
     rows = []
     for name, rtols, target in (
@@ -133,7 +146,7 @@ def bench_projection(repeats: int) -> list[tuple[str, ...]]:
                 repeats=1 if name == "e" else repeats, clock=time.process_time,
             )  # fmt: skip
             label = f"flow projected / not, ({name}) at rtol {rtol:g}"
-            rows.append(_row(label, with_it / without, target))
+            rows.append(Row(label, with_it / without, target))
     return rows
 
 
@@ -141,14 +154,14 @@ def squared_error(prediction: Array, target: Array) -> Array:
     return 0.5 * jnp.sum((prediction - target) ** 2)
 
 
-def bench_import(repeats: int) -> list[tuple[str, ...]]:
+def bench_import(repeats: int) -> list[Row]:
     """Seconds that `import homoflow` adds to importing its dependencies."""
     dependencies = "import jax, diffrax, optax, equinox, jaxtyping"
     alone, with_us = (
         min(_import_seconds(code) for _ in range(repeats))
         for code in (dependencies, f"{dependencies}; import homoflow")
     )
-    return [_row("import homoflow − import dependencies, s", with_us - alone, 0.2)]
+    return [Row("import homoflow − import dependencies, s", with_us - alone, 0.2)]
 
 
 def figure2_problem(dtype) -> tuple[hf.MLP, tuple[Array, Array]]:
@@ -220,11 +233,6 @@ def _import_seconds(code: str) -> float:
         [sys.executable, "-c", timed], check=True, capture_output=True, text=True
     )
     return float(done.stdout)
-
-
-def _row(label: str, measured: float, target: float) -> tuple[str, ...]:
-    verdict = "ok" if measured <= target else "MISS"
-    return f"{label:58s}", f"{measured:6.3f}", f"target {target:g}", verdict
 
 
 BENCHES = {
