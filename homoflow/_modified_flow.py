@@ -72,7 +72,7 @@ def modified_flow(
 
     **Returns:** a `homoflow.Trajectory`. `losses` are L, not the modified loss, and
     `grad_norms` are ‖∇L‖. `sharpness` is λ_max(∇²L) at `ts`, with which the expansion
-    is checked (see `homoflow.sharpness` for its accuracy): each time costs some 20
+    is checked (see `homoflow.sharpness` for its accuracy): each time costs tens of
     Hessian-vector products, which at 101 times is most of the run. Record at fewer `ts`
     to save it. `stats["gradient_evaluations"]` counts evaluations of the
     equation, each one gradient and one Hessian-vector product, and

@@ -74,7 +74,7 @@ def predict_drift(
     - all others: as for `homoflow.flow`.
 
     **Returns:** a `homoflow.DriftPrediction`. Its `flow.sharpness` is λ_max(∇²L) at the
-    recorded times, each at the cost of some 20 Hessian-vector products (see
+    recorded times, each at the cost of tens of Hessian-vector products (see
     `homoflow.sharpness`), which at 101 times is most of the run. At kinks there is no
     Hessian, and it is that beside them.
     Where the flow is solved a second time for an error estimate (with kinks, always),

@@ -18,6 +18,8 @@ import homoflow._exact_flow
 
 CASE = np.load(Path(__file__).parent / "data" / "relu_20_30_30_3.npz")
 EXACT = hf.Filippov(slots=40)
+#: What README says of the case at t = 60: all stay below.
+ERROR, GRADIENTS, DRIFT = 1e-9, 18_000, 1e-10
 
 
 class Scaled(eqx.Module):
@@ -78,12 +80,12 @@ def reference():
 @pytest.mark.parametrize(("tag", "index"), [("t6", 1), ("t60", 3)])
 def test_reference_case(reference, tag, index):
     model = jax.tree.map(lambda a: a[index], eqx.filter(reference.models, eqx.is_array))
-    assert relative_error(model, flat(reference_model(tag))) < 1e-8
+    assert relative_error(model, flat(reference_model(tag))) < ERROR
 
 
 def test_reference_case_is_cheap_and_slides(reference):
     stats = reference.stats
-    assert stats["gradient_evaluations"] < 20_000
+    assert stats["gradient_evaluations"] < GRADIENTS
     assert 80 < stats["largest_sliding_set"] <= 96
     # So many pairs slide at the end: what entered and did not leave.
     assert 0 < stats["entries"] - stats["exits"] <= stats["largest_sliding_set"]
@@ -94,7 +96,7 @@ def test_reference_case_conserves_the_laws(reference):
     assert set(reference.laws) == {"neurons[1]", "neurons[2]", "layers[1]", "layers[2]"}
     for values in reference.laws.values():
         drift = np.abs(np.asarray(values) - np.asarray(values)[:1])
-        assert np.max(drift) < 1e-10
+        assert np.max(drift) < DRIFT
 
 
 def xor():

@@ -19,6 +19,8 @@ from test_filippov_degenerate import CORNERS, Case
 import homoflow as hf
 
 DELTA = 1e-5
+#: Of the speed, relative to the initial one: as README says.
+CLOSE = 1e-6
 TIMES = np.array([0.31, 1.7, 3.9, 7.3, 12.9, 18.7])
 TS = (TIMES[:, None] + DELTA * np.array([-1, 0, 1])).ravel()
 SOLVER = hf.Filippov(slots=40)
@@ -75,7 +77,7 @@ def test_the_velocity_is_the_least_element_of_clarkes_set(followed):
         followed.gradients, speeds, followed.velocity, strict=True
     ):
         expected = least_element(gradients)
-        assert abs(speed - np.linalg.norm(expected)) < 1e-6 * scale
+        assert abs(speed - np.linalg.norm(expected)) < CLOSE * scale
         assert np.linalg.norm(velocity + expected) < 1e-4 * scale
 
 

@@ -42,8 +42,8 @@ def balance(model: PyTree, x_example: PyTree | None = None) -> PyTree:
         laws of.
     - `x_example`: one input sample; needed to find the laws of other models.
 
-    **Returns:** a model of the same structure. Laws and ‖f(x)‖ are good to about 1e-14
-    in float64, relative to the weights' squares and to the products that f sums up.
+    **Returns:** a model of the same structure. Laws and f(x) are good to rounding, in
+    float64, relative to the weights' squares and to the products that f sums up.
 
     **Raises:** `ValueError` if the model has no such law (tanh, a single layer), if
     weights can be made arbitrarily small (in front of a normalization), if they are not

@@ -92,7 +92,7 @@ class GaussLegendre(dfx.AbstractAdaptiveSolver):
     `diffrax.RESULTS.nonlinear_divergence`. Steps may be constant, or chosen by an estimate
     of order s + 1: the difference between the field at the step's start and the
     polynomial's slope there, which is cautious, since it belongs to a method of lower
-    order. For long runs at errors above about 1e-8, constant steps are as good.
+    order. For long runs constant steps are as good, unless errors must be tiny.
 
     It can stand wherever a Diffrax solver can, with an `ODETerm` on any PyTree of arrays
     of one floating-point dtype. Derivatives in forward and reverse mode are those of the
