@@ -19,6 +19,7 @@ from scipy.integrate import solve_ivp
 from toys import flat
 
 import homoflow as hf
+from homoflow._solvers._lessons import rows_for
 from homoflow._solvers._low_rank import LowRank
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -80,7 +81,13 @@ WRONG = jnp.array([[3.0, 1.0, -2.0], [1.0, -1.0, 0.5], [-2.0, 0.5, -4.0]])
 def low_rank(matrix) -> LowRank:
     rates, vectors = jnp.linalg.eigh(matrix)
     order = jnp.argsort(-jnp.abs(rates))
-    return LowRank(vectors[:, order].T, rates[order], jnp.asarray(len(rates)))
+    size, room = len(rates), rows_for(len(rates)) - len(rates)
+    return LowRank(
+        jnp.pad(vectors[:, order].T, ((0, room), (0, 0))),
+        jnp.pad(jnp.eye(size), (0, room)),
+        jnp.pad(rates[order], (0, room)),
+        jnp.asarray(size),
+    )
 
 
 @pytest.mark.parametrize("order", [5, 12])

@@ -1,7 +1,7 @@
 """Exponential Adams: multistep, of any order, exact in the stiff part of the flow."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -10,86 +10,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from ._adams_control import SAFETY, next_order_and_factor
+from ._adams_memory import Now, Past, Trial
 from ._dense_output import ExponentialInterpolation
-from ._low_rank import LowRank, learned, new_direction, no_directions
+from ._lessons import most_directions, rows_for, taught
+from ._low_rank import no_directions
 from ._moments import moments
-from ._newton_form import NewtonForm, newton_form
+from ._newton_form import newton_form
 from ._one_dtype import refuse_unless_one_dtype
 from ._tolerances import AbstractTolerantSolver
 
 #: Extrapolating through more values than this loses more to rounding than it gains.
 HIGHEST_ORDER = 12
-#: The most directions of J by default, and the most numbers that they take up together
-#: (but for the first few): products with them should cost less than a gradient.
-MOST_DIRECTIONS, FEW_DIRECTIONS, MOST_NUMBERS = 64, 8, 2**21
-#: J learns where what it leaves changes by more than this during a step, h·‖ΔN‖/‖Δw‖:
-#: Adams methods become unstable between 2 (order 1) and 0.2 (order 12).
-STIFFNESS = 0.25
-#: Rates below this per step are not worth a direction.
-LEAST_RATE = 0.1
-#: Where J has learned in so many steps on end, and steps have grown by so much since the
-#: last time, many directions are stiff: then so many more are asked for at once.
-STREAK, GROWN, QUESTIONS = 8, 2.0, 16
-#: A difference of slopes below this many units of rounding says nothing about J.
-NOISE = 10.0
-
-
-class Past(NamedTuple):
-    """What is kept from step to step, newest first.
-
-    - `states`, `slopes`: w and f at the last `known` steps; zeros beyond.
-    - `steps`: the lengths between them.
-    - `inner_states`, `inner_slopes`: their coordinates in J's directions (of the states,
-        up to a shift that all have in common).
-    - `order`: that of the next step.
-    - `streak`: in how many steps on end J has learned.
-    - `asked_at`: the step size at which J asked last; `asked`: evaluations for that.
-    """
-
-    states: Float[Array, "points size"]
-    slopes: Float[Array, "points size"]
-    steps: Float[Array, " orders"]
-    inner_states: Float[Array, "points room"]
-    inner_slopes: Float[Array, "points room"]
-    known: Int[Array, ""]
-    order: Int[Array, ""]
-    j: LowRank
-    streak: Int[Array, ""]
-    asked_at: Float[Array, ""]
-    asked: Int[Array, ""]
-
-
-class _Now(NamedTuple):
-    """What a step is made of.
-
-    - `gamma`: ∫₀¹ e^{(1−s)h·rate} p_j(s) ds for each rate of J and, last, for 0.
-    - `inner`: N at past steps in J's directions, with N = f there for the latest.
-    - `used`: the differences of values that the predictor takes.
-    """
-
-    h: Float[Array, ""]
-    form: NewtonForm
-    gamma: Float[Array, "degrees room+1"]
-    inner: Float[Array, "points room"]
-    used: Float[Array, "points points"]
-
-
-class _Trial(NamedTuple):
-    """The corrected end of a step.
-
-    - `errors`: at the orders below, at and above the step's, in units of the tolerance.
-    - `moved_inner`, `correction_inner`: prediction and correction in J's directions.
-    """
-
-    correction: Float[Array, " size"]
-    errors: Float[Array, "3"]
-    slope: Float[Array, " size"]
-    slope_inner: Float[Array, " room"]
-    moved_inner: Float[Array, " room"]
-    correction_inner: Float[Array, " room"]
 
 
 class ExponentialAdams(AbstractTolerantSolver):
@@ -204,9 +138,9 @@ class ExponentialAdams(AbstractTolerantSolver):
                 "`ExponentialAdams(rtol, atol)`."
             )
         w = ravel_pytree(y0)[0]
-        points, room = self.most_order + 1, self._room(w.size)
+        points, rows = self.most_order + 1, rows_for(self._rank(w.size))
         empty = jnp.zeros((points, w.size), w.dtype)
-        inner = jnp.zeros((points, room), w.dtype)
+        inner = jnp.zeros((points, rows), w.dtype)
         return Past(
             empty.at[0].set(w),
             empty.at[0].set(_field(terms, args, y0)(t0, w)),
@@ -215,7 +149,7 @@ class ExponentialAdams(AbstractTolerantSolver):
             inner,
             jnp.asarray(1),
             jnp.asarray(1),
-            no_directions(room, w.size, w.dtype),
+            no_directions(rows, w.size, w.dtype),
             jnp.asarray(0),
             jnp.zeros((), w.dtype),
             jnp.asarray(0),
@@ -238,26 +172,17 @@ class ExponentialAdams(AbstractTolerantSolver):
         final_slope = lax.cond(
             eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope
         )
-        after = _after(
-            past,
-            now,
-            trial,
-            corrected,
-            final_slope,
-            accepted,
-            order,
-            lambda w: field(t1, w),
-        )
+        after = past.after(now.h, trial, corrected, final_slope, order)
+        rank = self._rank(w.size)
+        after = taught(past, after, trial, accepted, rank, lambda w: field(t1, w))
         error = jnp.broadcast_to(SAFETY / factor, w.shape)
         dense = _dense(past, now, trial, unravel)
         return unravel(corrected), unravel(error), dense, after, dfx.RESULTS.successful
 
-    def _room(self, size: int) -> int:
-        most = max(FEW_DIRECTIONS, MOST_NUMBERS // size)
-        rank = min(most, MOST_DIRECTIONS) if self.rank is None else self.rank
-        return min(rank, size)
+    def _rank(self, size: int) -> int:
+        return min(most_directions(size) if self.rank is None else self.rank, size)
 
-    def _corrected(self, past, now, w, predicted, slope, moved_inner) -> _Trial:
+    def _corrected(self, past, now, w, predicted, slope, moved_inner) -> Trial:
         """By the formula of one order more than the predictor's."""
         assert self.rtol is not None
         assert self.atol is not None
@@ -284,7 +209,7 @@ class ExponentialAdams(AbstractTolerantSolver):
             [order > 1, order > 0, order < jnp.minimum(past.known, self.most_order)]
         )
         errors = jnp.where(is_possible & ~jnp.isnan(errors), errors, jnp.inf)
-        return _Trial(
+        return Trial(
             correction,
             lax.stop_gradient(errors),
             slope,
@@ -321,14 +246,14 @@ def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
     )
 
 
-def _prepared(past: Past, h: Array) -> _Now:
+def _prepared(past: Past, h: Array) -> Now:
     points, j = past.slopes.shape[0], past.j
     number = jnp.arange(points - 1)
     steps = jnp.where(number < past.known - 1, past.steps / h, 1)
     form = newton_form(jnp.append(jnp.zeros(1, h.dtype), -jnp.cumsum(steps)))
     rates = jnp.append(h * j.rates, jnp.zeros(1, h.dtype))
     is_used = jnp.arange(points)[:, None] < past.order
-    return _Now(
+    return Now(
         h,
         form,
         form.powers @ moments(rates, points + 1),
@@ -337,7 +262,7 @@ def _prepared(past: Past, h: Array) -> _Now:
     )
 
 
-def _predicted(past: Past, now: _Now, w: Array) -> tuple[Array, Array]:
+def _predicted(past: Past, now: Now, w: Array) -> tuple[Array, Array]:
     """The state at the step's end, and how far it has moved in J's directions."""
     weights = now.h * now.used.T @ now.gamma[:-1]
     inner, rest = weights[:, :-1], weights[:, -1]
@@ -346,120 +271,7 @@ def _predicted(past: Past, now: _Now, w: Array) -> tuple[Array, Array]:
     return w + rest @ past.slopes + past.j.combined(along[None])[0], moved_inner
 
 
-def _after(
-    past: Past,
-    now: _Now,
-    trial: _Trial,
-    state: Array,
-    slope: Array,
-    accepted: Bool[Array, ""],
-    order: Int[Array, ""],
-    field: Callable[[Array], Array],
-) -> Past:
-    moved_inner = trial.moved_inner + trial.correction_inner
-    slope_inner = past.j.coordinates(slope[None])[0]
-    inner_states = _newest(past.inner_states[0] + moved_inner, past.inner_states)
-    inner_slopes = _newest(slope_inner, past.inner_slopes)
-    after = Past(
-        _newest(state, past.states),
-        _newest(slope, past.slopes),
-        _newest(now.h, past.steps),
-        inner_states,
-        inner_slopes,
-        jnp.minimum(past.known + 1, past.slopes.shape[0]),
-        order,
-        past.j,
-        past.streak,
-        past.asked_at,
-        past.asked,
-    )
-    if not past.j.rates.size:
-        return after
-    learns = _learns(past, now, trial, state, slope, slope_inner, accepted)
-    streak = jnp.where(learns, past.streak + 1, 0)
-    asks = learns & (streak >= STREAK) & (now.h > GROWN * past.asked_at)
-    still = lax.stop_gradient(
-        (past.j, trial.correction, slope - trial.slope, state, slope)
-    )
-    j, correction, change, *_ = still
-    length = jnp.linalg.norm(correction)
-    steps, changes = correction[None] / length, change[None] / length
-    least = lax.stop_gradient(LEAST_RATE / now.h)
-
-    seen = past.states, past.slopes, jnp.stack([state, slope])
-    newest = jnp.stack([inner_states[0], inner_slopes[0]])
-    inner = past.inner_states, past.inner_slopes, newest
-
-    def lesson(steps: Array, changes: Array) -> tuple[LowRank, Array, Array]:
-        new, inner_seen = learned(j, steps, changes, least, seen, inner)
-        states, slopes, newest = inner_seen
-        taught = new, _newest(newest[0], states), _newest(newest[1], slopes)
-        return jax.tree.map(lambda a, b: jnp.where(learns, a, b), taught, as_it_is)
-
-    as_it_is = past.j, inner_states, inner_slopes
-    branches = [lambda: as_it_is, lambda: lesson(steps, changes)]
-    if past.j.rates.size >= 3 * QUESTIONS:
-        branches.append(lambda: lesson(*_asked(field, j, *still[3:], steps, changes)))
-    else:
-        asks = asks & False
-    lessons = jnp.where(learns, 1, 0) + jnp.where(asks, 1, 0)
-    j, inner_states, inner_slopes = lax.switch(eqxi.unvmap_max(lessons), branches)
-    return after._replace(
-        j=j,
-        inner_states=inner_states,
-        inner_slopes=inner_slopes,
-        streak=jnp.where(asks, STREAK // 2, streak),
-        asked_at=jnp.where(asks, now.h, past.asked_at),
-        asked=past.asked + jnp.where(asks, QUESTIONS, 0),
-    )
-
-
-def _asked(field, j: LowRank, state, slope, steps, changes):
-    """How the slope changes along more directions, each from the last one's answer.
-
-    So that a tridiagonal matrix is found, as by Lanczos.
-    """
-    dtype = state.dtype
-    size = jnp.linalg.norm(state)
-    length = jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype) * jnp.where(size > 0, size, 1)
-    room = jnp.zeros((QUESTIONS, state.size), dtype)
-    new = jnp.concatenate([new_direction(steps[0], j.directions)[None], room])
-    changes = jnp.concatenate([changes, room])
-
-    def ask(i, known):
-        new, changes = known
-        step = new_direction(changes[i], j.directions, new)
-        change = (field(state + length * step) - slope) / length
-        return new.at[i + 1].set(step), changes.at[i + 1].set(change)
-
-    new, changes = lax.fori_loop(0, QUESTIONS, ask, (new, changes))
-    return lax.stop_gradient((new.at[0].set(steps[0]), changes))
-
-
-def _learns(
-    past: Past,
-    now: _Now,
-    trial: _Trial,
-    state: Array,
-    slope: Array,
-    slope_inner: Array,
-    accepted: Bool[Array, ""],
-) -> Bool[Array, ""]:
-    """Whether J is to learn from the step's two slopes."""
-    change = slope - trial.slope
-    inner = slope_inner - trial.slope_inner
-    unexplained = inner - past.j.rates * trial.correction_inner
-    outside = jnp.maximum(jnp.sum(change**2) - jnp.sum(inner**2), 0)
-    rest = jnp.sqrt(outside + jnp.sum(unexplained**2))
-    length = jnp.linalg.norm(trial.correction)
-    steepest = jnp.max(jnp.abs(past.j.rates)) + rest / length
-    noise = steepest * jnp.linalg.norm(state) + jnp.linalg.norm(slope)
-    is_clear = rest > NOISE * jnp.finfo(state.dtype).eps * noise
-    learns = accepted & is_clear & (now.h * rest > STIFFNESS * length)
-    return lax.stop_gradient(learns)
-
-
-def _dense(past: Past, now: _Now, trial: _Trial, unravel) -> dict[str, PyTree]:
+def _dense(past: Past, now: Now, trial: Trial, unravel) -> dict[str, PyTree]:
     """What `ExponentialInterpolation` needs of a step."""
     points, order = past.slopes.shape[0], past.order
     # Weights of past values and of the one at the predicted end, in Newton's basis.
@@ -469,8 +281,10 @@ def _dense(past: Past, now: _Now, trial: _Trial, unravel) -> dict[str, PyTree]:
     last_inner = trial.slope_inner - past.j.rates * trial.moved_inner
     return {
         "y0": unravel(past.states[0]),
-        "slopes": jax.vmap(unravel)(jnp.append(past.slopes, trial.slope[None], axis=0)),
-        "directions": jax.vmap(unravel)(past.j.directions),
+        "slopes": past.slopes,
+        "last_slope": trial.slope,
+        "basis": past.j.basis,
+        "vectors": past.j.vectors,
         "rates": past.j.rates,
         "inner": jnp.append(now.inner, last_inner[None], axis=0),
         "plain": jnp.append(past.inner_slopes, trial.slope_inner[None], axis=0),
@@ -480,7 +294,3 @@ def _dense(past: Past, now: _Now, trial: _Trial, unravel) -> dict[str, PyTree]:
 
 def _first(count: int) -> Bool[Array, "{count} 1"]:
     return jnp.arange(count)[:, None] == 0
-
-
-def _newest(value: Array, values: Array) -> Array:
-    return jnp.concatenate([value[None], values[:-1]])

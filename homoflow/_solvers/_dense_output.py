@@ -5,6 +5,7 @@ from typing import Any
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ._moments import moments
@@ -13,8 +14,9 @@ from ._moments import moments
 class ExponentialInterpolation(dfx.AbstractLocalInterpolation):
     """The solution of w' = J w + N(t) between two steps, for a polynomial N.
 
-    - `slopes`: f at past steps and at the predicted end of this one.
-    - `directions`, `rates`: of J.
+    - `slopes`, `last_slope`: f at past steps and at the predicted end of this one. Flat, as
+        the basis is: what takes them apart would copy them in each step.
+    - `basis`, `vectors`, `rates`: of J.
     - `inner`, `plain`: N and f at those times, in J's directions.
     - `powers`: row i has the coefficients of the polynomial that the i-th value is
         weighted with, in powers of the time in units of the step.
@@ -23,11 +25,13 @@ class ExponentialInterpolation(dfx.AbstractLocalInterpolation):
     t0: Any
     t1: Any
     y0: PyTree[Array]
-    slopes: PyTree[Float[Array, "values ..."]]
-    directions: PyTree[Float[Array, "room ..."]]
-    rates: Float[Array, " room"]
-    inner: Float[Array, "values room"]
-    plain: Float[Array, "values room"]
+    slopes: Float[Array, "points size"]
+    last_slope: Float[Array, " size"]
+    basis: Float[Array, "rows size"]
+    vectors: Float[Array, "rows rows"]
+    rates: Float[Array, " rows"]
+    inner: Float[Array, "values rows"]
+    plain: Float[Array, "values rows"]
     powers: Float[Array, "values degrees"]
 
     def evaluate(self, t0, t1=None, left=True):
@@ -44,8 +48,6 @@ class ExponentialInterpolation(dfx.AbstractLocalInterpolation):
         inner, rest = weights[:, :-1], weights[:, -1]
         along = jnp.sum(inner * self.inner, axis=0) - rest @ self.plain
 
-        def at(start, slopes, directions):
-            moved = jnp.tensordot(rest, slopes, 1)
-            return start + moved + jnp.tensordot(along, directions, 1)
-
-        return jax.tree.map(at, self.y0, self.slopes, self.directions)
+        start, unravel = ravel_pytree(self.y0)
+        moved = rest[:-1] @ self.slopes + rest[-1] * self.last_slope
+        return unravel(start + moved + (self.vectors @ along) @ self.basis)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 #: Numbers of directions for which products are compiled, beside all: the fewest that hold
 #: what is known are used.
@@ -19,113 +19,166 @@ _ROUNDING = 100.0
 
 
 class LowRank(NamedTuple):
-    """J = Σ_r rates_r v_r v_rᵀ, largest |rate| first; the rest of the room is zero."""
+    """J = Σ_r rates_r v_r v_rᵀ with orthonormal v_r = Σ_i vectors_ir basis_i.
 
-    directions: Float[Array, "room size"]
-    rates: Float[Array, " room"]
-    rank: Int[Array, ""]
+    What is learned adds rows to the basis and turns `vectors` alone, which are small;
+    `condensed` makes room again.
 
-    def coordinates(self, vectors: Float[Array, "k size"]) -> Float[Array, "k room"]:
+    - `basis`: orthonormal rows, of which the first `used` are; the others are zero.
+    - `vectors`: orthogonal where they are used, and zero elsewhere.
+    - `rates`: largest |rate| first.
+    """
+
+    basis: Float[Array, "rows size"]
+    vectors: Float[Array, "rows rows"]
+    rates: Float[Array, " rows"]
+    used: Int[Array, ""]
+
+    @property
+    def rows(self) -> int:
+        return self.rates.size
+
+    def coordinates(self, vectors: Float[Array, "k size"]) -> Float[Array, "k rows"]:
         """⟨v_r, x⟩ of each vector."""
+        return self._in_few(
+            lambda size: (vectors @ self.basis[:size].T) @ self.vectors[:size]
+        )
 
-        def of(size: int) -> Array:
-            part = vectors @ self.directions[:size].T
-            return jnp.pad(part, ((0, 0), (0, self.rates.size - size)))
-
-        return self._in_few(of)
-
-    def combined(self, coordinates: Float[Array, "k room"]) -> Float[Array, "k size"]:
+    def combined(self, coordinates: Float[Array, "k rows"]) -> Float[Array, "k size"]:
         """Σ_r c_r v_r for each row of coordinates."""
-        return self._in_few(lambda size: coordinates[:, :size] @ self.directions[:size])
+        return self._in_few(
+            lambda size: (coordinates @ self.vectors[:size].T) @ self.basis[:size]
+        )
 
     def _in_few(self, product: Callable[[int], Array]) -> Array:
-        room = self.rates.size
-        if self.directions.size <= _CHEAP:
-            return product(room)
-        return self.by_size(product, (_NONE, _FEW, room))
+        if self.basis.size <= _CHEAP:
+            return product(self.rows)
+        return self.by_size(product, (_NONE, _FEW, _SOME, self.rows))
 
     def by_size(self, branch: Callable[[int], PyTree], sizes: Sequence[int]) -> PyTree:
-        """`branch` of the least of the sizes that holds what is known."""
-        room = self.rates.size
-        sizes = sorted({min(size, room) for size in sizes})
+        """`branch` of the least of the sizes that holds what is used."""
+        sizes = sorted({min(size, self.rows) for size in sizes})
         # The same for a whole batch: otherwise vmap computes every branch.
-        largest = eqxi.unvmap_max(self.rank)
+        largest = eqxi.unvmap_max(self.used)
         index = jnp.sum(jnp.asarray(sizes) < largest).astype(jnp.int32)
         return jax.lax.switch(index, [partial(branch, size) for size in sizes])
 
 
-def no_directions(room: int, size: int, dtype: jnp.dtype) -> LowRank:
+class Lesson(NamedTuple):
+    """What J becomes, but for its basis, to which `added` rows come after those used."""
+
+    vectors: Float[Array, "rows rows"]
+    rates: Float[Array, " rows"]
+    used: Int[Array, ""]
+    added: Float[Array, "new size"]
+
+
+def no_directions(rows: int, size: int, dtype: jnp.dtype) -> LowRank:
     return LowRank(
-        jnp.zeros((room, size), dtype), jnp.zeros(room, dtype), jnp.asarray(0)
+        jnp.zeros((rows, size), dtype),
+        jnp.zeros((rows, rows), dtype),
+        jnp.zeros(rows, dtype),
+        jnp.asarray(0),
     )
+
+
+def condensed(
+    j: LowRank, most: int, least: Float[Array, ""], inner: Sequence[Array]
+) -> tuple[LowRank, list[Array]]:
+    """J in a basis of its own directions: of rates above `least`, and `most` of them.
+
+    Also returns what has the coordinates `inner` in J's directions.
+    """
+    kept = (jnp.abs(j.rates) > least) & (jnp.arange(j.rows) < most)
+    new = LowRank(
+        jnp.where(kept[:, None], j.vectors.T, 0) @ j.basis,
+        jnp.diag(kept.astype(j.rates.dtype)),
+        jnp.where(kept, j.rates, 0),
+        jnp.sum(kept).astype(j.used.dtype),
+    )
+    return new, [jnp.where(kept, old, 0) for old in inner]
 
 
 def learned(
     j: LowRank,
     steps: Float[Array, "k size"],
     changes: Float[Array, "k size"],
-    least: Float[Array, ""],
     seen: Sequence[Float[Array, "_ size"]],
-    inner: Sequence[Float[Array, "_ room"]],
-) -> tuple[LowRank, list[Float[Array, "_ room"]]]:
+    inner: Sequence[Float[Array, "_ rows"]],
+) -> tuple[Lesson, list[Float[Array, "_ rows"]]]:
     """The matrix nearest to J that is symmetric and maps `steps` to `changes`.
 
     In the Frobenius norm: Powell's symmetric Broyden update [Dennis & Schnabel 1983, eq.
-    9.1.3]. The steps have unit length and are orthogonal to each other, and to J's
-    directions but for the first; each change lies in the span of these and of the next
-    step, but for the last. So k + 1 directions are added. Of the result those with |rate| >
-    `least` are kept, as far as there is room. Also returns the coordinates of what was
-    `seen` in its directions, from those in J's, `inner`.
+    9.1.3]. The steps have unit length and are orthogonal to each other, and to J's basis
+    but for the first; each change lies in the span of these and of the next step, but for
+    the last. So k + 1 directions are added, for which there must be room. Also returns the
+    coordinates of what was `seen` in the new directions, from those in J's, `inner`.
     """
 
-    def at(size: int) -> tuple[LowRank, list[Array]]:
-        return _learned(j, size, steps, changes, least, seen, inner)
+    def at(size: int) -> tuple[Lesson, list[Array]]:
+        return _learned(j, size, steps, changes, seen, inner)
 
     # Where many directions are learned at once, many are known.
-    room = j.rates.size
-    return j.by_size(at, (_FEW, _SOME, room) if len(steps) == 1 else (room,))
+    return j.by_size(at, (_FEW, _SOME, 56, j.rows) if len(steps) == 1 else (j.rows,))
 
 
 def _learned(
-    j: LowRank,
-    size: int,
-    steps: Array,
-    changes: Array,
-    least: Array,
-    seen: Sequence[Array],
-    inner: Sequence[Array],
-) -> tuple[LowRank, list[Array]]:
-    room, known, count = j.rates.size, j.directions[:size], len(steps)
+    j: LowRank, size: int, steps: Array, changes: Array, seen, inner
+) -> tuple[Lesson, list[Array]]:
+    known, count = j.basis[:size], len(steps)
     first = new_direction(steps[0], known)
-    basis = jnp.concatenate([known, first[None], steps[1:]])
-    last = new_direction(changes[-1], basis)
-    basis = jnp.concatenate([basis, last[None]])
+    added = jnp.concatenate([first[None], steps[1:]])
+    last = new_direction(changes[-1], known, added)
+    added = jnp.concatenate([added, last[None]])
+
+    def within(vectors: Array) -> Array:
+        """Coordinates in J's directions and in those that are added."""
+        old = (vectors @ known.T) @ j.vectors[:size, :size]
+        return jnp.concatenate([old, vectors @ added.T], axis=1)
+
     rates = jnp.pad(j.rates[:size], (0, count + 1))
-    along = steps @ basis.T
-    rest = changes @ basis.T - rates * along
+    along = within(steps)
+    rest = within(changes) - rates * along
     update = along.T @ rest
     overlap = rest @ along.T
     overlap = (overlap + overlap.T) / 2
     small = jnp.diag(rates) + update + update.T - along.T @ overlap @ along
-    rates, vectors = jnp.linalg.eigh(small)
-    order = jnp.argsort(-jnp.abs(rates))[: min(rates.size, room)]
-    rates, vectors = rates[order], vectors[:, order]
-    kept = jnp.abs(rates) > least
-    rates = jnp.where(kept, rates, 0)
-    vectors = jnp.where(kept, vectors, 0)
-    missing = room - rates.size
-    new = LowRank(
-        jnp.pad(vectors.T @ basis, ((0, missing), (0, 0))),
-        jnp.pad(rates, (0, missing)),
-        jnp.sum(kept).astype(j.rank.dtype),
+    rates, turn = _spectrum(
+        small, (jnp.arange(rates.size) >= j.used) & (jnp.arange(rates.size) < size)
     )
-    added = basis[size:].T
+    missing = j.rows - rates.size
 
-    def turned(vectors_seen: Array, old: Array) -> Array:
-        old = jnp.concatenate([old[:, :size], vectors_seen @ added], axis=1)
-        return jnp.pad(old @ vectors, ((0, 0), (0, missing)))
+    def turned(rows: Array) -> Array:
+        """Rows of coordinates, in the new directions."""
+        return jnp.pad((rows @ turn)[:, : j.rows], ((0, 0), (0, max(missing, 0))))
 
-    return new, [turned(*pair) for pair in zip(seen, inner, strict=True)]
+    place = jnp.arange(j.rows)[:, None] == j.used + jnp.arange(count + 1)
+    vectors = jnp.concatenate([j.vectors[:, :size], place.astype(rates.dtype)], axis=1)
+    lesson = Lesson(
+        turned(vectors),
+        jnp.pad(rates[: j.rows], (0, max(missing, 0))),
+        j.used + count + 1,
+        added,
+    )
+    pairs = zip(seen, inner, strict=True)
+    return lesson, [
+        turned(jnp.concatenate([old[:, :size], new @ added.T], axis=1))
+        for new, old in pairs
+    ]
+
+
+def _spectrum(
+    matrix: Float[Array, "n n"], unused: Bool[Array, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues, the largest in size first, and eigenvectors; what is unused is last."""
+    # So that eigenvectors do not mix what is unused with directions of rate 0.
+    apart = 2 * jnp.linalg.norm(matrix) + 1
+    rates, vectors = jnp.linalg.eigh(matrix + jnp.diag(jnp.where(unused, apart, 0)))
+    is_unused = jnp.arange(rates.size) >= rates.size - jnp.sum(unused)
+    order = jnp.argsort(jnp.where(is_unused, 1, -jnp.abs(rates)))
+    rates = jnp.where(is_unused, 0, rates)[order]
+    vectors = jnp.where(is_unused, 0, vectors)[:, order]
+    return rates, vectors
 
 
 def new_direction(
