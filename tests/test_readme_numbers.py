@@ -24,7 +24,7 @@ from benchmark import ratios
 import homoflow as hf
 from homoflow import _endless_flow, _exact_flow, _method, _sharpness, _solver_choice
 from homoflow._laws import _certificate
-from homoflow._solvers import _adams, _gauss_legendre, _rosenbrock
+from homoflow._solvers import _adams, _gauss_legendre, _lessons, _rosenbrock
 from homoflow._stationary import _dense
 from homoflow.paper._report import overview_table
 
@@ -104,10 +104,11 @@ def ledger() -> str:
 
 def commands() -> list[str]:
     figures = stored("measured.json")["reproduce"]["figures"]
+    seconds = sum(int(line["time"].split()[0]) for line in stored("summary.json"))
     return [
         f"`./scripts/reproduce --quick` takes about {figures['quick_minutes']} minutes",
-        f"Figure 2's row is of a run on an H200 ({figures['figure2_seconds_on_h200']} s); "
-        f"two CPU cores take about {figures['figure2_minutes']} minutes for it",
+        f"The times are of one run on two CPU cores, {seconds / 60:.0f} minutes in all; on "
+        f"an H200 Figure 2 takes {figures['figure2_seconds_on_h200']} s",
     ]
 
 
@@ -301,7 +302,7 @@ LIMITS = {
     ),
     "ExponentialAdams": (
         f"order (1 to {_adams.HIGHEST_ORDER})",
-        f"Default: {_adams.MOST_DIRECTIONS}, less",
+        f"Default: {_lessons.MOST_DIRECTIONS}, less",
     ),
     "Rodas5P": (f"more than {_rosenbrock.MOST_WEIGHTS:,} numbers",),
     "GaussLegendre": (f"more than {_gauss_legendre.MOST_UNKNOWNS:,} unknowns",),
