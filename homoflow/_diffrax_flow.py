@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._compiling import quickly_compiled
+from ._curvature import residual_count, residual_slopes
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
@@ -145,7 +146,17 @@ def _solve(
         watched = dynamics.watch(posed, state)
         return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
 
+    def curvature(t, leaves, args):
+        del t
+        posed, dynamics = known(args[0])
+        state = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves(residual_slopes(posed, dynamics.weights(state)))
+
     solver, controller = _solver_and_controller(method, weights, t1)
+    if isinstance(solver, ExponentialAdams):
+        has_residuals = isinstance(dynamics, GradientFlow) and residual_count(problem)
+        solver = solver.informed(curvature if has_residuals else None)
+    counted = solver
     orbit = Orbit(method.kept, weights) if method.kept else None
     if orbit is not None:
         solver = OnOrbit(solver, orbit, _unnoticed(method, t1), t1)
@@ -182,7 +193,7 @@ def _solve(
     valid = _valid(span, seen, reached, result)
     trajectory = _trajectory(
         problem,
-        method,
+        counted,
         span,
         seen,
         valid,
@@ -308,7 +319,7 @@ def _valid(
 
 def _trajectory(
     problem,
-    method,
+    solver,
     span,
     seen,
     valid,
@@ -325,25 +336,12 @@ def _trajectory(
         "rejected_steps": solution.stats["num_rejected_steps"],
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
     }
-    steps = solution.stats["num_steps"]
-    if isinstance(method.solver, KinkShare):
-        count = evaluations(as_system(problem), steps)
-    elif isinstance(method.solver, ExponentialAdams):
-        memory = solution.solver_state
-        if isinstance(memory, Remembered):
-            memory = memory.inner
-        # `BacksolveAdjoint` keeps no memory.
-        count = memory and method.solver.evaluations(
-            numbers["steps"], numbers["rejected_steps"], memory
-        )
-    else:
-        count = gradient_evaluations(method.solver, steps)
-    if count is not None:
-        numbers["gradient_evaluations"] = count + ts.shape[0]
+    costs = _costs(problem, solver, solution)
+    if "gradient_evaluations" in costs:
+        costs["gradient_evaluations"] += ts.shape[0]
+    numbers |= costs
     if removed is not None:
         numbers["law_drift_removed"] = removed
-    if isinstance(method.solver, Rodas5P):
-        numbers["jacobian_evaluations"] = steps
     return recorded_trajectory(
         problem,
         ts,
@@ -355,6 +353,26 @@ def _trajectory(
         numbers=numbers,
         facts=(("clock", "flow time"),),
     )
+
+
+def _costs(problem: Problem, solver, solution: dfx.Solution) -> dict[str, Array]:
+    """Evaluations, as far as they are known."""
+    steps, memory = solution.stats["num_steps"], solution.solver_state
+    if isinstance(solver, KinkShare):
+        return {"gradient_evaluations": evaluations(as_system(problem), steps)}
+    if isinstance(solver, ExponentialAdams):
+        # `BacksolveAdjoint` keeps no memory.
+        if memory is None:
+            return {}
+        if isinstance(memory, Remembered):
+            memory = memory.inner
+        accepted = solution.stats["num_accepted_steps"]
+        return solver.counted(accepted, solution.stats["num_rejected_steps"], memory)
+    count = gradient_evaluations(solver, steps)
+    costs = {} if count is None else {"gradient_evaluations": count}
+    if isinstance(solver, Rodas5P):
+        costs["jacobian_evaluations"] = steps
+    return costs
 
 
 def _coarser(method: Method) -> Method:

@@ -5,6 +5,7 @@ differences; a wrong J, which must not change what the solutions converge to; an
 methods without J, which must fail where it does not.
 """
 
+import functools
 from collections import Counter
 
 import diffrax as dfx
@@ -20,7 +21,7 @@ from toys import flat
 
 import homoflow as hf
 from homoflow._solvers._lessons import rows_for
-from homoflow._solvers._low_rank import LowRank
+from homoflow._solvers._low_rank import LowRank, of_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -149,7 +150,7 @@ def test_what_j_holds_is_solved_exactly():
         y1, between = step(exactly, h)
         np.testing.assert_allclose(y1, exact(h), rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(between, exact(h / 3), rtol=1e-10, atol=1e-10)
-    plain = exactly._replace(rates=0 * rates)
+    plain = exactly._replace(rates=0 * exactly.rates)
     assert np.abs(step(plain, 0.1)[0] - exact(0.1)).max() > 1e3
 
 
@@ -253,6 +254,59 @@ def test_float32_stays_float32(flow):
     assert {leaf.dtype for leaf in jax.tree.leaves(single.model)} == {np.dtype("f4")}
     np.testing.assert_allclose(single.losses, flow.losses, rtol=1e-3)
     assert single.stats["steps"] < 150
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_j_of_the_rows_of_a_matrix(count):
+    rows, x = jr.normal(jr.key(0), (count, 4)), jr.normal(jr.key(1), (3, 4))
+    j = of_rows(rows, 7)
+    assert int(j.used) == min(count, 4)
+    np.testing.assert_allclose(
+        j.combined(j.rates * j.coordinates(x)), -x @ rows.T @ rows, atol=1e-13
+    )
+    directions = j.combined(jnp.eye(7))[: int(j.used)]
+    np.testing.assert_allclose(
+        directions @ directions.T, jnp.eye(int(j.used)), atol=1e-14
+    )
+
+
+#: Rates of (1, 1e2, 1e4)/8, twice each, and 0.
+MANY_SCALES = jnp.diag(jnp.array([1.0, 10.0, 100.0, 0.0]))[:3]
+LINEAR = (jnp.concatenate([MANY_SCALES, -MANY_SCALES]), jr.normal(jr.key(3), (6, 2)))
+
+
+@functools.cache
+def linear_run(curvature):
+    model = hf.MLP((4, 2), activation="linear", key=jr.key(0))
+    solver = hf.ExponentialAdams(curvature=curvature)
+    return model, hf.flow(model, LINEAR, 100.0, rtol=1e-8, solver=solver, **END_OF_100)
+
+
+END_OF_100 = {"ts": [0.0, 100.0], "laws": (), "throw": False}
+
+
+def nonsense(t, y, args):
+    """Rates of 1 to 10 where there are none."""
+    return [jr.normal(jr.key(0), (2, *leaf.shape), leaf.dtype) for leaf in y]
+
+
+def test_few_residuals_tell_what_is_stiff():
+    (x, y), (model, run) = LINEAR, linear_run(None)
+    start = model.layers[0].weight
+    hessian = x.T @ x / 6
+    decay = jax.scipy.linalg.expm(-100.0 * hessian)
+    end = jnp.linalg.pinv(x, rtol=1e-6) @ y
+    # Nothing moves along the fourth input, which is always 0.
+    exact = end.T + (start - end.T) @ decay
+    np.testing.assert_allclose(run.model.layers[0].weight, exact, rtol=0, atol=1e-6)
+    # Gauss–Newton's matrix is the Hessian: N is constant, and steps double to the end.
+    assert run.stats["steps"] < 70
+    assert 1 <= run.stats["jacobian_evaluations"] < 10
+    # From what is wrong secants have to find it: with more steps, and the errors of each
+    # add up along what does not move.
+    _, other = linear_run(nonsense)
+    np.testing.assert_allclose(other.model.layers[0].weight, exact, rtol=0, atol=3e-5)
+    assert other.stats["steps"] > 1.5 * run.stats["steps"]
 
 
 def test_stats_count_gradients():

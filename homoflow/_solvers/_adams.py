@@ -1,5 +1,6 @@
 """Exponential Adams: multistep, of any order, exact in the stiff part of the flow."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ._adams_control import SAFETY, next_order_and_factor
 from ._adams_memory import Now, Past, Trial
 from ._dense_output import ExponentialInterpolation
-from ._lessons import most_directions, rows_for, taught
+from ._lessons import QUESTIONS, has_room, most_directions, rows_for, taught
 from ._low_rank import no_directions
 from ._moments import moments
 from ._newton_form import newton_form
@@ -39,6 +40,7 @@ class ExponentialAdams(AbstractTolerantSolver):
     1/sharpness. The two slopes of each step tell when that is near, and in what direction:
     then J learns from them, by the symmetric secant update of Powell. So what is stiff
     moves into J, one direction at a time, at no cost in gradients. No Hessian is formed.
+    Where the field has few residuals, J can come from them (`curvature`), all at once.
     Past values of N are kept as those of w and f, and computed anew when J changes: J has
     an effect on stability, none on the order.
 
@@ -62,6 +64,11 @@ class ExponentialAdams(AbstractTolerantSolver):
     - `rank`: the most directions of J; 0 for Adams methods alone. Default: 64, less
         beyond 32,000 weights.
     - `most_order`: the highest order.
+    - `curvature`: a function of t, state and `args` that returns the rows of a matrix G,
+        a PyTree like the state with an axis in front, with −GᵀG near the field's Jacobian:
+        Gauss–Newton's approximation, for a sum of squares. Taken where it has less than
+        about 80 rows, each time that steps have doubled and are held up again; `flow`
+        finds it by itself.
 
     **Raises:** `ValueError` where the state's dtype is not one floating-point dtype, or
     without tolerances.
@@ -77,6 +84,9 @@ class ExponentialAdams(AbstractTolerantSolver):
     atol: Any = None
     rank: int | None = eqx.field(default=None, static=True)
     most_order: int = eqx.field(default=HIGHEST_ORDER, static=True)
+    curvature: Callable[[Any, PyTree, Any], PyTree] | None = eqx.field(
+        default=None, static=True
+    )
 
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = ExponentialInterpolation
@@ -94,7 +104,16 @@ class ExponentialAdams(AbstractTolerantSolver):
         return self.most_order
 
     def at(self, rtol, atol):
-        return ExponentialAdams(rtol, atol, self.rank, self.most_order)
+        return self._replaced(rtol=rtol, atol=atol)
+
+    def informed(self, curvature) -> "ExponentialAdams":
+        """The same solver with a `curvature`, unless it has one."""
+        if self.curvature is not None:
+            return self
+        return self._replaced(curvature=curvature)
+
+    def _replaced(self, **changes) -> "ExponentialAdams":
+        return dataclasses.replace(self, **changes)
 
     def controller(self, *, dtmin=None, force_dtmin=False):
         # The next step is this one times `safety` over the error: `step` makes it so.
@@ -103,11 +122,17 @@ class ExponentialAdams(AbstractTolerantSolver):
             factormin=0.0, factormax=jnp.inf, dtmin=dtmin, force_dtmin=force_dtmin,
         )  # fmt: skip
 
-    def evaluations(
+    def counted(
         self, accepted: Int[Array, ""], rejected: Int[Array, ""], last: Past
-    ) -> Int[Array, ""]:
-        """How often the field was evaluated in so many steps, with `last` after them."""
-        return 1 + 2 * accepted + rejected + last.asked
+    ) -> dict[str, Int[Array, ""]]:
+        """What so many steps have cost, with `last` after them."""
+        gradients = 1 + 2 * accepted + rejected
+        if self.curvature is None:
+            return {"gradient_evaluations": gradients + QUESTIONS * last.asked}
+        return {
+            "gradient_evaluations": gradients,
+            "jacobian_evaluations": last.asked,
+        }
 
     def transported(self, memory: Past, y, weights, slopes) -> Past:
         """What is remembered, after a rescaling of the state `y` as `OnOrbit` does it."""
@@ -174,13 +199,30 @@ class ExponentialAdams(AbstractTolerantSolver):
         )
         after = past.after(now.h, trial, corrected, final_slope, order)
         rank = self._rank(w.size)
-        after = taught(past, after, trial, accepted, rank, lambda w: field(t1, w))
+        curvature = self._curvature(rank, t1, y0, args)
+        after = taught(
+            past, after, trial, accepted, rank, lambda w: field(t1, w), curvature
+        )
         error = jnp.broadcast_to(SAFETY / factor, w.shape)
         dense = _dense(past, now, trial, unravel)
         return unravel(corrected), unravel(error), dense, after, dfx.RESULTS.successful
 
     def _rank(self, size: int) -> int:
         return min(most_directions(size) if self.rank is None else self.rank, size)
+
+    def _curvature(self, rank: int, t, y0, args):
+        """Of a flat state, as a matrix; `None` if J has no room for it."""
+        if self.curvature is None or rank == 0:
+            return None
+        unravel = ravel_pytree(y0)[1]
+
+        def rows(w: Array) -> Array:
+            assert self.curvature is not None
+            tree = self.curvature(t, unravel(w), args)
+            return jax.vmap(lambda row: ravel_pytree(row)[0])(tree)
+
+        count, size = jax.eval_shape(rows, ravel_pytree(y0)[0]).shape
+        return rows if has_room(rank, count, size) else None
 
     def _corrected(self, past, now, w, predicted, slope, moved_inner) -> Trial:
         """By the formula of one order more than the predictor's."""

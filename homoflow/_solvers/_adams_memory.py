@@ -18,7 +18,7 @@ class Past(NamedTuple):
         up to a shift that all have in common).
     - `order`: that of the next step.
     - `streak`: in how many steps on end J has learned.
-    - `asked_at`: the step size at which J asked last; `asked`: evaluations for that.
+    - `asked_at`: the step size at which J asked last; `asked`: how often it has.
     """
 
     states: Float[Array, "points size"]

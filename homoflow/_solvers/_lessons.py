@@ -6,10 +6,10 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ._adams_memory import Past, Trial
-from ._low_rank import Lesson, LowRank, condensed, learned, new_direction
+from ._low_rank import LowRank, learned, new_direction, of_rows
 
 #: The most directions of J by default, and the most numbers that they take up together
 #: (but for the first few): products with them should cost less than a gradient.
@@ -20,7 +20,8 @@ STIFFNESS = 0.5
 #: Rates below this per step are not worth a direction.
 LEAST_RATE = 0.1
 #: Where J has learned in so many steps on end, and steps have grown by so much since the
-#: last time, many directions are stiff: then so many more are asked for at once.
+#: last time, many directions are stiff: then so many more are asked for at once. A
+#: curvature, which tells of all of them, is asked for when steps have grown.
 STREAK, GROWN, QUESTIONS = 8, 2.0, 16
 #: A difference of slopes below this many units of rounding says nothing about J.
 NOISE = 10.0
@@ -32,10 +33,16 @@ def most_directions(size: int) -> int:
 
 
 def rows_for(rank: int) -> int:
-    """How many rows J's basis has, so that it need not be condensed in every step."""
+    """How many rows J's basis has, so that it need not be turned in every step."""
     if rank == 0:
         return 0
-    return rank + (_new(True) if _may_ask(rank) else max(_new(False), rank // 4))
+    return rank + (QUESTIONS + 2 if _may_ask(rank) else max(2, rank // 4))
+
+
+def has_room(rank: int, count: int, size: int) -> bool:
+    """Whether a curvature's `count` rows are few enough, and fit into J's basis."""
+    rows = rows_for(rank)
+    return count <= 2 * rows and min(count, size) + 2 <= rows
 
 
 def taught(
@@ -45,62 +52,69 @@ def taught(
     accepted: Bool[Array, ""],
     rank: int,
     field: Callable[[Float[Array, " size"]], Float[Array, " size"]],
+    curvature: Callable[[Float[Array, " size"]], Float[Array, "k size"]] | None,
 ) -> Past:
-    """`after` a step, with what J learns from the two slopes at its end."""
+    """`after` a step, with what J learns from the two slopes at its end.
+
+    And, now and then, from more questions to the field, or from a `curvature`.
+    """
     if rank == 0:
         return after
+    h, inner = after.steps[0], (after.inner_states, after.inner_slopes)
     learns = _learns(past, after, trial, accepted)
     streak = jnp.where(learns, past.streak + 1, 0)
-    asks = learns & (streak >= STREAK) & (after.steps[0] > GROWN * past.asked_at)
-    asks &= _may_ask(rank)
+    asks = learns & (h > GROWN * past.asked_at)
+    if curvature is None:
+        asks &= (streak >= STREAK) & _may_ask(rank)
     lesson = eqxi.unvmap_max(jnp.where(learns, 1, 0) + jnp.where(asks, 1, 0))
-    after = _with_room(after, learns, lesson, rank)
-    still = lax.stop_gradient(
-        (after.j, trial.correction, after.slopes[0] - trial.slope)
-    )
-    j, correction, change = still
+    # Of a batch all that learn take the same lesson.
+    asks = learns & (lesson == 2)
+    still = lax.stop_gradient((after.j, after.states[0], after.slopes[0]))
+    j, state, slope = still
+    change = lax.stop_gradient(after.slopes[0] - trial.slope)
+    correction = lax.stop_gradient(trial.correction)
     length = jnp.linalg.norm(correction)
     steps, changes = correction[None] / length, change[None] / length
-    inner = after.inner_states, after.inner_slopes
-    new = _new(_may_ask(rank))
 
-    def nothing() -> tuple[Lesson, list[Array]]:
-        added = jnp.zeros((new, correction.size), correction.dtype)
-        return Lesson(j.vectors, j.rates, j.used, added), list(inner)
+    def as_it_is() -> tuple[LowRank, list[Array]]:
+        return j, list(inner)
 
-    def of(steps: Array, changes: Array) -> tuple[Lesson, list[Array]]:
-        lesson, seen = learned(j, steps, changes, (after.states, after.slopes), inner)
-        room = ((0, new - len(lesson.added)), (0, 0))
-        lesson = lesson._replace(added=jnp.pad(lesson.added, room))
-        return jax.tree.map(
-            lambda a, b: jnp.where(learns, a, b), (lesson, seen), nothing()
+    def by_secants(steps: Array, changes: Array) -> tuple[LowRank, list[Array]]:
+        least = lax.stop_gradient(LEAST_RATE / h)
+        seen = after.states, after.slopes
+        return learned(j, steps, changes, seen, inner, rank, least)
+
+    def by_curvature() -> tuple[LowRank, list[Array]]:
+        assert curvature is not None
+        new = of_rows(lax.stop_gradient(curvature(state)), j.rows)
+        return new, [new.coordinates(after.states), new.coordinates(after.slopes)]
+
+    def by_asking() -> tuple[LowRank, list[Array]]:
+        return by_secants(*_asked(field, j, state, slope, steps, changes))
+
+    def if_wanted(lesson: Callable[[], PyTree]) -> Callable[[], PyTree]:
+        return lambda: jax.tree.map(
+            lambda new, old: jnp.where(learns, new, old), lesson(), as_it_is()
         )
 
-    def asked() -> tuple[Lesson, list[Array]]:
-        at = lax.stop_gradient((after.states[0], after.slopes[0]))
-        return of(*_asked(field, j, *at, steps, changes))
-
-    branches = [nothing, lambda: of(steps, changes)]
-    if _may_ask(rank):
-        branches.append(asked)
-    lesson, (inner_states, inner_slopes) = lax.switch(lesson, branches)
+    branches = [as_it_is, if_wanted(lambda: by_secants(steps, changes))]
+    if curvature is not None:
+        branches.append(if_wanted(by_curvature))
+    elif _may_ask(rank):
+        branches.append(if_wanted(by_asking))
+    j, (inner_states, inner_slopes) = lax.switch(lesson, branches)
     return after._replace(
-        j=_extended(j, lesson),
+        j=j,
         inner_states=inner_states,
         inner_slopes=inner_slopes,
         streak=jnp.where(asks, STREAK // 2, streak),
-        asked_at=jnp.where(asks, after.steps[0], past.asked_at),
-        asked=past.asked + jnp.where(asks, QUESTIONS, 0),
+        asked_at=jnp.where(asks, h, past.asked_at),
+        asked=past.asked + asks.astype(past.asked.dtype),
     )
 
 
 def _may_ask(rank: int) -> bool:
     return rank >= 3 * QUESTIONS
-
-
-def _new(asks: bool) -> int:
-    """How many directions a lesson adds."""
-    return QUESTIONS + 2 if asks else 2
 
 
 def _learns(
@@ -119,34 +133,6 @@ def _learns(
     is_clear = rest > NOISE * jnp.finfo(state.dtype).eps * noise
     learns = accepted & is_clear & (h * rest > STIFFNESS * length)
     return lax.stop_gradient(learns)
-
-
-def _with_room(after: Past, learns: Array, lesson: Array, rank: int) -> Past:
-    """With room in J's basis for what a lesson adds to it."""
-    inner = after.inner_states, after.inner_slopes
-    needed = jnp.where(lesson > 1, _new(True), _new(False))
-    is_full = learns & (after.j.used + needed > after.j.rows)
-    least = lax.stop_gradient(LEAST_RATE / after.steps[0])
-
-    def with_less() -> tuple[LowRank, list[Array]]:
-        new = condensed(after.j, rank, least, inner)
-        return jax.tree.map(lambda a, b: jnp.where(is_full, a, b), new, as_it_is())
-
-    def as_it_is() -> tuple[LowRank, list[Array]]:
-        return after.j, list(inner)
-
-    j, (states, slopes) = lax.cond(eqxi.unvmap_any(is_full), with_less, as_it_is)
-    return after._replace(j=j, inner_states=states, inner_slopes=slopes)
-
-
-def _extended(j: LowRank, lesson: Lesson) -> LowRank:
-    # Element by element, and outside of what is done now and then: so that nothing of the
-    # basis is copied more often than need be.
-    number = jnp.arange(j.rows) - j.used
-    is_new = (number >= 0) & (number < len(lesson.added))
-    rows = lesson.added[jnp.clip(number, 0, len(lesson.added) - 1)]
-    basis = jnp.where(is_new[:, None], rows, j.basis)
-    return LowRank(basis, lesson.vectors, lesson.rates, lesson.used)
 
 
 def _asked(field, j: LowRank, state, slope, steps, changes):

@@ -22,7 +22,7 @@ class LowRank(NamedTuple):
     """J = Σ_r rates_r v_r v_rᵀ with orthonormal v_r = Σ_i vectors_ir basis_i.
 
     What is learned adds rows to the basis and turns `vectors` alone, which are small;
-    `condensed` makes room again.
+    where there is no more room the basis is turned too.
 
     - `basis`: orthonormal rows, of which the first `used` are; the others are zero.
     - `vectors`: orthogonal where they are used, and zero elsewhere.
@@ -64,15 +64,6 @@ class LowRank(NamedTuple):
         return jax.lax.switch(index, [partial(branch, size) for size in sizes])
 
 
-class Lesson(NamedTuple):
-    """What J becomes, but for its basis, to which `added` rows come after those used."""
-
-    vectors: Float[Array, "rows rows"]
-    rates: Float[Array, " rows"]
-    used: Int[Array, ""]
-    added: Float[Array, "new size"]
-
-
 def no_directions(rows: int, size: int, dtype: jnp.dtype) -> LowRank:
     return LowRank(
         jnp.zeros((rows, size), dtype),
@@ -82,14 +73,61 @@ def no_directions(rows: int, size: int, dtype: jnp.dtype) -> LowRank:
     )
 
 
-def condensed(
-    j: LowRank, most: int, least: Float[Array, ""], inner: Sequence[Array]
-) -> tuple[LowRank, list[Array]]:
-    """J in a basis of its own directions: of rates above `least`, and `most` of them.
+def of_rows(rows: Float[Array, "k size"], room: int) -> LowRank:
+    """−GᵀG for a matrix G, in a basis with room for no fewer rows than G has."""
+    basis, triangle = jnp.linalg.qr(rows.T)
+    rates, vectors = jnp.linalg.eigh(triangle @ triangle.T)
+    used = rates.size
+    left = (0, room - used)
+    return LowRank(
+        jnp.pad(basis.T, (left, (0, 0))),
+        jnp.pad(vectors[:, ::-1], (left, left)),
+        jnp.pad(-rates[::-1], left),
+        jnp.asarray(used),
+    )
 
-    Also returns what has the coordinates `inner` in J's directions.
+
+def learned(
+    j: LowRank,
+    steps: Float[Array, "k size"],
+    changes: Float[Array, "k size"],
+    seen: Sequence[Float[Array, "_ size"]],
+    inner: Sequence[Float[Array, "_ rows"]],
+    rank: int,
+    least: Float[Array, ""],
+) -> tuple[LowRank, list[Float[Array, "_ rows"]]]:
+    """The matrix nearest to J that is symmetric and maps `steps` to `changes`.
+
+    In the Frobenius norm: Powell's symmetric Broyden update [Dennis & Schnabel 1983, eq.
+    9.1.3]. The steps have unit length and are orthogonal to each other, and to J's basis
+    but for the first; each change lies in the span of these and of the next step, but for
+    the last. So k + 1 directions are added. Where the basis has no room for them, J is
+    taken to be of its `rank` largest rates before, of those above `least`. Also returns
+    the coordinates of what was `seen` in the new directions, from those in J's, `inner`.
     """
-    kept = (jnp.abs(j.rates) > least) & (jnp.arange(j.rows) < most)
+    is_full = j.used + len(steps) + 1 > j.rows
+    j, inner = jax.lax.cond(
+        eqxi.unvmap_any(is_full),
+        lambda: jax.tree.map(
+            lambda new, old: jnp.where(is_full, new, old),
+            _condensed(j, rank, least, inner),
+            (j, list(inner)),
+        ),
+        lambda: (j, list(inner)),
+    )
+
+    def at(size: int) -> tuple[LowRank, list[Array]]:
+        return _learned(j, size, steps, changes, seen, inner)
+
+    # Where many directions are learned at once, many are known.
+    sizes = (_FEW, _SOME, j.rows) if len(steps) == 1 else (j.rows,)
+    return j.by_size(at, sizes)
+
+
+def _condensed(
+    j: LowRank, rank: int, least: Float[Array, ""], inner: Sequence[Array]
+) -> tuple[LowRank, list[Array]]:
+    kept = (jnp.abs(j.rates) > least) & (jnp.arange(j.rows) < rank)
     new = LowRank(
         jnp.where(kept[:, None], j.vectors.T, 0) @ j.basis,
         jnp.diag(kept.astype(j.rates.dtype)),
@@ -99,32 +137,9 @@ def condensed(
     return new, [jnp.where(kept, old, 0) for old in inner]
 
 
-def learned(
-    j: LowRank,
-    steps: Float[Array, "k size"],
-    changes: Float[Array, "k size"],
-    seen: Sequence[Float[Array, "_ size"]],
-    inner: Sequence[Float[Array, "_ rows"]],
-) -> tuple[Lesson, list[Float[Array, "_ rows"]]]:
-    """The matrix nearest to J that is symmetric and maps `steps` to `changes`.
-
-    In the Frobenius norm: Powell's symmetric Broyden update [Dennis & Schnabel 1983, eq.
-    9.1.3]. The steps have unit length and are orthogonal to each other, and to J's basis
-    but for the first; each change lies in the span of these and of the next step, but for
-    the last. So k + 1 directions are added, for which there must be room. Also returns the
-    coordinates of what was `seen` in the new directions, from those in J's, `inner`.
-    """
-
-    def at(size: int) -> tuple[Lesson, list[Array]]:
-        return _learned(j, size, steps, changes, seen, inner)
-
-    # Where many directions are learned at once, many are known.
-    return j.by_size(at, (_FEW, _SOME, 56, j.rows) if len(steps) == 1 else (j.rows,))
-
-
 def _learned(
     j: LowRank, size: int, steps: Array, changes: Array, seen, inner
-) -> tuple[Lesson, list[Array]]:
+) -> tuple[LowRank, list[Array]]:
     known, count = j.basis[:size], len(steps)
     first = new_direction(steps[0], known)
     added = jnp.concatenate([first[None], steps[1:]])
@@ -143,27 +158,25 @@ def _learned(
     overlap = rest @ along.T
     overlap = (overlap + overlap.T) / 2
     small = jnp.diag(rates) + update + update.T - along.T @ overlap @ along
-    rates, turn = _spectrum(
-        small, (jnp.arange(rates.size) >= j.used) & (jnp.arange(rates.size) < size)
-    )
-    missing = j.rows - rates.size
+    number = jnp.arange(rates.size)
+    rates, turn = _spectrum(small, (number >= j.used) & (number < size))
+    missing = (0, max(j.rows - rates.size, 0))
 
     def turned(rows: Array) -> Array:
         """Rows of coordinates, in the new directions."""
-        return jnp.pad((rows @ turn)[:, : j.rows], ((0, 0), (0, max(missing, 0))))
+        return jnp.pad((rows @ turn)[:, : j.rows], ((0, 0), missing))
 
     place = jnp.arange(j.rows)[:, None] == j.used + jnp.arange(count + 1)
-    vectors = jnp.concatenate([j.vectors[:, :size], place.astype(rates.dtype)], axis=1)
-    lesson = Lesson(
-        turned(vectors),
-        jnp.pad(rates[: j.rows], (0, max(missing, 0))),
+    place = place.astype(rates.dtype)
+    new = LowRank(
+        j.basis + place @ added,
+        turned(jnp.concatenate([j.vectors[:, :size], place], axis=1)),
+        jnp.pad(rates[: j.rows], missing),
         j.used + count + 1,
-        added,
     )
-    pairs = zip(seen, inner, strict=True)
-    return lesson, [
-        turned(jnp.concatenate([old[:, :size], new @ added.T], axis=1))
-        for new, old in pairs
+    return new, [
+        turned(jnp.concatenate([old[:, :size], vectors @ added.T], axis=1))
+        for vectors, old in zip(seen, inner, strict=True)
     ]
 
 
