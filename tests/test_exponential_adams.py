@@ -305,7 +305,7 @@ def test_few_residuals_tell_what_is_stiff():
     # From what is wrong secants have to find it: with more steps, and the errors of each
     # add up along what does not move.
     _, other = linear_run(nonsense)
-    np.testing.assert_allclose(other.model.layers[0].weight, exact, rtol=0, atol=3e-5)
+    np.testing.assert_allclose(other.model.layers[0].weight, exact, rtol=0, atol=1e-4)
     assert other.stats["steps"] > 1.5 * run.stats["steps"]
 
 
