@@ -48,6 +48,30 @@ def report(study: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(study: dict[str, Any]) -> str:
+    """Seconds of homoflow, the fastest of CVODE and of Diffrax, at each of `ERRORS`."""
+    heads = ("problem", "homoflow", "CVODE", "Diffrax")
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for problem in study["problems"].values():
+        runs = by_method(problem["runs"])
+        cells = [described(problem)]
+        for rivals in ("homoflow", "CVODE", "Diffrax"):
+            of = [own for name, own in runs.items() if _is_of(name, rivals)]
+            cells.append(" / ".join(_fastest(of, error) for error in ERRORS))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _is_of(name: str, rivals: str) -> bool:
+    return name == OURS if rivals == OURS else name.startswith(rivals)
+
+
+def _fastest(methods: list[list[Run]], error: float) -> str:
+    amounts = (amount_at(own, error, TIME) for own in methods)
+    known = [amount for amount in amounts if amount is not None]
+    return f"{min(known):.2g}" if known else "–"
+
+
 def described(problem: dict[str, Any]) -> str:
     size = f"{problem['weights']:,} weights"
     return f"{problem['title']}; {size}, to t = {problem['t1']:g}"
