@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 
-from ._problem import Problem
-
 _Fact = TypeVar("_Fact")
 #: Structures remembered per kind of fact. They hold functions that a user passed, and
 #: what those refer to.
@@ -17,29 +15,37 @@ _MOST = 32
 
 
 def known_by_structure(
-    find: Callable[[Problem], _Fact],
-) -> Callable[[Problem], _Fact]:
-    """`find`, which traces a problem's functions, computed once for each structure.
+    of: Callable[..., Any] = lambda *given: given,
+) -> Callable[[Callable[..., _Fact]], Callable[..., _Fact]]:
+    """Computes what traces the functions that it is given once for each structure.
 
-    That is everything but the values of arrays. Laws play no part.
+    That is everything but the values of arrays, in what `of` takes from the arguments, and
+    what JAX is told of dtypes. An error is not remembered.
     """
-    known: OrderedDict[Hashable, _Fact] = OrderedDict()
 
-    @functools.wraps(find)
-    def found(problem: Problem) -> _Fact:
-        structure = _structure(
-            (problem.model, problem.data, problem.objective, problem.mask)
-        )
-        if not _is_hashable(structure):
-            return find(problem)
-        if structure not in known:
-            known[structure] = find(problem)
-        known.move_to_end(structure)
-        if len(known) > _MOST:
-            known.popitem(last=False)
-        return known[structure]
+    def remembering(find: Callable[..., _Fact]) -> Callable[..., _Fact]:
+        known: OrderedDict[Hashable, _Fact] = OrderedDict()
 
-    return found
+        @functools.wraps(find)
+        def found(*given: Any) -> _Fact:
+            structure = _structure(of(*given)), _dtype_rules()
+            if not _is_hashable(structure):
+                return find(*given)
+            if structure not in known:
+                known[structure] = find(*given)
+            known.move_to_end(structure)
+            if len(known) > _MOST:
+                known.popitem(last=False)
+            return known[structure]
+
+        return found
+
+    return remembering
+
+
+def _dtype_rules() -> tuple[Any, ...]:
+    names = "jax_enable_x64", "jax_numpy_dtype_promotion"
+    return tuple(getattr(jax.config, name) for name in names)
 
 
 def _structure(tree: Any) -> tuple[Any, ...]:

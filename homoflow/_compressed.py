@@ -13,7 +13,7 @@ from ._jaxpr import Degree, degree_in
 from ._losses import Risk, SquaredLoss
 from ._method import kinks_of
 from ._precision import full_matmul_precision
-from ._problem import Problem
+from ._problem import Problem, without_laws
 
 #: How many times as many samples there have to be for the factorization to pay.
 _WORTH = 1.25
@@ -52,7 +52,7 @@ def compressed(problem: Problem) -> Compressed:
     return Compressed(smaller, (("data", told),))
 
 
-@known_by_structure
+@known_by_structure(of=without_laws)
 def _degree(problem: Problem) -> Degree:
     """What is proved of the model in its input; `UNKNOWN` if that is of no use."""
     objective = problem.objective

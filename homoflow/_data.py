@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ._by_structure import known_by_structure
 from ._concrete import is_concrete, known_finite
 
 
@@ -50,6 +51,12 @@ def cast_floats(tree: PyTree, dtype: jnp.dtype) -> PyTree[Array]:
 def sample_shape(x: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
     """Shape and dtype of one of the samples stacked in `x`."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+
+
+@known_by_structure()
+def shape_of(function: Callable, *given: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shape and dtype of what a function or model returns."""
+    return eqx.filter_eval_shape(function, *given)
 
 
 def refuse_nonfinite(what: str, tree: PyTree) -> None:
@@ -108,7 +115,7 @@ def _inputs_for(model: PyTree, x: PyTree[Array], dtype: jnp.dtype) -> PyTree[Arr
 
 def _why_not_applicable(model: Callable, x: PyTree[Array]) -> Exception | None:
     try:
-        eqx.filter_eval_shape(model, sample_shape(x))
+        shape_of(model, sample_shape(x))
     except Exception as error:  # whatever a user's model raises on a wrong shape
         return error
     return None

@@ -16,7 +16,7 @@ from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
 from ._laws import Law
 from ._losses import AbstractLoss, Risk
-from ._problem import Problem
+from ._problem import Problem, without_laws
 from ._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
@@ -204,7 +204,7 @@ def _refuse_other_tolerances(
         )
 
 
-@known_by_structure
+@known_by_structure(of=without_laws)
 def kinks_of(problem: Problem) -> tuple[str, ...]:
     """Names of the kinked operations between the weights and what is minimized.
 

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from ._concrete import is_concrete
-from ._data import as_objective_data, as_samples, refuse_nonfinite, sample_shape
+from ._data import (
+    as_objective_data,
+    as_samples,
+    refuse_nonfinite,
+    sample_shape,
+    shape_of,
+)
 from ._laws import Law, Laws, known_laws
 from ._losses import AbstractLoss, LossLike, Risk
 from ._trainable import Trainable, trainable_mask
@@ -44,6 +50,11 @@ class Problem(eqx.Module):
         return self.objective(eqx.combine(weights, self.frozen()), self.data)
 
 
+def without_laws(problem: Problem) -> tuple[PyTree, ...]:
+    """What L(w) is made of, and which of its arrays are weights."""
+    return problem.model, problem.data, problem.objective, problem.mask
+
+
 def pose(
     model: PyTree,
     data: Any,
@@ -63,15 +74,15 @@ def pose(
     refuse_nonfinite("model's weights", weights)
     if objective is None:
         x, y = data = as_samples(model, data, dtype)
-        prediction = eqx.filter_eval_shape(model, sample_shape(x))
-        value = eqx.filter_eval_shape(loss, prediction, sample_shape(y))
+        prediction = shape_of(model, sample_shape(x))
+        value = shape_of(loss, prediction, sample_shape(y))
         _refuse_unless_scalar("loss", value)
         if isinstance(loss, AbstractLoss) and is_concrete(y):
             loss.check_targets(y, prediction.size)
         example, problem_objective = sample_shape(x), Risk(loss)
     else:
         example = data = as_objective_data(data, dtype)
-        shape = eqx.filter_eval_shape(objective, model, data)
+        shape = shape_of(objective, model, data)
         _refuse_unless_scalar("objective", shape)
         problem_objective = objective
     if laws is None:

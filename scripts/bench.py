@@ -8,10 +8,11 @@
 Solves smooth gradient flows by `homoflow.flow`, Diffrax, SciPy, CVODE, torchdiffeq,
 torchode and gradient descent at a series of tolerances, on one core and with the same
 compiled gradient (and Hessian, for implicit methods). Writes the runs (`bench.json`,
-after each of them) and work–precision diagrams (`bench.png`), and prints the CPU time at
-equal error of the final weights, beside the project's targets. Absolute tolerances are
-the relative ones times the root mean square of the initial weights. Compilation is not
-counted. A later run adds to what is in `--out`, and Ctrl-C keeps what there is.
+after each of them), work–precision diagrams (`bench.png`) and README's table
+(`bench.md`), and prints the CPU time at equal error of the final weights, beside the
+project's targets. Absolute tolerances are the relative ones times the root mean square of
+the initial weights. Compilation is not counted. A later run adds to what is in `--out`,
+and Ctrl-C keeps what there is.
 
 `descend`, `ledger`, `flow`, `projection` and `import` are ratios to bare loops, or to runs
 without it, in one and the same run (`ratios.json`).
@@ -123,7 +124,7 @@ def _run_study(problems: dict[str, Callable[[], Any]], args) -> None:
 
 def _show(folder: Path) -> None:
     from benchmark.picture import draw
-    from benchmark.report import report
+    from benchmark.report import markdown, report
 
     path = folder / "bench.json"
     if not path.exists():
@@ -131,6 +132,7 @@ def _show(folder: Path) -> None:
         return
     study = json.loads(path.read_text(encoding="utf-8"))
     print(report(study))
+    (folder / "bench.md").write_text(markdown(study) + "\n", encoding="utf-8")
     print(f"Picture: {draw(study, folder / 'bench.png')}")
 
 
