@@ -20,6 +20,7 @@ import test_filippov
 import test_filippov_inclusion
 import test_projection
 from benchmark import ratios
+from benchmark.report import ERRORS, markdown
 
 import homoflow as hf
 from homoflow import _endless_flow, _exact_flow, _method, _sharpness, _solver_choice
@@ -141,6 +142,11 @@ def exponential_adams() -> str:
     )
 
 
+def times() -> str:
+    errors = " / ".join(map(short, ERRORS))
+    return f"on one core, at relative errors of the final weights of {errors} ("
+
+
 def listed(words: list[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
@@ -235,7 +241,7 @@ def constants() -> list[str]:
 
 def sentences() -> list[str]:
     return [
-        ledger(), *commands(), exponential_adams(), to_rest(), *large_network(),
+        ledger(), *commands(), exponential_adams(), times(), to_rest(), *large_network(),
         *asserted(), *constants(),
     ]  # fmt: skip
 
@@ -245,10 +251,15 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="module")
 def prose() -> str:
-    """Without blocks of code, the statements' table, and where links lead."""
+    """Without blocks of code, tables of measurements, and where links lead."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```", " ", text, flags=re.DOTALL | re.MULTILINE)
-    text = text.replace(overview_table(stored("summary.json")), " ")
+    for table in (
+        overview_table(stored("summary.json")),
+        markdown(stored("bench.json")),
+    ):
+        assert table in text
+        text = text.replace(table, " ")
     return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
 
 

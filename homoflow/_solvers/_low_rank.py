@@ -74,16 +74,30 @@ def no_directions(rows: int, size: int, dtype: jnp.dtype) -> LowRank:
 
 
 def of_rows(rows: Float[Array, "k size"], room: int) -> LowRank:
-    """−GᵀG for a matrix G, in a basis with room for no fewer rows than G has."""
-    basis, triangle = jnp.linalg.qr(rows.T)
-    rates, vectors = jnp.linalg.eigh(triangle @ triangle.T)
-    used = rates.size
-    left = (0, room - used)
+    """−GᵀG for a matrix G, with room for at least as many directions as that has.
+
+    Of GGᵀ's eigenvalues those below √ε of the largest are left out: they are not known.
+    """
+    count, size = rows.shape
+    eps = jnp.finfo(rows.dtype).eps
+    if count > size:
+        rates, vectors = jnp.linalg.eigh(rows.T @ rows)
+        directions, kept = vectors.T, rates > size * eps * rates[-1]
+    else:
+        rates, vectors = jnp.linalg.eigh(rows @ rows.T)
+        kept = rates > jnp.sqrt(eps).astype(rates.dtype) * rates[-1]
+        directions = (vectors.T @ rows) / jnp.sqrt(jnp.where(kept, rates, 1))[:, None]
+    directions = jnp.where(kept[:, None], directions, 0)
+    # Orthonormal to √ε so far: by a step of Newton's method [Higham 2008, ch. 8] to ε. Much
+    # faster than a QR factorization.
+    off = directions @ directions.T - jnp.diag(kept.astype(rates.dtype))
+    directions = directions - off @ directions / 2
+    left = (0, room - rates.size)
     return LowRank(
-        jnp.pad(basis.T, (left, (0, 0))),
-        jnp.pad(vectors[:, ::-1], (left, left)),
-        jnp.pad(-rates[::-1], left),
-        jnp.asarray(used),
+        jnp.pad(directions[::-1], (left, (0, 0))),
+        jnp.diag(jnp.pad(kept[::-1], left).astype(rates.dtype)),
+        jnp.pad(-jnp.where(kept, rates, 0)[::-1], left),
+        jnp.sum(kept).astype(jnp.asarray(0).dtype),
     )
 
 
