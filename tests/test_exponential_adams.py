@@ -256,7 +256,7 @@ def test_float32_stays_float32(flow):
     assert single.stats["steps"] < 150
 
 
-@pytest.mark.parametrize(("count", "least"), [(2, 1.0), (5, 1.0), (3, 1e-3)])
+@pytest.mark.parametrize(("count", "least"), [(2, 1.0), (5, 1.0), (3, 1e-2)])
 def test_j_of_the_rows_of_a_matrix(count, least):
     rows, x = jr.normal(jr.key(0), (count, 4)), jr.normal(jr.key(1), (3, 4))
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
