@@ -31,6 +31,8 @@ _ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0
 #: So many steps in a row of less than this part of the allowed step mean being stuck.
 _STALLED_STEPS, _STALLED = 30, 1e-12
+#: How often a point is settled once more.
+_MOST_TURNS = 8
 
 
 class Ending(eqx.Module):
@@ -217,7 +219,7 @@ def _one_step(
     trigger = jnp.arange(state.side.size) == pending.pair
     arrived, overflows = arrival(
         system, pending.path(pending.theta), state.side, state.base,
-        trigger.reshape(state.side.shape), state.held, state.largest, room,
+        trigger.reshape(state.side.shape), state.largest, state.way, room,
     )  # fmt: skip
 
     def evaluation(number, work):
@@ -283,16 +285,20 @@ def _committed(
     )
     step = pending.theta * pending.step
     sizes = _Sizes.of(state, pending, settled)
-    error = jnp.where(starting, 0, _error(sizes, step, goal.rtol))
+    error = _error(sizes, step, goal.rtol)
+    error = jnp.where(starting | state.leaps, 0, error)
     accepted = error <= 1
     allowed = jnp.where(
         starting, _first_step(sizes, goal.rtol, goal.t1), _next_step(state, step, error)
     )
     stalled = jnp.where(step < _STALLED * state.step, p.stalled + 1, 0)
     stalled = jnp.where(starting, 0, stalled)
+    # No way on is found, or one after the other. From a little further on there is one.
+    lost = ~settled.is_settled & ~overflows
+    leaps = lost | (settled.again & settled.leaves & (stalled > _MOST_TURNS))
     ending = Ending.of(
         overflows=overflows,
-        mode_unsettled=~settled.is_settled & ~overflows,
+        mode_unsettled=lost & state.leaps,
         stuck=stalled > _STALLED_STEPS,
         nonfinite=~jnp.isfinite(sizes.after + settled.loss),
     )
@@ -304,10 +310,13 @@ def _committed(
     log = p.log
     if log is not None:
         log = log.written(pending.t, changes).written(pending.t, choices)
-    choice = jnp.where(jnp.any(choices != NOTHING), pending.t, jnp.inf)
+    chosen = happens & leaps
+    counts = counts.plus(non_unique=chosen)
+    has_chosen = jnp.any(choices != NOTHING) | chosen
+    choice = jnp.where(has_chosen, pending.t, jnp.inf)
     state, counts = lax.cond(
         accepted,
-        lambda: (_accepted_state(pending, settled, state.largest), counts),
+        lambda: (_accepted_state(pending, settled, leaps, state.largest), counts),
         lambda: (state, counts.undone(p.counts)),
     )
     is_time = (state.t == goal.next_time(p.recorded)) & (p.recorded < goal.ts.size)
@@ -371,7 +380,9 @@ def _next_step(state: State, step: Array, error: Array) -> Float[Array, ""]:
     return jnp.where(informative, proposal, state.step)
 
 
-def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State:
+def _accepted_state(
+    pending: Pending, settled: Settled, leaps: Array, largest: Array
+) -> State:
     return State(
         t=pending.t,
         w=settled.w,
@@ -390,7 +401,10 @@ def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State
         step=pending.step,
         largest=jnp.maximum(largest, settled.largest),
         torn=settled.torn,
-        again=settled.again,
+        near=settled.near & ~leaps,
+        dormant=settled.dormant,
+        again=settled.again | leaps,
+        leaps=leaps,
     )
 
 
@@ -429,7 +443,10 @@ def _start(
         step=one,
         largest=jnp.maximum(jnp.max(jnp.abs(z)), tiny),
         torn=jnp.zeros(shape, bool),
+        near=jnp.zeros(shape, bool),
+        dormant=jnp.zeros(shape, bool),
         again=no,
+        leaps=no,
     )
     pending = Pending(
         now, blank_path(w0), one, one, jnp.asarray(side.size), table, table
