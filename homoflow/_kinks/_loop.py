@@ -12,7 +12,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._counts import Counts
 from ._log import NOTHING, Log, empty_log, numbers_of, side_changes
-from ._settle import Outcome, Settled, Target, arrival, conclude, rounds
+from ._settle import (
+    Outcome,
+    Settled,
+    Target,
+    arrival,
+    conclude,
+    loses_sliders,
+    rounds,
+)
 from ._step import (
     STAGES,
     Ahead,
@@ -212,7 +220,8 @@ def _one_step(
     """Settle the pending point; from there, or from where it began, step ahead.
 
     In a loop of evaluations, with one place for each thing that is computed more than
-    once: compiling takes as long as there are such places.
+    once: compiling takes as long as there are such places. Number 0 settles. Where a
+    slider has lost all that reaches it, number -1 finds the old mode's velocity before.
     """
     state = progress.state
     room = state.leads.size
@@ -222,12 +231,18 @@ def _one_step(
         trigger.reshape(state.side.shape), state.largest, state.way, room,
     )  # fmt: skip
 
+    is_checked = (progress.steps >= 0) & (pending.theta > 0) & ~state.leaps
+    asks_once_more = is_checked & loses_sliders(arrived, state.slots)
+
     def evaluation(number, work):
         progress, ahead = work
         settles = number == 0
 
         def commit(p: _Progress):
-            p = _committed(p, pending, target, last, overflows, goal)
+            before = jnp.where(
+                asks_once_more, ahead.velocities[-1], last.velocity_before
+            )
+            p = _committed(p, pending, target, last, before, overflows, goal)
             return p, (p.state.velocity, p.state.multiplier, p.state.width)
 
         def keep(p: _Progress):
@@ -236,7 +251,7 @@ def _one_step(
         target = lax.cond(
             settles,
             lambda: arrived,
-            lambda: stage_target(progress.state, ahead, number),
+            lambda: stage_target(progress.state, ahead, number, arrived.w),
         )
         last = rounds(system, target)
         progress, field = lax.cond(settles, commit, keep, progress)
@@ -251,13 +266,15 @@ def _one_step(
         return progress, ahead
 
     start = progress, blank_ahead(state.w, room)
-    progress, ahead = lax.fori_loop(0, STAGES, evaluation, start)
+    first = -asks_once_more.astype(int)
+    progress, ahead = lax.fori_loop(first, STAGES, evaluation, start)
     # The step beyond the end is not taken.
     taken = goal.is_ahead(progress).astype(int)
     stages = (STAGES - 1) * taken
+    rows = stages * jnp.sum(progress.state.slots.used)
     counts = progress.counts.plus(
-        gradients=stages,
-        rows=stages * jnp.sum(progress.state.slots.used),
+        gradients=stages - first,
+        rows=rows - first * jnp.sum(state.slots.used),
         forward=ahead.passes * taken,
     )
     return progress._replace(counts=counts), ahead
@@ -268,10 +285,14 @@ def _committed(
     pending: Pending,
     target: Target,
     last: Outcome,
+    before: Array,
     overflows: Array,
     goal: _Goal,
 ) -> _Progress:
-    """The pending point accepted if its defect allows, else the one before."""
+    """The pending point accepted if its defect allows, else the one before.
+
+    `before` is the velocity of the old mode there.
+    """
     state, starting = p.state, p.steps < 0
     # At the start the sides before are a guess, not where the flow came from.
     again = state.again & (p.steps > 0)
@@ -279,12 +300,11 @@ def _committed(
         target,
         last,
         p.counts,
-        sliders=state.slots.used,
         torn=state.torn,
         again=again,
     )
     step = pending.theta * pending.step
-    sizes = _Sizes.of(state, pending, settled)
+    sizes = _Sizes.of(state, pending, settled, before)
     error = _error(sizes, step, goal.rtol)
     error = jnp.where(starting | state.leaps, 0, error)
     accepted = error <= 1
@@ -345,20 +365,16 @@ class _Sizes(NamedTuple):
     defect: Float[Array, ""]
 
     @staticmethod
-    def of(state: State, pending: Pending, settled: Settled) -> "_Sizes":
+    def of(state: State, pending: Pending, settled: Settled, before: Array) -> "_Sizes":
         slope = pending.path.slope(pending.theta) / pending.step
-        defect = slope - settled.velocity_before
+        defect = slope - before
         vectors = jnp.stack([state.w, settled.w, settled.velocity, defect])
         # One product: XLA compiles two kernels for each sum.
         return _Sizes(*jnp.sqrt(jnp.diagonal(vectors @ vectors.T)))
 
 
 def _error(sizes: _Sizes, step: Array, rtol: Array) -> Float[Array, ""]:
-    """The step's error in units of what is allowed, from its defect at its end.
-
-    Where the old mode's velocity is not known (a slider has lost all that reaches it,
-    or pairs have come to share a multiplier) there is nothing to judge by: it passes.
-    """
+    """The step's error in units of what is allowed, from its defect at its end."""
     error = step * sizes.defect / (rtol * sizes.before)
     return jnp.where(jnp.isfinite(error), error, 0)
 

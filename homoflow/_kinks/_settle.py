@@ -49,8 +49,9 @@ class Outcome(NamedTuple):
     """The field at a target, from the last of the rounds that it took.
 
     - `base`: side of the base slopes; `next_base`, `start`: for another round, `again`.
-    - `velocity_before`: in the mode that the target was reached with; `velocity`: goes
-        on from there; `back`: the way back onto the kinks, of rounding's size.
+    - `velocity_before`: in the mode that the target was reached with, as far as its
+        sliders are in slots; `velocity`: goes on from there; `back`: the way back onto
+        the kinks, of rounding's size.
     - `still`: where ż = 0 without sliding, because others hold it there.
     - `repelled`: groups, at their leaders, at a concave kink that might let them go on to
         the other side as well; `chooses`: pairs for which that has been found.
@@ -83,8 +84,7 @@ class Settled(NamedTuple):
     - `w`: the weights, moved back onto the constraints by rounding's worth.
     - `side`, `base`: of every pair; `held`: pairs whose z others keep at 0.
     - `slots`: those that slide.
-    - `velocity` goes on from here; `velocity_before` is that of the mode that a step
-        arrived with, NaN where that cannot be told.
+    - `velocity` goes on from here.
     - `choices`: the kind of event where the side is one of two that are possible.
     - `torn`, `near`, `dormant`: as in the target.
     - `again`: pairs changed sides below dormant ones, which now may wake on others: the
@@ -101,7 +101,6 @@ class Settled(NamedTuple):
     multiplier: Float[Array, " slots"]
     width: Float[Array, " slots"]
     velocity: Float[Array, " weights"]
-    velocity_before: Float[Array, " weights"]
     largest: Float[Array, ""]
     choices: Int[Array, "samples kinks"]
     torn: Bool[Array, "samples kinks"]
@@ -147,6 +146,15 @@ def arrival(
         settles=jnp.asarray(True),
     )
     return target, overflows
+
+
+def loses_sliders(target: Target, slots: Slots) -> Bool[Array, ""]:
+    """Whether pairs in `slots` slid up to the target, where nothing reaches them.
+
+    Their constraints are gone there: the velocity before is not the old mode's.
+    """
+    slid, sliders = how_many([target.slots.used & (target.was == 0), slots.used])
+    return slid < sliders
 
 
 class _Search(NamedTuple):
@@ -305,7 +313,6 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
     below_tied = jnp.any(slides_tied[:, None] & (point.above != 0), 0)
     fitting = groups.base_of(jnp.where(mixed, 0, side))
     before, after, back = _velocities(system, point, mode, target.settles)
-    before = jnp.where(mixed & target.settles, jnp.nan, before)
     rate = rate_of_change(point, mode.multiplier)
     return Outcome(
         number=r.number + 1,
@@ -348,14 +355,12 @@ def conclude(
     last: Outcome,
     counts: Counts,
     *,
-    sliders: Bool[Array, " slots"],
     torn: Bool[Array, "samples kinks"],
     again: Bool[Array, ""],
 ) -> tuple[Settled, Counts]:
     """The settled point, and the counts with what it took.
 
-    `sliders` are the slots that slid on the way to it, `torn` those pairs that were so
-    already; `again` tells that it was settled
+    `torn` are those pairs that were so already; `again` tells that it was settled
     before. What changes then depends on which kinks are taken to close first: that may
     be a choice, as may be what keeps tied pairs tied.
     """
@@ -375,11 +380,7 @@ def conclude(
     first_torn = target.torn & ~torn
     nothing_chosen = jnp.where(first_torn, down, NOTHING).astype(jnp.int32)
     choice = jnp.where(side > 0, up, down).astype(jnp.int32)
-    # A slider that went dormant took its constraint with it: the step that led here
-    # cannot be judged by the old mode's velocity.
-    masks = [used & (was == 0), sliders, used, slides]
-    arrived, departed, rows, sliding = how_many(masks)
-    before = jnp.where(arrived < departed, jnp.nan, last.velocity_before)
+    rows, sliding = how_many([used, slides])
     settled = Settled(
         w=target.w + last.back,
         loss=last.loss,
@@ -391,7 +392,6 @@ def conclude(
         multiplier=jnp.where(leads, from_minus, 0),
         width=jnp.where(leads, mode.width, 0),
         velocity=last.velocity,
-        velocity_before=before,
         largest=last.largest,
         choices=slots.scattered(
             nothing_chosen,

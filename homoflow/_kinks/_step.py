@@ -128,10 +128,11 @@ class Ahead(NamedTuple):
     passes: Int[Array, ""]
 
 
-def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
-    """Where the stage `number` wants the field."""
+def stage_target(state: State, ahead: Ahead, number: Array, end: Array) -> Target:
+    """Where the stage `number` wants the field; -1 wants it at the step's `end`."""
     stages = jnp.asarray(_STAGES, ahead.step.dtype)
     w = state.w + ahead.step * (stages[number] @ ahead.velocities)
+    w = jnp.where(number < 0, end, w)
     was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
     known = jnp.asarray(False)
     nothing = jnp.zeros_like(state.slots.used)
