@@ -17,6 +17,7 @@ from clarke import gradients_around, least_element
 from test_filippov_degenerate import CORNERS, Case
 
 import homoflow as hf
+from homoflow.paper import cor21
 
 DELTA = 1e-5
 #: Of the speed, relative to the initial one: as README says.
@@ -33,12 +34,22 @@ def leaky(seed: int) -> Case:
     return Case(model, (x, y))
 
 
+def small_start() -> Case:
+    """Two ReLU layers from N(0, 0.2²): samples lose a layer while several units slide.
+
+    Until these were settled along the way on, the flow was stuck at 0.75.
+    """
+    config = cor21.Config(activations=("relu", "relu"), samples=8)
+    return Case(*cor21.problem(config, config.activations, 0.2, 1))
+
+
 CASES = {
     "nested": CORNERS["nested"],
     "below tied sliders": CORNERS["below tied sliders"],
     "a layer closes above a slider": CORNERS["a layer closes above a slider"],
     "leaky above width 1": leaky(10),
     "many leaky above width 1": leaky(7),
+    "a small start": small_start(),
 }
 #: Those that slide at some of the times.
 SLIDING = list(CASES)[1:]

@@ -23,6 +23,24 @@ _LEAVING = 100.0
 _PROPORTIONS, _LEAST_PART = 4, 1e-2
 
 
+class Way(NamedTuple):
+    """The way on that was found at a point, if it has to be settled `again`.
+
+    - `near`: the pairs with z = 0, `dormant` those that nothing reached; `held`: those
+        that others keep at 0.
+    """
+
+    again: Bool[Array, ""]
+    velocity: Float[Array, " weights"]
+    near: Bool[Array, "samples kinks"]
+    dormant: Bool[Array, "samples kinks"]
+    held: Bool[Array, "samples kinks"]
+
+    def moving(self, side: Int[Array, "samples kinks"]) -> Bool[Array, "samples kinks"]:
+        """The pairs that this way takes off their kinks, to their `side`."""
+        return self.near & (side != 0) & ~self.dormant & ~self.held
+
+
 class Contact(NamedTuple):
     """The pairs `at_kink`; sides and base slopes in which `dormant` pairs are placed.
 
@@ -44,6 +62,7 @@ def find_contact(
     base: Int[Array, "samples kinks"],
     trigger: Bool[Array, "samples kinks"],
     largest: Float[Array, ""],
+    way: Way,
 ) -> Contact:
     """Sort out the pairs with z = 0.
 
@@ -52,10 +71,23 @@ def find_contact(
     opens, and is then set by a one-sided derivative: by the sign that z takes when the
     kinks below are lifted a little. Where that depends on which of them opens first it
     keeps its side.
+
+    Where a way on is known the kinks that open along it do reach the pairs above: these
+    have constraints there, and begin on the sides that it takes them to.
     """
-    near, is_reached = _near(system, w, base, (side == 0) | trigger, largest)
+    known = (side == 0) | trigger | (way.again & way.near)
+    opened = way.again & way.moving(side)
+    near, is_reached = _near(system, w, base, known, opened, largest)
+    base, side, follows = lax.cond(
+        way.again,
+        lambda: _along(system, w, side, base, way),
+        lambda: (base, side, jnp.zeros_like(near)),
+    )
     dormant = near & ~is_reached
     at_kink = near & is_reached
+    # Sliders that nothing reaches any more: as they were where their group is open.
+    side = jnp.where(dormant & (side == 0), -base, side)
+    free = dormant & ~follows
     opens = at_kink & (side >= 0)
     lift = LIFT * jnp.where(side > 0, _LEAVING, 1) * opens.astype(w.dtype)
 
@@ -71,13 +103,12 @@ def find_contact(
             z = jax.vmap(
                 lambda part: system.preactivations(w, system.slope(base), lifted * part)
             )(jnp.where(is_last, one_by_one, among))
-            seen = dormant & (jnp.abs(z) > 1e-3 * _LEAST_PART * LIFT)
+            seen = free & (jnp.abs(z) > 1e-3 * _LEAST_PART * LIFT)
             wakes = jnp.where(seen, jnp.sign(z), 0).astype(side.dtype)
             torn = jnp.any(wakes > 0, 0) & jnp.any(wakes < 0, 0)
             may_stay = is_last | jnp.any((wakes == side) & seen, 0)
             side = jnp.where(seen[0] & ~may_stay, wakes[0], side)
-            side = jnp.where(dormant & (side == 0), -1, side)
-            return jnp.where(dormant, side, base), side, torn
+            return jnp.where(free, side, base), side, torn
 
         start = base, side, jnp.zeros_like(dormant)
         return lax.fori_loop(0, system.function.depth + 1, one_layer, start)
@@ -85,8 +116,29 @@ def find_contact(
     def leave(base, side):
         return base, side, jnp.zeros_like(dormant)
 
-    base, side, torn = lax.cond(jnp.any(dormant), place, leave, base, side)
+    base, side, torn = lax.cond(jnp.any(free), place, leave, base, side)
     return Contact(at_kink, dormant, torn, side, base)
+
+
+def _along(
+    system: System, w: Array, side: Array, base: Array, way: Way
+) -> tuple[Array, Array, Array]:
+    """Base slopes and sides that dormant pairs have on a way on, and which follow it."""
+    still = jnp.zeros_like(system.low)
+
+    def one_layer(_, carry):
+        base, side, _ = carry
+        slopes = system.slope(base)
+        _, rate = jax.jvp(
+            lambda w: system.preactivations(w, slopes, still), (w,), (way.velocity,)
+        )
+        least = _NO_DERIVATIVE * jnp.max(jnp.abs(rate))
+        follows = way.dormant & (jnp.abs(rate) > least)
+        side = jnp.where(follows, jnp.sign(rate).astype(side.dtype), side)
+        return jnp.where(follows, side, base), side, follows
+
+    start = base, side, jnp.zeros_like(way.dormant)
+    return lax.fori_loop(0, system.function.depth, one_layer, start)
 
 
 def _proportions(kinks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,9 +152,11 @@ def _proportions(kinks: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _near(
-    system: System, w: Array, base: Array, known: Array, largest: Array
+    system: System, w: Array, base: Array, known: Array, opened: Array, largest: Array
 ) -> tuple[Array, Array]:
     """The pairs with z = 0, and which z change with w while those pairs are flat.
+
+    But for those that have `opened`.
 
     Along one generic direction: a derivative that vanishes along it vanishes. Being
     flat does not change z where z is 0 below: so both are found at once, in one pass
@@ -119,7 +173,9 @@ def _near(
         near, _, _ = carry
 
         def z_of(w):
-            return system.preactivations(w, jnp.where(near, flat, slopes), nothing)
+            return system.preactivations(
+                w, jnp.where(near & ~opened, flat, slopes), nothing
+            )
 
         z, change = jax.jvp(z_of, (w,), (direction,))
         found = near | (jnp.abs(z) <= _ON_KINK * largest)

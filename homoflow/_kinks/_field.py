@@ -24,6 +24,8 @@ _PARALLEL = 1e-9
 #: Rows that are no further from the span of others, though not parallel to one of them,
 #: belong to kinks that are not independent.
 _DEPENDENT = 1e-5
+#: Rows that are no further are left out: what keeps the others at their kinks keeps them.
+_REDUNDANT = 1e-6
 #: Added to the scaled Gram matrix, whose diagonal is 1.
 _JITTER = 1e-14
 
@@ -128,11 +130,18 @@ def gram_solver(
 ]:
     """Solves (JJᵀ)x = right with the scaled rows of the pairs in `slides`; 0 elsewhere.
 
+    And 0 for rows that those before them span.
+
     And the part of each row that is outside of the span of those before it (of 1).
     """
     on = slides.astype(point.gram.dtype)
     matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
     factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
+    outside = jnp.diagonal(factor)
+    redundant = slides & (outside < _REDUNDANT)
+    dropped = redundant[:, None] | redundant[None, :]
+    factor = jnp.where(dropped, jnp.diag(redundant.astype(on.dtype)), factor)
+    on = jnp.where(redundant, 0, on)
 
     def solve(right):
         y = lax.linalg.triangular_solve(
@@ -143,7 +152,7 @@ def gram_solver(
         )
         return x * on[:, None]
 
-    return solve, jnp.where(slides, jnp.diagonal(factor), 1)
+    return solve, jnp.where(slides, outside, 1)
 
 
 def multipliers(

@@ -12,7 +12,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._counts import Counts
 from ._log import NOTHING, Log, empty_log, numbers_of, side_changes
-from ._settle import Outcome, Settled, Target, arrival, conclude, rounds
+from ._settle import (
+    Outcome,
+    Settled,
+    Target,
+    arrival,
+    conclude,
+    loses_sliders,
+    rounds,
+)
 from ._step import (
     STAGES,
     Ahead,
@@ -31,6 +39,8 @@ _ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0
 #: So many steps in a row of less than this part of the allowed step mean being stuck.
 _STALLED_STEPS, _STALLED = 30, 1e-12
+#: How often a point is settled once more.
+_MOST_TURNS = 8
 
 
 class Ending(eqx.Module):
@@ -210,22 +220,29 @@ def _one_step(
     """Settle the pending point; from there, or from where it began, step ahead.
 
     In a loop of evaluations, with one place for each thing that is computed more than
-    once: compiling takes as long as there are such places.
+    once: compiling takes as long as there are such places. Number 0 settles. Where a
+    slider has lost all that reaches it, number -1 finds the old mode's velocity before.
     """
     state = progress.state
     room = state.leads.size
     trigger = jnp.arange(state.side.size) == pending.pair
     arrived, overflows = arrival(
         system, pending.path(pending.theta), state.side, state.base,
-        trigger.reshape(state.side.shape), state.held, state.largest, room,
+        trigger.reshape(state.side.shape), state.largest, state.way, room,
     )  # fmt: skip
+
+    is_checked = (progress.steps >= 0) & (pending.theta > 0) & ~state.leaps
+    asks_once_more = is_checked & loses_sliders(arrived, state.slots)
 
     def evaluation(number, work):
         progress, ahead = work
         settles = number == 0
 
         def commit(p: _Progress):
-            p = _committed(p, pending, target, last, overflows, goal)
+            before = jnp.where(
+                asks_once_more, ahead.velocities[-1], last.velocity_before
+            )
+            p = _committed(p, pending, target, last, before, overflows, goal)
             return p, (p.state.velocity, p.state.multiplier, p.state.width)
 
         def keep(p: _Progress):
@@ -234,7 +251,7 @@ def _one_step(
         target = lax.cond(
             settles,
             lambda: arrived,
-            lambda: stage_target(progress.state, ahead, number),
+            lambda: stage_target(progress.state, ahead, number, arrived.w),
         )
         last = rounds(system, target)
         progress, field = lax.cond(settles, commit, keep, progress)
@@ -249,13 +266,15 @@ def _one_step(
         return progress, ahead
 
     start = progress, blank_ahead(state.w, room)
-    progress, ahead = lax.fori_loop(0, STAGES, evaluation, start)
+    first = -asks_once_more.astype(int)
+    progress, ahead = lax.fori_loop(first, STAGES, evaluation, start)
     # The step beyond the end is not taken.
     taken = goal.is_ahead(progress).astype(int)
     stages = (STAGES - 1) * taken
+    rows = stages * jnp.sum(progress.state.slots.used)
     counts = progress.counts.plus(
-        gradients=stages,
-        rows=stages * jnp.sum(progress.state.slots.used),
+        gradients=stages - first,
+        rows=rows - first * jnp.sum(state.slots.used),
         forward=ahead.passes * taken,
     )
     return progress._replace(counts=counts), ahead
@@ -266,10 +285,14 @@ def _committed(
     pending: Pending,
     target: Target,
     last: Outcome,
+    before: Array,
     overflows: Array,
     goal: _Goal,
 ) -> _Progress:
-    """The pending point accepted if its defect allows, else the one before."""
+    """The pending point accepted if its defect allows, else the one before.
+
+    `before` is the velocity of the old mode there.
+    """
     state, starting = p.state, p.steps < 0
     # At the start the sides before are a guess, not where the flow came from.
     again = state.again & (p.steps > 0)
@@ -277,22 +300,25 @@ def _committed(
         target,
         last,
         p.counts,
-        sliders=state.slots.used,
         torn=state.torn,
         again=again,
     )
     step = pending.theta * pending.step
-    sizes = _Sizes.of(state, pending, settled)
-    error = jnp.where(starting, 0, _error(sizes, step, goal.rtol))
+    sizes = _Sizes.of(state, pending, settled, before)
+    error = _error(sizes, step, goal.rtol)
+    error = jnp.where(starting | state.leaps, 0, error)
     accepted = error <= 1
     allowed = jnp.where(
         starting, _first_step(sizes, goal.rtol, goal.t1), _next_step(state, step, error)
     )
     stalled = jnp.where(step < _STALLED * state.step, p.stalled + 1, 0)
     stalled = jnp.where(starting, 0, stalled)
+    # No way on is found, or one after the other. From a little further on there is one.
+    lost = ~settled.is_settled & ~overflows
+    leaps = lost | (settled.again & settled.leaves & (stalled > _MOST_TURNS))
     ending = Ending.of(
         overflows=overflows,
-        mode_unsettled=~settled.is_settled & ~overflows,
+        mode_unsettled=lost & state.leaps,
         stuck=stalled > _STALLED_STEPS,
         nonfinite=~jnp.isfinite(sizes.after + settled.loss),
     )
@@ -304,10 +330,13 @@ def _committed(
     log = p.log
     if log is not None:
         log = log.written(pending.t, changes).written(pending.t, choices)
-    choice = jnp.where(jnp.any(choices != NOTHING), pending.t, jnp.inf)
+    chosen = happens & leaps
+    counts = counts.plus(non_unique=chosen)
+    has_chosen = jnp.any(choices != NOTHING) | chosen
+    choice = jnp.where(has_chosen, pending.t, jnp.inf)
     state, counts = lax.cond(
         accepted,
-        lambda: (_accepted_state(pending, settled, state.largest), counts),
+        lambda: (_accepted_state(pending, settled, leaps, state.largest), counts),
         lambda: (state, counts.undone(p.counts)),
     )
     is_time = (state.t == goal.next_time(p.recorded)) & (p.recorded < goal.ts.size)
@@ -336,20 +365,16 @@ class _Sizes(NamedTuple):
     defect: Float[Array, ""]
 
     @staticmethod
-    def of(state: State, pending: Pending, settled: Settled) -> "_Sizes":
+    def of(state: State, pending: Pending, settled: Settled, before: Array) -> "_Sizes":
         slope = pending.path.slope(pending.theta) / pending.step
-        defect = slope - settled.velocity_before
+        defect = slope - before
         vectors = jnp.stack([state.w, settled.w, settled.velocity, defect])
         # One product: XLA compiles two kernels for each sum.
         return _Sizes(*jnp.sqrt(jnp.diagonal(vectors @ vectors.T)))
 
 
 def _error(sizes: _Sizes, step: Array, rtol: Array) -> Float[Array, ""]:
-    """The step's error in units of what is allowed, from its defect at its end.
-
-    Where the old mode's velocity is not known (a slider has lost all that reaches it,
-    or pairs have come to share a multiplier) there is nothing to judge by: it passes.
-    """
+    """The step's error in units of what is allowed, from its defect at its end."""
     error = step * sizes.defect / (rtol * sizes.before)
     return jnp.where(jnp.isfinite(error), error, 0)
 
@@ -371,7 +396,9 @@ def _next_step(state: State, step: Array, error: Array) -> Float[Array, ""]:
     return jnp.where(informative, proposal, state.step)
 
 
-def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State:
+def _accepted_state(
+    pending: Pending, settled: Settled, leaps: Array, largest: Array
+) -> State:
     return State(
         t=pending.t,
         w=settled.w,
@@ -390,7 +417,10 @@ def _accepted_state(pending: Pending, settled: Settled, largest: Array) -> State
         step=pending.step,
         largest=jnp.maximum(largest, settled.largest),
         torn=settled.torn,
-        again=settled.again,
+        near=settled.near & ~leaps,
+        dormant=settled.dormant,
+        again=settled.again | leaps,
+        leaps=leaps,
     )
 
 
@@ -429,7 +459,10 @@ def _start(
         step=one,
         largest=jnp.maximum(jnp.max(jnp.abs(z)), tiny),
         torn=jnp.zeros(shape, bool),
+        near=jnp.zeros(shape, bool),
+        dormant=jnp.zeros(shape, bool),
         again=no,
+        leaps=no,
     )
     pending = Pending(
         now, blank_path(w0), one, one, jnp.asarray(side.size), table, table

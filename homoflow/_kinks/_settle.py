@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._contact import find_contact
+from ._contact import Way, find_contact
 from ._counts import Counts, how_many
 from ._field import Groups, Point, evaluate, group
 from ._log import NOTHING, EventKind
-from ._mode import Mode, find_mode, rate_of_change, smallest_rate
+from ._mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
 from ._system import Slots, System
 
 #: Evaluations at one point while base slopes adapt to the mode.
@@ -19,8 +19,6 @@ _ROUNDS = 6
 _ATTEMPTS = 8
 #: Velocities that differ by less, relative to the jumps that make them so, are the same.
 _SAME_VELOCITY = 1e-6
-#: Rates below this times the gradient are held at 0 by other pairs' constraints.
-_HELD = 1e-11
 
 
 class Target(NamedTuple):
@@ -30,6 +28,7 @@ class Target(NamedTuple):
     - `arrives`: those in slots that other pairs' constraints did not hold there before.
     - `wakes`: those in slots with dormant pairs in their sample.
     - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
+    - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
     - `settles`: whether the mode is to be settled, or is known: all in slots slide.
     """
 
@@ -41,6 +40,8 @@ class Target(NamedTuple):
     arrives: Bool[Array, " slots"]
     wakes: Bool[Array, " slots"]
     torn: Bool[Array, "samples kinks"]
+    near: Bool[Array, "samples kinks"]
+    dormant: Bool[Array, "samples kinks"]
     settles: Bool[Array, ""]
 
 
@@ -48,8 +49,9 @@ class Outcome(NamedTuple):
     """The field at a target, from the last of the rounds that it took.
 
     - `base`: side of the base slopes; `next_base`, `start`: for another round, `again`.
-    - `velocity_before`: in the mode that the target was reached with; `velocity`: goes
-        on from there; `back`: the way back onto the kinks, of rounding's size.
+    - `velocity_before`: in the mode that the target was reached with, as far as its
+        sliders are in slots; `velocity`: goes on from there; `back`: the way back onto
+        the kinks, of rounding's size.
     - `still`: where ż = 0 without sliding, because others hold it there.
     - `repelled`: groups, at their leaders, at a concave kink that might let them go on to
         the other side as well; `chooses`: pairs for which that has been found.
@@ -82,12 +84,11 @@ class Settled(NamedTuple):
     - `w`: the weights, moved back onto the constraints by rounding's worth.
     - `side`, `base`: of every pair; `held`: pairs whose z others keep at 0.
     - `slots`: those that slide.
-    - `velocity` goes on from here; `velocity_before` is that of the mode that a step
-        arrived with, NaN where that cannot be told.
+    - `velocity` goes on from here.
     - `choices`: the kind of event where the side is one of two that are possible.
-    - `torn`: as in the target.
+    - `torn`, `near`, `dormant`: as in the target.
     - `again`: pairs changed sides below dormant ones, which now may wake on others: the
-        point has to be settled once more.
+        point has to be settled once more. `leaves`: some pair leaves its kink.
     """
 
     w: Float[Array, " weights"]
@@ -100,12 +101,14 @@ class Settled(NamedTuple):
     multiplier: Float[Array, " slots"]
     width: Float[Array, " slots"]
     velocity: Float[Array, " weights"]
-    velocity_before: Float[Array, " weights"]
     largest: Float[Array, ""]
     choices: Int[Array, "samples kinks"]
     torn: Bool[Array, "samples kinks"]
+    near: Bool[Array, "samples kinks"]
+    dormant: Bool[Array, "samples kinks"]
     is_settled: Bool[Array, ""]
     again: Bool[Array, ""]
+    leaves: Bool[Array, ""]
 
 
 def arrival(
@@ -114,16 +117,18 @@ def arrival(
     side: Int[Array, "samples kinks"],
     base: Int[Array, "samples kinks"],
     trigger: Bool[Array, "samples kinks"],
-    held: Bool[Array, "samples kinks"],
     largest: Float[Array, ""],
+    way: Way,
     room: int,
 ) -> tuple[Target, Bool[Array, ""]]:
     """The target at which a mode is to be settled, and whether its slots overflow.
 
     `side` and `base` are those that the step arrived with, `trigger` marks the pair
-    that ended it, `held` those that it held at their kinks, `largest` is the scale of z.
+    that ended it, `largest` is the scale of z; `way` is how the flow went on from where
+    the step began.
     """
-    contact = find_contact(system, w, side, base, trigger, largest)
+    contact = find_contact(system, w, side, base, trigger, largest, way)
+    asleep = contact.dormant | (way.again & way.dormant)
     slots = Slots.of(contact.at_kink, room)
     was = jnp.where(slots.used, slots.gathered(contact.side), -1)
     overflows = jnp.sum(contact.at_kink) > room
@@ -133,12 +138,23 @@ def arrival(
         base=contact.base,
         slots=slots,
         was=was,
-        arrives=slots.used & ~slots.gathered(held),
-        wakes=slots.used & jnp.any(contact.dormant, 1)[slots.pair // system.kinks],
+        arrives=slots.used & ~slots.gathered(way.held),
+        wakes=slots.beside(asleep),
         torn=contact.torn,
+        near=contact.at_kink | contact.dormant,
+        dormant=contact.dormant,
         settles=jnp.asarray(True),
     )
     return target, overflows
+
+
+def loses_sliders(target: Target, slots: Slots) -> Bool[Array, ""]:
+    """Whether pairs in `slots` slid up to the target, where nothing reaches them.
+
+    Their constraints are gone there: the velocity before is not the old mode's.
+    """
+    slid, sliders = how_many([target.slots.used & (target.was == 0), slots.used])
+    return slid < sliders
 
 
 class _Search(NamedTuple):
@@ -273,6 +289,19 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
     on_plus = (base * groups.sense) > 0
     plus = on_plus[groups.leader]
     mixed = jnp.any(used & (on_plus != plus))
+    tied = (groups.total(used.astype(point.scale.dtype)) > 1)[groups.leader]
+    knots = used & ~tied & ~on_plus & target.wakes
+    point = point._replace(
+        jump=lax.cond(
+            jnp.any(knots),
+            lambda: jnp.where(
+                knots,
+                system.openings(target.w, system.slope(table), target.dormant, slots),
+                point.jump,
+            ),
+            lambda: point.jump,
+        )
+    )
     slid = groups.total((was == 0).astype(point.scale.dtype)) > 0
     start = jnp.where(is_first, jnp.where(slid, 0, was * groups.sense), r.start)
     mode = find_mode(system, point, groups, used, plus, start, target.settles)
@@ -280,13 +309,10 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
     moved = used & (side != 0) & (side != base)
     nested = jnp.any(moved[None, :] & (point.above != 0))
     again = mixed | nested
-    tied = (side == 0) & (groups.total(used.astype(point.scale.dtype)) > 1)[
-        groups.leader
-    ]
-    below_tied = jnp.any((used & tied)[:, None] & (point.above != 0), 0)
+    slides_tied = used & (side == 0) & tied
+    below_tied = jnp.any(slides_tied[:, None] & (point.above != 0), 0)
     fitting = groups.base_of(jnp.where(mixed, 0, side))
     before, after, back = _velocities(system, point, mode, target.settles)
-    before = jnp.where(mixed & target.settles, jnp.nan, before)
     rate = rate_of_change(point, mode.multiplier)
     return Outcome(
         number=r.number + 1,
@@ -301,7 +327,7 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
         velocity_before=jnp.where(is_first, before, r.velocity_before),
         velocity=after,
         back=back,
-        still=jnp.abs(rate) <= _HELD * jnp.sqrt(point.gradient @ point.gradient),
+        still=jnp.abs(rate) <= held_rate(point),
         repelled=_repelled(point, mode, rate, used & groups.leads),
         unties=target.arrives & (was != 0) & below_tied,
         chooses=r.chooses,
@@ -329,14 +355,12 @@ def conclude(
     last: Outcome,
     counts: Counts,
     *,
-    sliders: Bool[Array, " slots"],
     torn: Bool[Array, "samples kinks"],
     again: Bool[Array, ""],
 ) -> tuple[Settled, Counts]:
     """The settled point, and the counts with what it took.
 
-    `sliders` are the slots that slid on the way to it, `torn` those pairs that were so
-    already; `again` tells that it was settled
+    `torn` are those pairs that were so already; `again` tells that it was settled
     before. What changes then depends on which kinks are taken to close first: that may
     be a choice, as may be what keeps tied pairs tied.
     """
@@ -356,11 +380,7 @@ def conclude(
     first_torn = target.torn & ~torn
     nothing_chosen = jnp.where(first_torn, down, NOTHING).astype(jnp.int32)
     choice = jnp.where(side > 0, up, down).astype(jnp.int32)
-    # A slider that went dormant took its constraint with it: the step that led here
-    # cannot be judged by the old mode's velocity.
-    masks = [used & (was == 0), sliders, used, slides]
-    arrived, departed, rows, sliding = how_many(masks)
-    before = jnp.where(arrived < departed, jnp.nan, last.velocity_before)
+    rows, sliding = how_many([used, slides])
     settled = Settled(
         w=target.w + last.back,
         loss=last.loss,
@@ -372,7 +392,6 @@ def conclude(
         multiplier=jnp.where(leads, from_minus, 0),
         width=jnp.where(leads, mode.width, 0),
         velocity=last.velocity,
-        velocity_before=before,
         largest=last.largest,
         choices=slots.scattered(
             nothing_chosen,
@@ -380,8 +399,11 @@ def conclude(
             last.chooses | last.unties | turned | dependent,
         ),
         torn=target.torn,
+        near=target.near,
+        dormant=target.dormant,
         is_settled=mode.is_settled & last.is_consistent & ~last.again,
         again=jnp.any(target.wakes & (side != was)),
+        leaves=jnp.any(used & (side != 0) & ~last.still),
     )
     counts = counts.plus(gradients=last.number, rows=last.number * rows, forward=2)
     return settled, counts.with_sliding(sliding)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ._contact import Way
 from ._events import (
     BRACKET_PASSES,
     Bracket,
@@ -40,6 +41,9 @@ _BEYOND = 1.05
 #: continuous at an exit, so one taken late costs nothing, one taken early is no event.
 _EXIT_SLACK = 1e-5
 _LEAST_SLACK = 1e-9
+#: How far the weights are taken, relative to their size, past a point whose mode is not
+#: found: the kinks that meet there are then met one by one.
+_LEAP = 3e-8
 #: A predicted event shortens a step to no less than this part.
 _SHORTEST = 1e-3
 
@@ -55,7 +59,9 @@ class State(NamedTuple):
     - `step`: what the error control allows next.
     - `largest`: the scale of z.
     - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
-    - `again`: the point has to be settled once more.
+    - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
+    - `again`: the point has to be settled once more; `leaps`: a little further on, as no
+        way on was found here.
     """
 
     t: Float[Array, ""]
@@ -75,7 +81,15 @@ class State(NamedTuple):
     step: Float[Array, ""]
     largest: Float[Array, ""]
     torn: Bool[Array, "samples kinks"]
+    near: Bool[Array, "samples kinks"]
+    dormant: Bool[Array, "samples kinks"]
     again: Bool[Array, ""]
+    leaps: Bool[Array, ""]
+
+    @property
+    def way(self) -> Way:
+        """How the flow goes on from here."""
+        return Way(self.again, self.velocity, self.near, self.dormant, self.held)
 
 
 class Pending(NamedTuple):
@@ -114,16 +128,19 @@ class Ahead(NamedTuple):
     passes: Int[Array, ""]
 
 
-def stage_target(state: State, ahead: Ahead, number: Array) -> Target:
-    """Where the stage `number` wants the field."""
+def stage_target(state: State, ahead: Ahead, number: Array, end: Array) -> Target:
+    """Where the stage `number` wants the field; -1 wants it at the step's `end`."""
     stages = jnp.asarray(_STAGES, ahead.step.dtype)
     w = state.w + ahead.step * (stages[number] @ ahead.velocities)
+    w = jnp.where(number < 0, end, w)
     was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
     known = jnp.asarray(False)
     nothing = jnp.zeros_like(state.slots.used)
+    wakes = state.slots.beside(state.dormant)
     return Target(
-        w, state.side, state.base, state.slots, was, nothing, nothing, state.torn, known
-    )
+        w, state.side, state.base, state.slots, was, nothing, wakes,
+        state.torn, state.near, state.dormant, known,
+    )  # fmt: skip
 
 
 def with_stage(
@@ -159,9 +176,15 @@ def follow(
 
 
 def as_pending(state: State, ahead: Ahead, until: Float[Array, ""]) -> Pending:
-    """The point at the end of a step, or at its start to be settled once more."""
+    """The point at the end of a step, or at its start to be settled once more.
+
+    Or, if that leaps, a little further on.
+    """
     left = until - state.t
-    theta = jnp.where(state.again, 0, ahead.theta)
+    speed = jnp.linalg.norm(state.velocity)
+    far = _LEAP * jnp.linalg.norm(state.w) / jnp.where(speed > 0, speed, 1)
+    turning = jnp.where(state.leaps, jnp.minimum(far / ahead.step, 1), 0)
+    theta = jnp.where(state.again, turning, ahead.theta)
     ends = theta * ahead.step >= left * (1 - 1e-15)
     zeros = jnp.zeros(state.side.shape, left.dtype)
     lam_rate, width_rate = (

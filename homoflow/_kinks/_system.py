@@ -50,6 +50,10 @@ class Slots(NamedTuple):
         slot = jnp.minimum(self.place, room - 1)
         return jnp.where((self.place < room) & where[slot], values[slot], table)
 
+    def beside(self, chosen: Bool[Array, "samples kinks"]) -> Bool[Array, " slots"]:
+        """The slots with chosen pairs in their sample."""
+        return self.used & jnp.any(chosen, 1)[self.pair // chosen.shape[1]]
+
     def gathered(self, table: Array) -> Array:
         """The entries of a table over all pairs that belong to the slots."""
         return table.ravel()[self.pair]
@@ -214,6 +218,45 @@ class System(eqx.Module):
         )
         explicit, deltas, _ = self._backward(w, slopes, starts)
         return Rows(explicit, deltas, [v[sample] for v in vectors])
+
+    def openings(
+        self,
+        w: Array,
+        slopes: Array,
+        dormant: Bool[Array, "samples kinks"],
+        slots: Slots,
+    ) -> Float[Array, " slots"]:
+        """∂L/∂a at every slot's kink if that alone opens, from one-sided derivatives.
+
+        It takes the dormant pairs above to sides that may be others than those they have.
+        """
+        weights, still = self.unravel(w), jnp.zeros(self.kinks, w.dtype)
+        seeds = jax.grad(self._loss)(self._opened(w, slopes)[0])
+
+        def of_slot(pair):
+            i, kink = pair // self.kinks, pair % self.kinks
+            x, seed = jax.tree.map(lambda a: a[i], (self.x, seeds))
+            numbers = jnp.arange(self.kinks, dtype=kink.dtype)
+            lift = (numbers == kink).astype(w.dtype)
+
+            def one_layer(_, carry):
+                slopes, _ = carry
+                _, (prediction, z) = jax.jvp(
+                    lambda lift: self.function.forward(
+                        weights, slopes, lift, self.others, x
+                    ),
+                    (still,),
+                    (lift,),
+                )
+                turned = dormant[i] & (z != 0)
+                side = jnp.where(z > 0, self.high[i], self.low[i])
+                change = jax.tree.map(jnp.vdot, seed, prediction)
+                return jnp.where(turned, side, slopes), sum(jax.tree.leaves(change))
+
+            start = slopes[i], jnp.zeros((), w.dtype)
+            return lax.fori_loop(0, self.function.depth + 1, one_layer, start)[1]
+
+        return jax.vmap(of_slot)(slots.pair)
 
     def _sums_first(self) -> bool:
         """Whether single samples' gradients cost far more than the gradient of a sum.
