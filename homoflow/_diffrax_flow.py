@@ -264,12 +264,10 @@ def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.Save
 
 
 def _event(adjoint, method: Method) -> dfx.Event | None:
-    # A solver that weighs errors accepts no step that is not finite, unless it must; and
-    # an event has what is interpolated with copied in each step.
-    weighs = isinstance(method.solver, AbstractTolerantSolver)
-    if isinstance(adjoint, dfx.BacksolveAdjoint) or (
-        weighs and not method.is_averaging
-    ):
+    # Where steps can be rejected those that are not finite are; and an event has what is
+    # interpolated with copied in each step.
+    rejects = method.controller is None and method.most_steps is None
+    if isinstance(adjoint, dfx.BacksolveAdjoint) or rejects:
         return None
 
     def nonfinite(t, y, args, **kwargs):
