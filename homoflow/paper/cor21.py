@@ -83,8 +83,7 @@ def run(config: Config = Config(), *, progress: Progress = False) -> Report:
             "entries of all layers start with the same variance, so that their norms "
             "differ.",
             "Only one layer is ReLU: after a small start samples of a network with several "
-            "often meet their kinks at one time, which the exact flow does not always get "
-            "past.",
+            "often meet their kinks at one time, where the flow may have a choice.",
             f"Balanced means: the largest ‖W_h‖_F² is at most {BALANCED:g} times the "
             "smallest.",
         ),
