@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple
 
 import diffrax as dfx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .._orbits import Orbit
+from .._orbits import Orbit, Rescaling
 
 
 class Remembered(NamedTuple):
@@ -125,18 +127,26 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         dense = {"inner": dense, "targets": targets}
         beyond = jnp.where(t1 < self.until, self.beyond, 0)
         rescaling = self.orbit.restoring(y1, targets, beyond)
-        if _says_how(self.solver, inner):
-            inner = self.solver.transported(  # pyright: ignore[reportAttributeAccessIssue]
-                inner, y1, rescaling.weights, rescaling.slopes
+        if inner is not None:
+            # A long memory is a lot to go through where nothing is to be done.
+            inner = lax.cond(
+                eqxi.unvmap_all(rescaling.is_one),
+                lambda: inner,
+                lambda: self._transported(inner, y1, rescaling),
             )
-        elif inner is not None:
-            inner = inner[0], rescaling.slopes(inner[1])
         removed = tuple(
             jnp.where(rescaling.is_one, old, old + new)
             for old, new in zip(removed, rescaling.miss, strict=True)
         )
         state = Remembered(inner, targets, removed)
         return rescaling.restored, error, dense, state, result
+
+    def _transported(self, inner: PyTree, y1: PyTree, rescaling: Rescaling) -> PyTree:
+        if _says_how(self.solver, inner):
+            return self.solver.transported(  # pyright: ignore[reportAttributeAccessIssue]
+                inner, y1, rescaling.weights, rescaling.slopes
+            )
+        return inner[0], rescaling.slopes(inner[1])
 
 
 def _says_how(solver: dfx.AbstractSolver, inner: PyTree) -> bool:
