@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ._by_structure import known_by_structure
 from ._data import sample_shape
 from ._jaxpr import Degree, degree_in
-from ._losses import Risk, SquaredLoss
+from ._losses import Risk, is_squared
 from ._method import kinks_of
 from ._precision import full_matmul_precision
 from ._problem import Problem, without_laws
@@ -56,8 +56,9 @@ def compressed(problem: Problem) -> Compressed:
 def _degree(problem: Problem) -> Degree:
     """What is proved of the model in its input; `UNKNOWN` if that is of no use."""
     objective = problem.objective
-    if not (isinstance(objective, Risk) and type(objective.loss) is SquaredLoss):
+    if not is_squared(objective):
         return Degree.UNKNOWN
+    assert isinstance(objective, Risk)
     x, y = problem.data
     if not (eqx.is_array(x) and x.dtype == problem.dtype):
         return Degree.UNKNOWN

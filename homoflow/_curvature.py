@@ -1,24 +1,12 @@
 """Gauss–Newton's matrix of a squared loss, as a factor."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._losses import Risk, SquaredLoss
+from ._losses import Risk
 from ._problem import Problem
-
-
-def residual_count(problem: Problem) -> int | None:
-    """How many residuals L is half the sum of squares of; `None` if it is not."""
-    objective = problem.objective
-    if not (isinstance(objective, Risk) and type(objective.loss) is SquaredLoss):
-        return None
-    samples = problem.data[1].shape[0]
-    example = jax.tree.map(lambda a: a[0], problem.data[0])
-    return samples * math.prod(eqx.filter_eval_shape(problem.model, example).shape)
 
 
 def residual_slopes(

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._compiling import quickly_compiled
-from ._curvature import residual_count, residual_slopes
+from ._curvature import residual_slopes
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
 from ._kinks import KinkShare, as_system, evaluations
+from ._losses import is_squared
 from ._method import Method, gradient_evaluations
 from ._observables import Observation, observe
 from ._orbits import Orbit
@@ -154,8 +155,9 @@ def _solve(
 
     solver, controller = _solver_and_controller(method, weights, t1)
     if isinstance(solver, ExponentialAdams):
-        has_residuals = isinstance(dynamics, GradientFlow) and residual_count(problem)
-        solver = solver.informed(curvature if has_residuals else None)
+        is_gradient = isinstance(dynamics, GradientFlow)
+        if is_gradient and is_squared(problem.objective):
+            solver = solver.informed(curvature)
     counted = solver
     orbit = Orbit(method.kept, weights) if method.kept else None
     if orbit is not None:
@@ -191,18 +193,25 @@ def _solve(
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
-    trajectory = _trajectory(
+    times = span.times()
+    numbers = {
+        "steps": solution.stats["num_accepted_steps"],
+        "rejected_steps": solution.stats["num_rejected_steps"],
+        "time_reached": time_reached(result, times, valid, reached, span.t1),
+        **_costs(problem, counted, solution, times.shape[0]),
+    }
+    if removed is not None:
+        numbers["law_drift_removed"] = removed
+    trajectory = recorded_trajectory(
         problem,
-        counted,
-        span,
+        times,
         seen,
         valid,
-        saved,
-        final,
-        reached,
-        result,
-        solution,
-        removed,
+        final=final,
+        saved=saved,
+        result=result,
+        numbers=numbers,
+        facts=(("clock", "flow time"),),
     )
     return Run(trajectory, nan_unless(valid, watched))
 
@@ -315,46 +324,17 @@ def _valid(
     return finite & (ok | (span.times() <= reached)) & (jnp.cumsum(~finite) == 0)
 
 
-def _trajectory(
-    problem,
-    solver,
-    span,
-    seen,
-    valid,
-    saved,
-    final,
-    reached,
-    result,
-    solution,
-    removed,
-) -> Trajectory:
-    ts = span.times()
-    numbers = {
-        "steps": solution.stats["num_accepted_steps"],
-        "rejected_steps": solution.stats["num_rejected_steps"],
-        "time_reached": time_reached(result, ts, valid, reached, span.t1),
-    }
-    costs = _costs(problem, solver, solution)
+def _costs(
+    problem: Problem, solver, solution: dfx.Solution, recorded: int
+) -> dict[str, Array]:
+    """Evaluations as far as they are known, with those for what is `recorded`."""
+    costs = _costs_of_steps(problem, solver, solution)
     if "gradient_evaluations" in costs:
-        costs["gradient_evaluations"] += ts.shape[0]
-    numbers |= costs
-    if removed is not None:
-        numbers["law_drift_removed"] = removed
-    return recorded_trajectory(
-        problem,
-        ts,
-        seen,
-        valid,
-        final=final,
-        saved=saved,
-        result=result,
-        numbers=numbers,
-        facts=(("clock", "flow time"),),
-    )
+        costs["gradient_evaluations"] += recorded
+    return costs
 
 
-def _costs(problem: Problem, solver, solution: dfx.Solution) -> dict[str, Array]:
-    """Evaluations, as far as they are known."""
+def _costs_of_steps(problem: Problem, solver, solution) -> dict[str, Array]:
     steps, memory = solution.stats["num_steps"], solution.solver_state
     if isinstance(solver, KinkShare):
         return {"gradient_evaluations": evaluations(as_system(problem), steps)}

@@ -168,3 +168,8 @@ def _refuse_unless_signs(targets: Shaped[Array, "m ..."]) -> None:
             "This loss takes labels −1 and +1; the targets hold others, such as "
             f"{values[np.abs(values) != 1].flat[0]}. For labels 0 and 1 use 2·y − 1."
         )
+
+
+def is_squared(objective: Any) -> bool:
+    """Whether an objective is half a mean or sum of squares, as structure shows."""
+    return isinstance(objective, Risk) and type(objective.loss) is SquaredLoss

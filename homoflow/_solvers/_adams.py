@@ -104,16 +104,13 @@ class ExponentialAdams(AbstractTolerantSolver):
         return self.most_order
 
     def at(self, rtol, atol):
-        return self._replaced(rtol=rtol, atol=atol)
+        return dataclasses.replace(self, rtol=rtol, atol=atol)
 
     def informed(self, curvature) -> "ExponentialAdams":
         """The same solver with a `curvature`, unless it has one."""
         if self.curvature is not None:
             return self
-        return self._replaced(curvature=curvature)
-
-    def _replaced(self, **changes) -> "ExponentialAdams":
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, curvature=curvature)
 
     def controller(self, *, dtmin=None, force_dtmin=False):
         # The next step is this one times `safety` over the error: `step` makes it so.

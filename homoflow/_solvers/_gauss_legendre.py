@@ -11,7 +11,9 @@ import jax.scipy.linalg
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
+
+from ._step_polynomial import AbstractStepPolynomial
 
 #: Beyond this many unknowns the dense Jacobian of the stages takes gigabytes.
 MOST_UNKNOWNS = 20_000
@@ -51,29 +53,14 @@ def _tableau(stages: int) -> _Tableau:
     return _Tableau(nodes, a, b, bends, lagrange[0])
 
 
-class _Collocation(dfx.AbstractLocalInterpolation):
+class _Collocation(AbstractStepPolynomial):
     """The polynomial of degree s with the field's slopes at the nodes."""
 
-    t0: Any
-    t1: Any
-    y0: PyTree[Array]
-    y1: PyTree[Array]
-    bends: PyTree[Float[Array, "stages ..."]]
-
-    def evaluate(self, t0, t1=None, left=True):
-        del left
-        if t1 is not None:
-            return jax.tree.map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
-        length = jnp.asarray(self.t1 - self.t0)
-        here = (t0 - self.t0) / jnp.where(length == 0, 1, length)
-
-        def at(start, end, bends):
-            s = here.astype(start.dtype)
-            powers = s ** jnp.arange(1, bends.shape[0] + 1, dtype=start.dtype)
-            # To the last digit what the step ends with.
-            return jnp.where(s == 1, end, start + jnp.tensordot(powers, bends, axes=1))
-
-        return jax.tree.map(at, self.y0, self.y1, self.bends)
+    @staticmethod
+    def at(s, start, end, bends):
+        powers = s ** jnp.arange(1, bends.shape[0] + 1, dtype=start.dtype)
+        # To the last digit what the step ends with.
+        return jnp.where(s == 1, end, start + jnp.tensordot(powers, bends, axes=1))
 
 
 class GaussLegendre(dfx.AbstractAdaptiveSolver):

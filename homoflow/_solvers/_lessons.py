@@ -69,12 +69,10 @@ def taught(
     lesson = eqxi.unvmap_max(jnp.where(learns, 1, 0) + jnp.where(asks, 1, 0))
     # Of a batch all that learn take the same lesson.
     asks = learns & (lesson == 2)
-    still = lax.stop_gradient((after.j, after.states[0], after.slopes[0]))
-    j, state, slope = still
-    change = lax.stop_gradient(after.slopes[0] - trial.slope)
-    correction = lax.stop_gradient(trial.correction)
+    now = after.states[0], after.slopes[0], trial.slope, trial.correction
+    j, (state, slope, before, correction) = lax.stop_gradient((after.j, now))
     length = jnp.linalg.norm(correction)
-    steps, changes = correction[None] / length, change[None] / length
+    steps, changes = correction[None] / length, (slope - before)[None] / length
 
     def as_it_is() -> tuple[LowRank, list[Array]]:
         return j, list(inner)

@@ -9,37 +9,22 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
 
 from . import _tableau as tableau
 from ._one_dtype import refuse_unless_one_dtype
+from ._step_polynomial import AbstractStepPolynomial
 
 #: Beyond this the Hessian alone takes gigabytes.
 MOST_WEIGHTS = 10_000
 
 
-class _Quartic(dfx.AbstractLocalInterpolation):
+class _Quartic(AbstractStepPolynomial):
     """The polynomial of degree 4 that Rodas5P's stages give between two steps."""
 
-    t0: Any
-    t1: Any
-    y0: PyTree[Array]
-    y1: PyTree[Array]
-    bends: PyTree[Float[Array, "3 ..."]]
-
-    def evaluate(self, t0, t1=None, left=True):
-        del left
-        if t1 is not None:
-            return jax.tree.map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
-        length = jnp.asarray(self.t1 - self.t0)
-        here = (t0 - self.t0) / jnp.where(length == 0, 1, length)
-
-        def at(start, end, bends):
-            s = here.astype(start.dtype)
-            bend = bends[0] + s * (bends[1] + s * bends[2])
-            return (1 - s) * start + s * (end + (1 - s) * bend)
-
-        return jax.tree.map(at, self.y0, self.y1, self.bends)
+    @staticmethod
+    def at(s, start, end, bends):
+        bend = bends[0] + s * (bends[1] + s * bends[2])
+        return (1 - s) * start + s * (end + (1 - s) * bend)
 
 
 class Rodas5P(dfx.AbstractAdaptiveSolver):
