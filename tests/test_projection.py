@@ -18,7 +18,7 @@ import homoflow as hf
 from homoflow._orbits import Orbit
 from homoflow._problem import pose
 from homoflow._projected import kept_laws
-from homoflow._solvers import OnOrbit
+from homoflow._solvers import OnOrbit, Remembered
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 #: The most that a recorded law changes, relative to ‖w‖²: as README says.
@@ -260,7 +260,9 @@ def test_what_each_step_removes_adds_up_to_the_drift(solver):
             saveat=dfx.SaveAt(t1=True, solver_state=True),
         )  # fmt: skip
 
-    removed = end(OnOrbit(solver, orbit)).solver_state.removed
+    memory = end(OnOrbit(solver, orbit)).solver_state
+    assert isinstance(memory, Remembered)
+    removed = memory.removed
     final = jax.tree.map(lambda a: a[0], end(solver).ys)
     drift = jax.tree.map(jnp.subtract, orbit.values(final), orbit.values(start))
     assert largest(drift) > 1e-9
@@ -283,7 +285,8 @@ def test_batched_float32_runs_keep_their_laws():
         sizes = sum(np.asarray(v).max(axis=1) for v in batch.squared_norms.values())
         change = np.abs(values - values[:, :1]).reshape(3, -1).max(axis=1)
         assert np.all(change < 2e-5 * sizes), name
-    assert np.all(np.asarray(batch.stats["law_drift_removed"]) > 1e-5)
+    # More than ten times as much as is left.
+    assert np.all(np.asarray(batch.stats["law_drift_removed"]) > 2e-4)
 
 
 def problem_of(model=None, **options):
