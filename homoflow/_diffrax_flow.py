@@ -13,6 +13,7 @@ from ._curvature import residual_slopes
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
+from ._flattening import Flattening
 from ._kinks import KinkShare, as_system, evaluations
 from ._losses import is_squared
 from ._method import Method, gradient_evaluations
@@ -117,10 +118,11 @@ def _solve(
     t1 = jnp.where(sound, span.t1, 0)
     ts = jnp.where(sound, span.times(), 0)
 
-    # Diffrax gets plain lists: a model's tree may hold more than arrays. And it
-    # differentiates with respect to `args`, not to what a closure holds.
+    # Diffrax gets plain vectors, and differentiates with respect to `args`, not to what
+    # a closure holds.
     weights = problem.weights()
-    leaves, structure = jax.tree.flatten(dynamics.start(problem, weights))
+    start = dynamics.start(problem, weights)
+    flattening = Flattening(start)
     posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
     arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
     given, places = jax.tree.flatten(arrays)
@@ -131,27 +133,26 @@ def _solve(
     shares_kinks = isinstance(method.solver, KinkShare)
     args = given, as_system(problem) if shares_kinks else None
 
-    def field(t, leaves, args):
+    def field(t, vectors, args):
         del t
         posed, dynamics = known(args[0])
-        state = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves(dynamics.velocity(posed, state))
+        return flattening.flat(dynamics.velocity(posed, flattening.tree(vectors)))
 
-    def record(t, leaves, args):
+    def record(t, vectors, args):
         del t
         posed, dynamics = known(args[0])
-        state = jax.tree.unflatten(structure, leaves)
+        state = flattening.tree(vectors)
         w = dynamics.weights(state)
         value, gradient = jax.value_and_grad(posed.loss)(w)
         seen = observe(problem.laws, w, value, gradient)
         watched = dynamics.watch(posed, state)
         return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
 
-    def curvature(t, leaves, args):
+    def curvature(t, vectors, args):
         del t
         posed, dynamics = known(args[0])
-        state = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves(residual_slopes(posed, dynamics.weights(state)))
+        weights = dynamics.weights(flattening.tree(vectors))
+        return jax.vmap(flattening.flat)(residual_slopes(posed, weights))
 
     solver, controller = _solver_and_controller(method, weights, t1)
     if isinstance(solver, ExponentialAdams):
@@ -159,7 +160,7 @@ def _solve(
         if is_gradient and is_squared(problem.objective):
             solver = solver.informed(curvature)
     counted = solver
-    orbit = Orbit(method.kept, weights) if method.kept else None
+    orbit = Orbit(method.kept, weights, flattening) if method.kept else None
     if orbit is not None:
         solver = OnOrbit(solver, orbit, _unnoticed(method, t1), t1)
     solution = dfx.diffeqsolve(
@@ -168,7 +169,7 @@ def _solve(
         jnp.zeros_like(t1),
         t1,
         method.dt0,
-        leaves,
+        flattening.flat(start),
         args=args,
         saveat=_saveat(options.adjoint, ts, t1, record, _tells_more(method)),
         stepsize_controller=controller,
@@ -188,7 +189,7 @@ def _solve(
         remembered = solution.solver_state
         assert isinstance(remembered, Remembered)
         removed = _relative_size(orbit, final, remembered.removed)
-    final = dynamics.weights(jax.tree.unflatten(structure, final))
+    final = dynamics.weights(flattening.tree(final))
     if options.save_models:
         saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
     result = _result(fault, solution.result, seen, final)
