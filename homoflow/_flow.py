@@ -8,14 +8,16 @@ from jaxtyping import ArrayLike, Float, PyTree
 from ._averaged import Averaged
 from ._coefficients import check_weight_decay
 from ._compressed import compressed
+from ._concrete import is_untraced
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import GradientFlow
 from ._endless_flow import endless_flow, is_endless
 from ._exact_flow import exact_flow
+from ._held_up import run_until_held_up
 from ._kinks import Filippov
 from ._laws import Law
 from ._losses import LossLike, SquaredLoss
-from ._method import as_scalar, choose_method
+from ._method import Method, as_scalar, choose_method
 from ._problem import Objective, pose
 from ._progress import Progress
 from ._projected import kept_laws
@@ -88,8 +90,10 @@ def flow(
         `homoflow.ExponentialAdams` for smooth models with a loss over samples where
         samples (after what `data` says) times weights are 30,000 or more: it takes the
         fewest gradients, and its steps are not bound by the sharpness; for other smooth
-        ones, whose gradients cost less than such a step, `Dopri8` (float64) or `Tsit5`
-        (float32); `Heun` with a smallest
+        ones, whose gradients cost less than such a step, `Tsit5` (in float32, or at an
+        `rtol` of 1e-5 and more) or `Dopri8`. Where that has taken 1,000 steps and is not
+        there, the flow is taken for stiff and begun again by `ExponentialAdams` (not
+        inside of jit or vmap, where no number decides: name it there); `Heun` with a smallest
         step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of a
         sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
         midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
@@ -167,7 +171,8 @@ def flow(
     **Returns:** a `homoflow.Trajectory`. Its `stats` hold `steps`, `rejected_steps`,
     `gradient_evaluations` (explicit Runge–Kutta solvers, `ExponentialAdams`, which needs
     no Hessians, and `Rodas5P`, which has
-    `jacobian_evaluations`, the number of Hessians, besides), `time_reached`,
+    `jacobian_evaluations`, the number of Hessians, besides; those of a solver that was
+    held up are included), `time_reached`,
     `law_violation`, `error_estimate` (relative error of the final weights),
     `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
     Those of `Filippov` also hold `crossings`, `entries` and `exits` (pairs of a sample
@@ -248,19 +253,6 @@ def flow(
             return raise_unless_successful(trajectory) if throw else trajectory
         choice = after_giving_up(trajectory)
     problem, told = compressed(problem)
-    method = choose_method(
-        problem,
-        rtol=rtol,
-        atol=atol,
-        solver=solver if isinstance(solver, dfx.AbstractSolver) else None,
-        controller=stepsize_controller,
-        dt0=dt0,
-        max_steps=max_steps,
-        may_share_kinks=weight_decay is None
-        and not isinstance(adjoint, dfx.BacksolveAdjoint),
-        may_take_adams=not isinstance(adjoint, dfx.BacksolveAdjoint),
-        note=choice.why,
-    )
     kept = kept_laws(
         problem,
         project,
@@ -270,16 +262,42 @@ def flow(
         adjoint=adjoint,
         weight_decay=weight_decay,
     )
-    method = method.told((*told, *kept.facts)).keeping(kept.laws)
-    trajectory, *_ = diffrax_flow(
-        problem,
-        span,
-        method,
-        dynamics=GradientFlow(as_scalar(weight_decay, problem.dtype)),
-        max_steps=max_steps,
-        save_models=save_models,
-        adjoint=adjoint,
-        estimate_error=estimate_error,
-        progress=progress,
+
+    def choose(held_up_at: float | None) -> Method:
+        method = choose_method(
+            problem,
+            rtol=rtol,
+            atol=atol,
+            solver=solver if isinstance(solver, dfx.AbstractSolver) else None,
+            controller=stepsize_controller,
+            dt0=dt0,
+            max_steps=max_steps,
+            may_share_kinks=weight_decay is None
+            and not isinstance(adjoint, dfx.BacksolveAdjoint),
+            may_take_adams=not isinstance(adjoint, dfx.BacksolveAdjoint),
+            held_up_at=held_up_at,
+            note=choice.why,
+        )
+        return method.told((*told, *kept.facts)).keeping(kept.laws)
+
+    def run(method: Method, max_steps: int) -> Trajectory:
+        return diffrax_flow(
+            problem,
+            span,
+            method,
+            dynamics=GradientFlow(as_scalar(weight_decay, problem.dtype)),
+            max_steps=max_steps,
+            save_models=save_models,
+            adjoint=adjoint,
+            estimate_error=estimate_error,
+            progress=progress,
+        ).trajectory
+
+    may_change = (
+        stepsize_controller is None
+        and not isinstance(solver, dfx.AbstractSolver)
+        and not isinstance(adjoint, dfx.BacksolveAdjoint)
+        and is_untraced((problem, span, rtol, atol, dt0, weight_decay))
     )
+    trajectory = run_until_held_up(choose, run, max_steps, may_change)
     return raise_unless_successful(trajectory) if throw else trajectory

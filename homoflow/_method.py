@@ -29,6 +29,12 @@ ADAMS_RTOL = {"float64": 1e-11, "float32": 3e-6}
 #: From so many products of samples and weights on, a gradient takes longer than the rest
 #: of an exponential Adams step (about 25 µs on a core): then the fewest gradients win.
 MANY_PRODUCTS = 30_000
+#: From this tolerance on, order 5 needs fewer gradients than order 8.
+LOOSE_RTOL = 1e-5
+#: An explicit solver that has taken so many steps and is not there yet is held up by
+#: stability more often than not, and then exponential Adams is a multiple faster; it takes
+#: seconds to compile, so that it is not what begins.
+MOST_EXPLICIT_STEPS = 1000
 #: How much coarser the second solve of an error estimate is. Twice the step is no more: an
 #: explicit method has to stay stable.
 COARSER_RTOL = 4.0
@@ -62,6 +68,12 @@ class Method(eqx.Module):
     @property
     def is_averaging(self) -> bool:
         return self.most_steps is not None
+
+    @property
+    def may_be_held_up(self) -> bool:
+        """Whether it is an explicit method for smooth flows, with steps of its choice."""
+        is_explicit = isinstance(self.solver, dfx.Tsit5 | dfx.Dopri8)
+        return is_explicit and self.controller is None and not self.is_averaging
 
     def told(self, facts: tuple[tuple[str, str], ...]) -> "Method":
         """The same method, with more facts for `stats`."""
@@ -104,15 +116,18 @@ def choose_method(
     max_steps: int,
     may_share_kinks: bool = False,
     may_take_adams: bool = False,
+    held_up_at: float | None = None,
     note: str | None = None,
 ) -> Method:
     """The method for a problem: what the user asked for, defaults for the rest.
 
     `may_share_kinks`: whether what moves is nothing but the gradient flow, by an adjoint
     that goes through a solver's steps; `may_take_adams`: whether it is that, with weight
-    decay perhaps. `note` is added to why the default was taken.
+    decay perhaps. `held_up_at`: the time to which an explicit solver came in
+    `MOST_EXPLICIT_STEPS`. `note` is added to why the default was taken.
     Everything is decided from static facts (the model's operations, dtypes, what was
-    given), so a new value of a tolerance never recompiles.
+    given) and from whether `rtol` is known to be loose: otherwise a new value of a
+    tolerance never recompiles.
     """
     dtype = problem.dtype
     if dtype.name not in SMOOTH_RTOL:
@@ -143,16 +158,11 @@ def choose_method(
         solver is None
         and controller is None
         and may_take_adams
-        and not kinks
-        and (products := _products(problem)) >= MANY_PRODUCTS
+        and (for_adams := _why_adams(problem, kinks, held_up_at))
     ):
-        solver = ExponentialAdams()
-        why = (
-            f"smooth, with {products:,} products of samples and weights: it takes the "
-            "fewest gradients, also where the flow is stiff"
-        )
+        solver, why = ExponentialAdams(), for_adams
     elif solver is None:
-        solver, why = _default_solver(kinks, dtype)
+        solver, why = _default_solver(kinks, dtype, rtol)
     else:
         why = "asked for"
     if note is not None:
@@ -224,6 +234,26 @@ def kinks_of(problem: Problem) -> tuple[str, ...]:
     return nonsmooth_primitives(minimized, problem.weights(), arrays)
 
 
+def _why_adams(
+    problem: Problem, kinks: tuple[str, ...], held_up_at: float | None
+) -> str | None:
+    """What speaks for exponential Adams; `None` if nothing does."""
+    if kinks:
+        return None
+    if held_up_at is not None:
+        return (
+            f"smooth and stiff: {MOST_EXPLICIT_STEPS:,} explicit steps came to t = "
+            f"{held_up_at:.3g} only"
+        )
+    products = _products(problem)
+    if products < MANY_PRODUCTS:
+        return None
+    return (
+        f"smooth, with {products:,} products of samples and weights: it takes the "
+        "fewest gradients, also where the flow is stiff"
+    )
+
+
 def _products(problem: Problem) -> int:
     """Samples times weights, a measure of a gradient's cost; 0 where it is not known."""
     if not isinstance(problem.objective, Risk):
@@ -267,7 +297,7 @@ def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | No
 
 
 def _default_solver(
-    kinks: tuple[str, ...], dtype: jnp.dtype
+    kinks: tuple[str, ...], dtype: jnp.dtype, rtol: Any
 ) -> tuple[dfx.AbstractSolver, str]:
     if kinks:
         return dfx.Heun(), (
@@ -276,6 +306,8 @@ def _default_solver(
         )
     if dtype == jnp.float32:
         return dfx.Tsit5(), "smooth problem in float32"
+    if rtol is not None and is_concrete(rtol) and float(rtol) >= LOOSE_RTOL:
+        return dfx.Tsit5(), f"smooth problem, rtol ≥ {LOOSE_RTOL:g}"
     return dfx.Dopri8(), "smooth problem in float64"
 
 

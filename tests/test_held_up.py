@@ -1,0 +1,98 @@
+"""What `flow` does where stability holds up the explicit solver that it began with."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import scipy.linalg
+from toys import flat
+
+import homoflow as hf
+
+TS = [0.0, 3.0, 3000.0]
+#: Sharp and flat directions of the Hessian: stability asks for 3,000 steps and more.
+CURVATURES = np.array([6.0, 1.0, 1e-3])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A convex quadratic: one linear layer, with a closed-form flow."""
+    model = hf.MLP((3, 1), activation="linear", key=jr.key(0))
+    x = jnp.diag(jnp.sqrt(3 * CURVATURES))
+    return model, (x, jr.normal(jr.key(1), (3, 1)))
+
+
+def closed_form(model, data, t):
+    """w* + e^{−Ht}(w − w*)."""
+    x, y = map(np.asarray, data)
+    best = np.linalg.solve(x, y)
+    w = flat(model)[:, None]
+    return (best + scipy.linalg.expm(-t * x.T @ x / len(x)) @ (w - best)).ravel()
+
+
+@pytest.fixture(scope="module")
+def changed(problem):
+    return hf.flow(*problem, TS[-1], ts=TS, rtol=1e-8, save_models=True)
+
+
+def test_a_stiff_flow_is_begun_again(problem, changed):
+    assert changed.stats["solver"] == "ExponentialAdams"
+    assert "1,000 explicit steps came to t = " in changed.stats["why"]
+    weights = np.asarray(changed.models.layers[0].weight).reshape(3, 3)
+    for t, w in zip(TS, weights, strict=True):
+        truth = closed_form(*problem, t)
+        assert np.linalg.norm(w - truth) < 1e-7 * np.linalg.norm(truth)
+
+
+def test_it_is_what_would_have_been_asked_for_and_costs_more(problem, changed):
+    asked = hf.flow(*problem, TS[-1], ts=TS, rtol=1e-8, solver=hf.ExponentialAdams())
+    np.testing.assert_array_equal(flat(changed.model), flat(asked.model))
+    first = hf.flow(
+        *problem, TS[-1], ts=TS, rtol=1e-8, solver=dfx.Dopri8(), max_steps=1000,
+        throw=False,
+    )  # fmt: skip
+    assert first.result == hf.RESULTS.max_steps_reached
+    counts = [int(run.stats["gradient_evaluations"]) for run in (changed, first, asked)]
+    assert counts[0] == counts[1] + counts[2]
+    assert counts[1] > 10_000 > 10 * counts[2]
+
+
+def test_a_short_flow_ends_with_the_solver_it_began_with(problem):
+    short = hf.flow(*problem, 3.0, rtol=1e-8)
+    assert short.stats["solver"] == "Dopri8"
+    np.testing.assert_allclose(flat(short.model), closed_form(*problem, 3.0), rtol=1e-7)
+
+
+@pytest.mark.parametrize(("rtol", "solver"), [(1e-5, "Tsit5"), (9e-6, "Dopri8")])
+def test_order_by_tolerance(problem, rtol, solver):
+    run = hf.flow(*problem, 3.0, rtol=rtol)
+    assert run.stats["solver"] == solver
+    error = np.linalg.norm(flat(run.model) - closed_form(*problem, 3.0))
+    assert error < 10 * rtol
+
+
+def test_no_number_decides_inside_of_jit_and_vmap(problem):
+    model, data = problem
+
+    @eqx.filter_jit
+    def inside(model):
+        return hf.flow(model, data, TS[-1], ts=TS, rtol=1e-8, throw=False)
+
+    run = inside(model)
+    assert run.stats["solver"] == "Dopri8"
+    assert run.result == hf.RESULTS.successful
+    models = jax.tree.map(lambda a: jnp.stack([a, a]) if eqx.is_array(a) else a, model)
+    both = eqx.filter_vmap(inside)(models)
+    assert both.stats["solver"] == "Dopri8"
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 500}, {"solver": dfx.Dopri8(), "max_steps": 1001}]
+)
+def test_what_was_asked_for_is_not_exceeded(problem, options):
+    run = hf.flow(*problem, TS[-1], ts=TS, rtol=1e-8, throw=False, **options)
+    assert run.stats["solver"] == "Dopri8"
+    assert run.result == hf.RESULTS.max_steps_reached
