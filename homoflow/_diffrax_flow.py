@@ -33,9 +33,9 @@ from ._solvers import (
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 
-#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is
-#: smaller than what steps may do to the weights.
-UNNOTICED = 0.1
+#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
+#: larger than what steps may do to the weights, whose error is the same as without waiting.
+UNNOTICED = 1.0
 
 
 class Run(NamedTuple):

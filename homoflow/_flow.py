@@ -93,9 +93,9 @@ def flow(
         ones, whose gradients cost less than such a step, `Tsit5` (in float32, or at an
         `rtol` of 1e-5 and more) or `Dopri8`. Where that has taken 1,000 steps and is not
         there, the flow is taken for stiff and begun again by `ExponentialAdams` (not
-        inside of jit or vmap, where no number decides: name it there); `Heun` with a smallest
-        step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of a
-        sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
+        inside of jit or vmap, where no number decides: name it there); `Heun` with a
+        smallest step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of
+        a sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
         midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
         first step, or the constant one for a solver without error estimate.
         `homoflow.Rodas5P()` is an implicit method for up to about a thousand weights;
@@ -116,7 +116,7 @@ def flow(
     - `project`: undo the laws' drift by rescalings of units (for linear units: mixings)
         that leave the function and the loss as they are, to rounding. All that is
         recorded has the laws at their initial values to 1e-13·‖w‖² (float64), and
-        steps are projected where a law has drifted by a tenth of `rtol`; what was removed
+        steps are projected where a law has drifted by `rtol`; what was removed
         is `stats["law_drift_removed"]`, relative to ‖w‖², an error estimate for free. The
         laws then show nothing of the solver's accuracy, nor whether they are laws:
         `law_violation` does. Default: wherever homoflow chose the solver (not with

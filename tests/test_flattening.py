@@ -43,5 +43,5 @@ def test_under_vmap_leaves_have_the_shapes_of_one(tree):
 
 
 def test_another_structure_is_refused(tree):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="key"):
         Flattening(tree).flat({"a": tree["a"], "c": tree["b"]})

@@ -48,7 +48,8 @@ class Orbit(eqx.Module):
     laws, so that a numerical solution's drift can be undone.
 
     Its methods take weights of any structure that has the leaves of `weights` in their
-    order, or the vectors that `flattening` makes of them. Of `laws` it has those that generate rescalings, each of them once.
+    order, or the vectors that `flattening` makes of them. Of `laws` it has those that
+    generate rescalings, each of them once.
 
     **Raises:** `ValueError` if there is none, or if one involves an array that is not
     among the weights.
