@@ -23,6 +23,7 @@ from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
+from ._recording import recording
 from ._solvers import (
     AbstractTolerantSolver,
     ExponentialAdams,
@@ -123,6 +124,7 @@ def _solve(
     weights = problem.weights()
     start = dynamics.start(problem, weights)
     flattening = Flattening(start)
+    start = flattening.flat(start)
     posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
     arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
     given, places = jax.tree.flatten(arrays)
@@ -131,7 +133,12 @@ def _solve(
         return eqx.combine(jax.tree.unflatten(places, given), fixed)
 
     shares_kinks = isinstance(method.solver, KinkShare)
-    args = given, as_system(problem) if shares_kinks else None
+    orbit = Orbit(method.kept, weights, flattening) if method.kept else None
+    args = (
+        given,
+        as_system(problem) if shares_kinks else None,
+        None if orbit is None else orbit.values(start),
+    )
 
     def field(t, vectors, args):
         del t
@@ -141,6 +148,9 @@ def _solve(
     def record(t, vectors, args):
         del t
         posed, dynamics = known(args[0])
+        if orbit is not None:
+            # Between steps a solver interpolates, whatever the laws.
+            vectors = orbit.restoring(vectors, args[2]).restored
         state = flattening.tree(vectors)
         w = dynamics.weights(state)
         value, gradient = jax.value_and_grad(posed.loss)(w)
@@ -160,18 +170,19 @@ def _solve(
         if is_gradient and is_squared(problem.objective):
             solver = solver.informed(curvature)
     counted = solver
-    orbit = Orbit(method.kept, weights, flattening) if method.kept else None
     if orbit is not None:
         solver = OnOrbit(solver, orbit, _unnoticed(method, t1), t1)
+    has_memory = _tells_more(method)
+    records = recording(record, ts, t1, start, args, options.adjoint, has_memory)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(field),
         solver,
         jnp.zeros_like(t1),
         t1,
         method.dt0,
-        flattening.flat(start),
+        start,
         args=args,
-        saveat=_saveat(options.adjoint, ts, t1, record, _tells_more(method)),
+        saveat=records.saveat,
         stepsize_controller=controller,
         adjoint=options.adjoint,
         event=_event(options.adjoint, method),
@@ -179,9 +190,7 @@ def _solve(
         throw=False,
         progress_meter=meter,
     )
-    (seen, watched, saved), final, reached = _read(
-        solution, options.adjoint, record, args
-    )
+    (seen, watched, saved), final, reached = records.read(solution)
     # Of a faulty problem nothing is recorded, not even the start.
     reached = jnp.where(sound, reached, -jnp.inf)
     removed = None
@@ -263,16 +272,6 @@ def _tells_more(method: Method) -> bool:
     return bool(method.kept) or isinstance(method.solver, ExponentialAdams)
 
 
-def _saveat(adjoint, ts: Array, t1: Array, record, has_memory: bool) -> dfx.SaveAt:
-    if isinstance(adjoint, dfx.BacksolveAdjoint):
-        # It can differentiate through saved states only, not through observables.
-        return dfx.SaveAt(ts=jnp.append(ts, t1))
-    return dfx.SaveAt(
-        subs={"final": dfx.SubSaveAt(t1=True), "ts": dfx.SubSaveAt(ts=ts, fn=record)},
-        solver_state=has_memory,
-    )
-
-
 def _event(adjoint, method: Method) -> dfx.Event | None:
     # Where steps can be rejected those that are not finite are; and an event has what is
     # interpolated with copied in each step.
@@ -285,17 +284,6 @@ def _event(adjoint, method: Method) -> dfx.Event | None:
         return ~all_finite(y)
 
     return dfx.Event(nonfinite)
-
-
-def _read(solution, adjoint, record, args):
-    """What was recorded, the final state and the time it belongs to."""
-    if isinstance(adjoint, dfx.BacksolveAdjoint):
-        states = jax.tree.map(lambda y: y[:-1], solution.ys)
-        final = jax.tree.map(lambda y: y[-1], solution.ys)
-        records = jax.lax.map(lambda y: record(None, y, args), states)
-        return records, final, solution.ts[-1]
-    final = jax.tree.map(lambda y: y[0], solution.ys["final"])
-    return solution.ys["ts"], final, solution.ts["final"][0]
 
 
 def _result(

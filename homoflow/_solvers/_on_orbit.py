@@ -1,6 +1,6 @@
 """A wrapper that keeps a solver's laws, by rescalings that leave the function alone."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax as dfx
 import equinox.internal as eqxi
@@ -25,23 +25,6 @@ class Remembered(NamedTuple):
     removed: tuple[Array, ...]
 
 
-class _OnOrbitInterpolation(dfx.AbstractLocalInterpolation):
-    """The wrapped solver's interpolation, on the laws."""
-
-    t0: Any
-    t1: Any
-    inner: dfx.AbstractLocalInterpolation
-    targets: tuple[Array, ...]
-    orbit: Orbit
-
-    def evaluate(self, t0, t1=None, left=True):
-        if t1 is not None:
-            start, end = self.evaluate(t0, left=left), self.evaluate(t1, left=left)
-            return jax.tree.map(jnp.subtract, end, start)
-        between = self.inner.evaluate(t0, left=left)
-        return self.orbit.restoring(between, self.targets).restored
-
-
 class OnOrbit(dfx.AbstractWrappedSolver):
     """Any one-step solver of gradient flow, with drift of the laws undone after steps.
 
@@ -57,7 +40,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     state `y` and for what is like its gradients.
 
     - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
-        left alone; 0 for rounding. What is interpolated is projected always.
+        left alone; 0 for rounding.
     - `until`: steps that end there, or later, are projected whatever the drift.
     """
 
@@ -90,11 +73,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     @property
     def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        def build(*, t0, t1, inner, targets):
-            within = self.solver.interpolation_cls(t0=t0, t1=t1, **inner)
-            return _OnOrbitInterpolation(t0, t1, within, targets, self.orbit)
-
-        return build
+        return self.solver.interpolation_cls
 
     def order(self, terms):
         return self.solver.order(terms)
@@ -124,7 +103,6 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         y1, error, dense, inner, result = self.solver.step(
             terms, t0, t1, y0, args, inner, made_jump
         )
-        dense = {"inner": dense, "targets": targets}
         beyond = jnp.where(t1 < self.until, self.beyond, 0)
         rescaling = self.orbit.restoring(y1, targets, beyond)
         if inner is not None:

@@ -1,0 +1,70 @@
+"""What is recorded while a solve runs is what is recorded of its states afterwards."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import homoflow as hf
+
+TS = np.linspace(0, 3.0, 7)
+
+
+@pytest.fixture
+def problem():
+    model = hf.MLP((3, 4, 2), activation="linear", key=jr.key(0))
+    x = jr.normal(jr.key(1), (6, 3))
+    return model, (x, x[:, :2] ** 2)
+
+
+def both_ways(run, monkeypatch):
+    """`run` with states kept, and with none; nothing is compiled for another."""
+    afterwards = run()
+    jax.clear_caches()
+    monkeypatch.setattr("homoflow._recording.MOST_KEPT", 0)
+    along = run()
+    jax.clear_caches()
+    return afterwards, along
+
+
+def assert_close(afterwards, along):
+    for one, other in zip(*map(jax.tree.leaves, (afterwards, along)), strict=True):
+        if eqx.is_inexact_array(one):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_losses_laws_and_models_of_a_projected_flow(problem, monkeypatch):
+    runs = both_ways(
+        lambda: hf.flow(*problem, 3.0, ts=TS, save_models=True), monkeypatch
+    )
+    assert_close(*runs)
+    for run in runs:
+        assert run.stats["projection"].startswith("on")
+        for name, values in run.laws.items():
+            assert np.abs(values - values[0]).max() < 1e-13, name
+
+
+def test_a_flow_that_stops_midway(problem, monkeypatch):
+    def run():
+        return hf.flow(
+            *problem, 3.0, ts=TS, laws=(), rtol=1e-8, max_steps=12, throw=False
+        )
+
+    afterwards, along = both_ways(run, monkeypatch)
+    assert_close(afterwards, along)
+    known = np.isfinite(afterwards.losses)
+    assert 0 < known.sum() < len(TS)
+    reached = float(afterwards.stats["time_reached"])
+    np.testing.assert_array_equal(known, reached >= TS)
+
+
+def test_derivatives(problem, monkeypatch):
+    model, data = problem
+
+    @eqx.filter_grad
+    def slope(model):
+        return jnp.sum(jnp.sin(hf.flow(model, data, 3.0, ts=TS, laws=()).losses))
+
+    assert_close(*both_ways(lambda: slope(model), monkeypatch))
