@@ -1,5 +1,7 @@
 """Trees as long vectors: what a solver does to each leaf it does once."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ class Flattening(eqx.Module):
     their state find the weights of a network of one dtype in the order of its leaves.
     """
 
-    structure: jax.tree_util.PyTreeDef = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
     leaves: tuple[jax.ShapeDtypeStruct, ...] = eqx.field(static=True)
 
     def __init__(self, like: PyTree):
@@ -32,15 +34,15 @@ class Flattening(eqx.Module):
         ]
 
     def tree(self, vectors: Vectors) -> PyTree:
-        leaves = [None] * len(self.leaves)
+        leaves = {}
         for places, vector in zip(self._places(), vectors, strict=True):
             start = 0
             for i in places:
-                like = self.leaves[i]
-                part = jax.lax.slice(vector, (start,), (start + like.size,))
-                leaves[i] = jnp.reshape(part, like.shape)
-                start += like.size
-        return jax.tree.unflatten(self.structure, leaves)
+                end = start + self.leaves[i].size
+                leaves[i] = vector[start:end].reshape(self.leaves[i].shape)
+                start = end
+        in_order = [leaves[i] for i in range(len(leaves))]
+        return jax.tree.unflatten(self.structure, in_order)
 
     def _places(self) -> list[list[int]]:
         """The leaves' numbers, by dtype."""

@@ -44,7 +44,7 @@ def recording(
 
     def of_states(states: list[Float[Array, "times _"]]) -> Any:
         # Derivatives go through one gradient after the other: its parts need not be kept.
-        one = jax.checkpoint(lambda at: record(*at, args), prevent_cse=False)
+        one = jax.checkpoint(lambda at: record(at[0], at[1], args), prevent_cse=False)
         return lax.map(one, (ts, states))
 
     def along(solution: dfx.Solution):

@@ -88,7 +88,7 @@ def test_flow_is_traced_once_for_all_values():
     changes = [
         {"t1": 2.0},
         {"t1": 3},
-        {"rtol": 1e-3, "atol": 1e-9},
+        {"rtol": 1e-8, "atol": 1e-9},
         {"ts": jnp.array([0.2, 0.7])},
         {"data": (data[0] + 1, data[1] * 2)},
         {"model": other},
