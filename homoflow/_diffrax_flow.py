@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._compiling import quickly_compiled
-from ._curvature import residual_slopes
 from ._dynamics import AbstractDynamics, GradientFlow
+from ._equation import Equation, equation_of
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._finite import all_finite
-from ._flattening import Flattening
 from ._kinks import KinkShare, as_system, evaluations
-from ._losses import is_squared
 from ._method import Method, gradient_evaluations
-from ._observables import Observation, observe
+from ._observables import Observation
 from ._orbits import Orbit
 from ._precision import full_matmul_precision
 from ._problem import Problem
@@ -119,69 +117,22 @@ def _solve(
     t1 = jnp.where(sound, span.t1, 0)
     ts = jnp.where(sound, span.times(), 0)
 
-    # Diffrax gets plain vectors, and differentiates with respect to `args`, not to what
-    # a closure holds.
-    weights = problem.weights()
-    start = dynamics.start(problem, weights)
-    flattening = Flattening(start)
-    start = flattening.flat(start)
-    posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
-    arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
-    given, places = jax.tree.flatten(arrays)
-
-    def known(given) -> tuple[Problem, AbstractDynamics]:
-        return eqx.combine(jax.tree.unflatten(places, given), fixed)
-
-    shares_kinks = isinstance(method.solver, KinkShare)
-    orbit = Orbit(method.kept, weights, flattening) if method.kept else None
-    args = (
-        given,
-        as_system(problem) if shares_kinks else None,
-        None if orbit is None else orbit.values(start),
-    )
-
-    def field(t, vectors, args):
-        del t
-        posed, dynamics = known(args[0])
-        return flattening.flat(dynamics.velocity(posed, flattening.tree(vectors)))
-
-    def record(t, vectors, args):
-        del t
-        posed, dynamics = known(args[0])
-        if orbit is not None:
-            # Between steps a solver interpolates, whatever the laws.
-            vectors = orbit.restoring(vectors, args[2]).restored
-        state = flattening.tree(vectors)
-        w = dynamics.weights(state)
-        value, gradient = jax.value_and_grad(posed.loss)(w)
-        seen = observe(problem.laws, w, value, gradient)
-        watched = dynamics.watch(posed, state)
-        return seen, watched, (jax.tree.leaves(w) if options.save_models else None)
-
-    def curvature(t, vectors, args):
-        del t
-        posed, dynamics = known(args[0])
-        weights = dynamics.weights(flattening.tree(vectors))
-        return jax.vmap(flattening.flat)(residual_slopes(posed, weights))
-
-    solver, controller = _solver_and_controller(method, weights, t1)
-    if isinstance(solver, ExponentialAdams):
-        is_gradient = isinstance(dynamics, GradientFlow)
-        if is_gradient and is_squared(problem.objective):
-            solver = solver.informed(curvature)
-    counted = solver
+    equation = equation_of(problem, dynamics, method, options.save_models)
+    plain, controller = _solver_and_controller(problem, method, equation, t1)
+    solver, orbit = plain, equation.orbit
     if orbit is not None:
-        solver = OnOrbit(solver, orbit, _unnoticed(method, t1), t1)
-    has_memory = _tells_more(method)
-    records = recording(record, ts, t1, start, args, options.adjoint, has_memory)
+        solver = OnOrbit(plain, orbit, _unnoticed(method, t1), t1)
+    records = recording(
+        equation, ts, t1, options.adjoint, has_memory=_tells_more(method)
+    )
     solution = dfx.diffeqsolve(
-        dfx.ODETerm(field),
+        dfx.ODETerm(equation.field),
         solver,
         jnp.zeros_like(t1),
         t1,
         method.dt0,
-        start,
-        args=args,
+        equation.start,
+        args=equation.args,
         saveat=records.saveat,
         stepsize_controller=controller,
         adjoint=options.adjoint,
@@ -198,9 +149,7 @@ def _solve(
         remembered = solution.solver_state
         assert isinstance(remembered, Remembered)
         removed = _relative_size(orbit, final, remembered.removed)
-    final = dynamics.weights(flattening.tree(final))
-    if options.save_models:
-        saved = jax.tree.unflatten(jax.tree.structure(weights), saved)
+    final = equation.weights(final)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
     times = span.times()
@@ -208,7 +157,7 @@ def _solve(
         "steps": solution.stats["num_accepted_steps"],
         "rejected_steps": solution.stats["num_rejected_steps"],
         "time_reached": time_reached(result, times, valid, reached, span.t1),
-        **_costs(problem, counted, solution, times.shape[0]),
+        **_costs(problem, plain, solution, times.shape[0]),
     }
     if removed is not None:
         numbers["law_drift_removed"] = removed
@@ -226,11 +175,14 @@ def _solve(
     return Run(trajectory, nan_unless(valid, watched))
 
 
-def _solver_and_controller(method: Method, weights: PyTree, t1: Array):
+def _solver_and_controller(
+    problem: Problem, method: Method, equation: Equation, t1: Array
+):
     if method.controller is not None:
         return method.solver, method.controller
     assert method.rtol is not None
-    atol = method.rtol * _scale(weights) if method.atol is None else method.atol
+    size = _scale(problem.weights())
+    atol = method.rtol * size if method.atol is None else method.atol
     # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
     dtmin = jnp.finfo(t1.dtype).eps * t1
     forced = method.most_steps is not None
@@ -238,6 +190,8 @@ def _solver_and_controller(method: Method, weights: PyTree, t1: Array):
         dtmin = t1 / method.most_steps
     if isinstance(method.solver, AbstractTolerantSolver):
         solver = method.solver.at(method.rtol, atol)
+        if isinstance(solver, ExponentialAdams) and equation.curvature is not None:
+            solver = solver.informed(equation.curvature)
         return solver, solver.controller(dtmin=dtmin, force_dtmin=forced)
     controller = dfx.PIDController(
         rtol=method.rtol, atol=atol, dtmin=dtmin, force_dtmin=forced

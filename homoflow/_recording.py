@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ._equation import Equation
 from ._flattening import Vectors
 
-Record = Callable[[Any, Vectors, Any], Any]
 #: Up to so many numbers the states at all times are kept.
 MOST_KEPT = 2**20
 
@@ -27,15 +27,14 @@ class Recording(NamedTuple):
 
 
 def recording(
-    record: Record,
+    equation: Equation,
     ts: Float[Array, " times"],
     t1: Float[Array, ""],
-    like: Vectors,
-    args: Any,
     adjoint: dfx.AbstractAdjoint,
+    *,
     has_memory: bool,
 ) -> Recording:
-    """Of `record(t, state, args)` at `ts`, for states `like` these.
+    """Of what the equation records, at `ts`.
 
     Under vmap a solve that records as it goes does so for all seeds whenever one of them
     has come to a time: it costs a multiple of what is done after it, for as many states
@@ -44,7 +43,9 @@ def recording(
 
     def of_states(states: list[Float[Array, "times _"]]) -> Any:
         # Derivatives go through one gradient after the other: its parts need not be kept.
-        one = jax.checkpoint(lambda at: record(at[0], at[1], args), prevent_cse=False)
+        one = jax.checkpoint(
+            lambda at: equation.record(*at, equation.args), prevent_cse=False
+        )
         return lax.map(one, (ts, states))
 
     def along(solution: dfx.Solution):
@@ -68,8 +69,10 @@ def recording(
         # It can differentiate through saved states only.
         with_end = jnp.append(ts, t1)
         return Recording(dfx.SaveAt(ts=with_end), of_backsolve)
-    kept = ts.size * sum(vector.size for vector in like) <= MOST_KEPT
-    at_times = dfx.SubSaveAt(ts=ts) if kept else dfx.SubSaveAt(ts=ts, fn=record)
+    kept = ts.size * sum(vector.size for vector in equation.start) <= MOST_KEPT
+    at_times = (
+        dfx.SubSaveAt(ts=ts) if kept else dfx.SubSaveAt(ts=ts, fn=equation.record)
+    )
     subs = {"final": dfx.SubSaveAt(t1=True), "ts": at_times}
     saveat = dfx.SaveAt(subs=subs, solver_state=has_memory)
     return Recording(saveat, afterwards if kept else along)
