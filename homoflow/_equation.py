@@ -1,15 +1,15 @@
-"""A problem's dynamics as an equation between plain vectors, for Diffrax."""
+"""A problem's dynamics as an equation for one plain vector, for Diffrax."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
 from ._curvature import residual_slopes
 from ._dynamics import AbstractDynamics, GradientFlow
-from ._flattening import Flattening, Vectors
 from ._kinks import KinkShare, as_system
 from ._losses import is_squared
 from ._method import Method
@@ -19,7 +19,11 @@ from ._problem import Problem
 
 
 class Equation(NamedTuple):
-    """dv/dt = `field`(t, v, args), v(0) = `start`, for the state's leaves in vectors v.
+    """dv/dt = `field`(t, v, args), v(0) = `start`, for the state's leaves in a vector v.
+
+    A Runge–Kutta method combines its stages leaf by leaf, and under `vmap` each leaf's
+    stages are copied to where a matrix product wants them: for one vector that is done in
+    half the time that a network's leaves take.
 
     - `args`: all numbers of the problem: Diffrax differentiates with respect to them, not
         to what a closure holds.
@@ -30,12 +34,12 @@ class Equation(NamedTuple):
     - `orbit`: along which laws are kept, if any.
     """
 
-    start: Vectors
+    start: Float[Array, " size"]
     args: tuple[list[Array], Any, Any]
-    field: Callable[..., Vectors]
+    field: Callable[..., Array]
     record: Callable[..., Any]
-    curvature: Callable[..., Vectors] | None
-    weights: Callable[[Vectors], PyTree]
+    curvature: Callable[..., Array] | None
+    weights: Callable[[Array], PyTree]
     orbit: Orbit | None
 
 
@@ -43,39 +47,37 @@ def equation_of(
     problem: Problem, dynamics: AbstractDynamics, method: Method, save_models: bool
 ) -> Equation:
     weights = problem.weights()
-    state = dynamics.start(problem, weights)
-    flattening = Flattening(state)
-    start = flattening.flat(state)
+    start, unravel = ravel_pytree(dynamics.start(problem, weights))
     posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
     arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
     given, places = jax.tree.flatten(arrays)
-    orbit = Orbit(method.kept, weights, flattening) if method.kept else None
+    orbit = Orbit(method.kept, weights, unravel) if method.kept else None
 
     def known(given: list[Array]) -> tuple[Problem, AbstractDynamics]:
         return eqx.combine(jax.tree.unflatten(places, given), fixed)
 
-    def field(t, vectors, args):
+    def field(t, v, args):
         del t
         posed, dynamics = known(args[0])
-        return flattening.flat(dynamics.velocity(posed, flattening.tree(vectors)))
+        return ravel_pytree(dynamics.velocity(posed, unravel(v)))[0]
 
-    def record(t, vectors, args):
+    def record(t, v, args):
         del t
         posed, dynamics = known(args[0])
         if orbit is not None:
             # Between steps a solver interpolates, whatever the laws.
-            vectors = orbit.restoring(vectors, args[2]).restored
-        state = flattening.tree(vectors)
+            v = orbit.restoring(v, args[2]).restored
+        state = unravel(v)
         w = dynamics.weights(state)
         value, gradient = jax.value_and_grad(posed.loss)(w)
         seen = observe(problem.laws, w, value, gradient)
         return seen, dynamics.watch(posed, state), (w if save_models else None)
 
-    def curvature(t, vectors, args):
+    def curvature(t, v, args):
         del t
         posed, dynamics = known(args[0])
-        w = dynamics.weights(flattening.tree(vectors))
-        return jax.vmap(flattening.flat)(residual_slopes(posed, w))
+        slopes = residual_slopes(posed, dynamics.weights(unravel(v)))
+        return jax.vmap(lambda row: ravel_pytree(row)[0])(slopes)
 
     has_residuals = isinstance(dynamics, GradientFlow) and is_squared(problem.objective)
     system = as_system(problem) if isinstance(method.solver, KinkShare) else None
@@ -85,6 +87,6 @@ def equation_of(
         field,
         record,
         curvature if has_residuals else None,
-        lambda vectors: dynamics.weights(flattening.tree(vectors)),
+        lambda v: dynamics.weights(unravel(v)),
         orbit,
     )

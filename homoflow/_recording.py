@@ -10,7 +10,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ._equation import Equation
-from ._flattening import Vectors
 
 #: Up to so many numbers the states at all times are kept.
 MOST_KEPT = 2**20
@@ -23,7 +22,7 @@ class Recording(NamedTuple):
     """
 
     saveat: dfx.SaveAt
-    read: Callable[[dfx.Solution], tuple[Any, Vectors, Array]]
+    read: Callable[[dfx.Solution], tuple[Any, Array, Array]]
 
 
 def recording(
@@ -41,7 +40,7 @@ def recording(
     as there are times. Where these are a lot to keep, only what is recorded of them is.
     """
 
-    def of_states(states: list[Float[Array, "times _"]]) -> Any:
+    def of_states(states: Float[Array, "times size"]) -> Any:
         # Derivatives go through one gradient after the other: its parts need not be kept.
         one = jax.checkpoint(
             lambda at: equation.record(*at, equation.args), prevent_cse=False
@@ -51,8 +50,7 @@ def recording(
     def along(solution: dfx.Solution):
         assert solution.ys is not None
         assert solution.ts is not None
-        final = jax.tree.map(lambda y: y[0], solution.ys["final"])
-        return solution.ys["ts"], final, solution.ts["final"][0]
+        return solution.ys["ts"], solution.ys["final"][0], solution.ts["final"][0]
 
     def afterwards(solution: dfx.Solution):
         states, final, reached = along(solution)
@@ -61,15 +59,13 @@ def recording(
     def of_backsolve(solution: dfx.Solution):
         assert solution.ys is not None
         assert solution.ts is not None
-        states = jax.tree.map(lambda y: y[:-1], solution.ys)
-        final = jax.tree.map(lambda y: y[-1], solution.ys)
-        return of_states(states), final, solution.ts[-1]
+        return of_states(solution.ys[:-1]), solution.ys[-1], solution.ts[-1]
 
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only.
         with_end = jnp.append(ts, t1)
         return Recording(dfx.SaveAt(ts=with_end), of_backsolve)
-    kept = ts.size * sum(vector.size for vector in equation.start) <= MOST_KEPT
+    kept = ts.size * equation.start.size <= MOST_KEPT
     at_times = (
         dfx.SubSaveAt(ts=ts) if kept else dfx.SubSaveAt(ts=ts, fn=equation.record)
     )

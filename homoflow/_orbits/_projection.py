@@ -1,16 +1,16 @@
 """Projection along an orbit: laws restored by rescalings that leave the function alone."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._flattening import Flattening
 from .._laws._law import Law
 from ._gram import Gram, gram_of, largest
 from ._independent import generating_laws
@@ -48,7 +48,7 @@ class Orbit(eqx.Module):
     laws, so that a numerical solution's drift can be undone.
 
     Its methods take weights of any structure that has the leaves of `weights` in their
-    order, or the vectors that `flattening` makes of them. Of `laws` it has those that
+    order, or a vector of which `unravel` makes them. Of `laws` it has those that
     generate rescalings, each of them once.
 
     **Raises:** `ValueError` if there is none, or if one involves an array that is not
@@ -58,15 +58,15 @@ class Orbit(eqx.Module):
     laws: tuple[Law, ...]
     shares: tuple[Share, ...] = eqx.field(static=True)
     places: tuple[int, ...] = eqx.field(static=True)
-    flattening: Flattening | None
+    unravel: Callable[[Array], PyTree] | None = eqx.field(static=True)
 
     def __init__(
         self,
         laws: Iterable[Law],
         weights: PyTree,
-        flattening: Flattening | None = None,
+        unravel: Callable[[Array], PyTree] | None = None,
     ):
-        self.flattening = flattening
+        self.unravel = unravel
         self.laws = generating_laws(laws)
         if not self.laws:
             raise ValueError("None of the laws comes from rescalings of the weights.")
@@ -111,19 +111,19 @@ class Orbit(eqx.Module):
         return Rescaling(self, self._put(weights, restored), *found)
 
     def _taken(self, weights: PyTree) -> Arrays:
-        if self.flattening is not None:
-            weights = self.flattening.tree(weights)
+        if self.unravel is not None:
+            weights = self.unravel(weights)
         leaves = jax.tree.leaves(weights)
         return tuple(leaves[place] for place in self.places)
 
     def _put(self, weights: PyTree, arrays: Arrays) -> PyTree:
-        if self.flattening is not None:
-            weights = self.flattening.tree(weights)
+        if self.unravel is not None:
+            weights = self.unravel(weights)
         leaves, structure = jax.tree.flatten(weights)
         for place, array in zip(self.places, arrays, strict=True):
             leaves[place] = array
         weights = jax.tree.unflatten(structure, leaves)
-        return weights if self.flattening is None else self.flattening.flat(weights)
+        return weights if self.unravel is None else ravel_pytree(weights)[0]
 
 
 class Rescaling(eqx.Module):

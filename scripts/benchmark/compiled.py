@@ -86,7 +86,8 @@ def homoflow(
             )  # fmt: skip
 
         most = _affordable(lambda most: solve(1e-6, most), seconds)
-        solve(1e-6, most, 1e-6 * problem.t1)
+        for rtol in (1e-3, 1e-6):  # Each tolerance may have a solver of its own.
+            solve(rtol, most, 1e-6 * problem.t1)
         return lambda rtol: solve(rtol, most)
 
     return Method(name, "homoflow", "homoflow", start)
