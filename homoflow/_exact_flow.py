@@ -33,8 +33,9 @@ from ._trajectory import RESULTS, Trajectory, with_facts
 EXACT_RTOL = 1e-8
 
 
-#: Slots to begin with where their number is left open, and to grow to.
-FIRST_SLOTS, MOST_SLOTS = 128, 1024
+#: Slots to begin with where their number is left open, and to grow to. The first number
+#: is less than `MOST_ON_ONE_THREAD` in `_kinks/_field.py`.
+FIRST_SLOTS, MOST_SLOTS = 120, 960
 
 
 def exact_flow(
@@ -225,7 +226,8 @@ def _trajectory(
         "entries": counts["entries"],
         "exits": counts["exits"],
         "largest_sliding_set": counts["largest_sliding_set"],
-        "non_unique": counts["non_unique"],
+        "non_unique": solution.non_unique,
+        "leaps": counts["leaps"],
         "first_choice": jnp.where(
             jnp.isfinite(solution.first_choice), solution.first_choice, jnp.nan
         ),

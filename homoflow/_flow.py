@@ -177,11 +177,13 @@ def flow(
     `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
     Those of `Filippov` also hold `crossings`, `entries` and `exits` (pairs of a sample
     and a unit that cross their kink, begin or cease to slide on it),
-    `largest_sliding_set`, `forward_passes`, and `non_unique`: of how many pairs the side
-    was chosen where another was found that solves the inclusion as well, or where
-    dependent kinks met and that was not looked into, with the time `first_choice` of the
-    first (NaN: none). Who did what, and what was chosen, is in `events` if
-    `Filippov(events=…)` asks for it.
+    `largest_sliding_set`, `forward_passes`; `non_unique`: of how many different pairs the
+    side was chosen, once or more often, where another was found that solves the inclusion
+    as well, or where dependent kinks met and that was not looked into; `leaps`: how often
+    no way on was found at a point, and it was passed by a straight step of 3e-8·‖w‖ with
+    the last velocity tried; and the time `first_choice` of the first choice or leap (NaN:
+    none). Who did what, and what was chosen, is in `events` if `Filippov(events=…)` asks
+    for it; a choice that lasts is there once.
 
     **Raises:** `ValueError` for bad input, before anything is compiled;
     `homoflow.TrajectoryError`, which holds what was computed, if the run does not finish.

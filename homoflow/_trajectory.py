@@ -188,11 +188,14 @@ class Trajectory(eqx.Module):
         ended = RESULTS[self.result] or "successful"
         if "verdict" in self.stats:
             ended = str(VERDICTS[self.stats["verdict"]]).split(":")[0]
-        choices = int(self.stats.numbers.get("non_unique", 0))
-        if choices:
+        pairs, leaps = (
+            int(self.stats.numbers.get(name, 0)) for name in ("non_unique", "leaps")
+        )
+        if pairs or leaps:
             ended += (
-                f"; {choices} choices where several solutions may be, the first at t = "
-                f"{float(self.stats['first_choice']):.4g}"
+                f"; one of several solutions, maybe, from t = "
+                f"{float(self.stats['first_choice']):.4g} on: {pairs} pairs with a "
+                f"choice, {leaps} leaps"
             )
         return (
             f"Trajectory({self.ts.shape[0]} times to t = {float(self.ts[-1]):g}, loss "

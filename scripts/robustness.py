@@ -34,7 +34,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from clarke import gradients_around, least_element
+from clarke import least_around
 
 import homoflow as hf
 
@@ -103,8 +103,8 @@ def departure(run: hf.Trajectory, gradients: Callable) -> float:
     speeds = np.asarray(run.grad_norms)
     for i in CHECKED:
         # At kinks that are met to rounding only, the smaller neighbourhood misses some.
-        hulls = (gradients_around(gradients, w[i], near=near) for near in (1e-9, 1e-8))
-        least = (np.linalg.norm(least_element(hull)) for hull in hulls)
+        found = (least_around(gradients, w[i], near=near) for near in (1e-9, 1e-8))
+        least = (np.linalg.norm(one) for one in found)
         if min(abs(speeds[i] - one) for one in least) > CLOSE * speeds[0]:
             return float(TS[i])
     return np.inf

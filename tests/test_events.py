@@ -163,7 +163,8 @@ def test_nothing_else_is_told(toys):
     assert len(events) == len(toys.events) == 3 + 7 + 2 + 2 + 1 + 3
     assert toys.events.dropped == 0
     assert toys.events.complete_until == END
-    assert "3 choices" in repr(toys)
+    assert toys.stats["leaps"] == 0
+    assert "3 pairs with a choice" in repr(toys)
     assert [e.time for e in events] == sorted(e.time for e in events)
 
 
@@ -261,9 +262,10 @@ def test_counts_are_those_of_the_list(run):
         ("exits", ("exit_up", "exit_down")),
     ):
         assert run.stats[name] == sum(kinds.count(kind) for kind in members) > 0
-    choices = [e.time for e in run.events if e.kind.startswith("choice")]
-    assert run.stats["non_unique"] == len(choices)
-    first = choices[0] if choices else np.nan
+    choices = [e for e in run.events if e.kind.startswith("choice")]
+    pairs = {(e.sample, e.layer, e.unit) for e in choices}
+    assert run.stats["non_unique"] == len(pairs)
+    first = choices[0].time if choices else np.nan
     np.testing.assert_equal(float(run.stats["first_choice"]), first)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from clarke import gradients_around, least_element
+from clarke import gradients_around, least_around, least_element
 from test_filippov_degenerate import CORNERS, Case
 
 import homoflow as hf
@@ -43,6 +43,19 @@ def small_start() -> Case:
     return Case(*cor21.problem(config, config.activations, 0.2, 1))
 
 
+def smaller_start(seed: int) -> Case:
+    """The same shapes from N(0, 0.1²), with labels N(0, 10²)."""
+    keys = jr.split(jr.key(1000 + seed), 8)
+    where = lambda m: [layer.weight for layer in m.layers]  # noqa: E731
+    model = hf.MLP((4, 6, 5, 2), key=keys[0])
+    drawn = [
+        0.1 * jr.normal(key, w.shape)
+        for key, w in zip(jr.split(keys[1], 9), where(model), strict=False)
+    ]
+    x, y = jr.normal(keys[3], (8, 4)), jr.normal(keys[4], (8, 2))
+    return Case(eqx.tree_at(where, model, drawn), (x, 10 * y))
+
+
 CASES = {
     "nested": CORNERS["nested"],
     "below tied sliders": CORNERS["below tied sliders"],
@@ -61,22 +74,35 @@ class Followed(NamedTuple):
     velocity: np.ndarray  # (times, weights)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def followed(request) -> Followed:
-    model, data = CASES[request.param]
-    options = {"ts": TS, "rtol": 1e-10, "laws": (), "save_models": True}
-    flow = hf.flow(model, data, 20.0, solver=SOLVER, **options)
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+def follow(case: Case, t1: float = 20.0) -> hf.Trajectory:
+    """All in one program for each shape."""
+    options = {"ts": TS * (t1 / 20), "rtol": 1e-10, "laws": (), "save_models": True}
+    return hf.flow(*case, t1, solver=SOLVER, **options)
+
+
+def weights_of(flow: hf.Trajectory) -> np.ndarray:
+    saved = eqx.filter(flow.models, eqx.is_inexact_array)
+    return np.concatenate([a.reshape(TS.size, -1) for a in jax.tree.leaves(saved)], 1)
+
+
+def gradients_of(case: Case):
+    """∇L by autodiff, of rows of weights."""
+    arrays, rest = eqx.partition(case.model, eqx.is_inexact_array)
     _, unravel = jax.flatten_util.ravel_pytree(arrays)
+    x, y = case.data
 
     def loss(w):
-        predictions = jax.vmap(eqx.combine(unravel(w), rest))(data[0])
-        return jnp.mean(jax.vmap(hf.SquaredLoss())(predictions, data[1]))
+        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
+        return jnp.mean(jax.vmap(hf.SquaredLoss())(predictions, y))
 
-    saved = eqx.filter(flow.models, eqx.is_inexact_array)
-    w = np.concatenate([a.reshape(TS.size, -1) for a in jax.tree.leaves(saved)], 1)
-    before, at, after = w.reshape(TIMES.size, 3, -1).swapaxes(0, 1)
-    rows = jax.jit(jax.vmap(jax.grad(loss)))
+    return jax.jit(jax.vmap(jax.grad(loss)))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def followed(request) -> Followed:
+    case = CASES[request.param]
+    flow, rows = follow(case), gradients_of(case)
+    before, at, after = weights_of(flow).reshape(TIMES.size, 3, -1).swapaxes(0, 1)
     gradients = np.stack([gradients_around(rows, one) for one in at])
     return Followed(flow, gradients, (after - before) / (2 * DELTA))
 
@@ -100,3 +126,25 @@ def test_single_gradients_are_not_that(followed):
         for g, v in zip(followed.gradients, followed.velocity, strict=True)
     ]
     assert np.max(nearest) > 1e-2 * float(followed.flow.grad_norms[0])
+
+
+def test_a_point_without_a_way_on_is_leapt_over_and_counted():
+    case = smaller_start(12)
+    flow = follow(case, 4.0)
+    assert flow.stats["leaps"] == 1
+    assert flow.stats["first_choice"] < 4.0
+    assert "1 leaps" in repr(flow)
+    # Of 8 · 11 pairs each counts once: dependent sliders stay so for a hundred steps.
+    assert 0 < flow.stats["non_unique"] <= 8 * 11
+    # Where it goes on it solves the inclusion, at cells that random points miss, too.
+    speeds, rows = np.asarray(flow.grad_norms), gradients_of(case)
+    for speed, w in zip(speeds, weights_of(flow), strict=True):
+        least = np.linalg.norm(least_around(rows, w))
+        assert abs(speed - least) < CLOSE * speeds[0]
+
+
+def test_a_choice_alone_is_no_leap():
+    flow = follow(smaller_start(0), 4.0)
+    assert flow.stats["leaps"] == 0
+    assert flow.stats["non_unique"] > 0
+    assert 3 < flow.stats["first_choice"] < 4

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from jaxtyping import Array
 from scipy.optimize import least_squares
-from toys import arrays_of, midpoint, relative_error, saved
+from toys import arrays_of, flat, midpoint, relative_error, saved
 
 import homoflow as hf
 
@@ -224,3 +224,23 @@ def test_the_flow_gets_past_coincident_events(seed, close):
     far, near = (relative_error(flow.model, np.asarray(end)) for end in ends)
     assert near < close
     assert near < far / 3
+
+
+def test_after_a_choice_the_flow_is_one_of_several():
+    """Midpoint goes elsewhere, as does the exact flow from beside the point of choice."""
+    weights, x, y = problem(283)
+    flow = exactly(weights, x, y)
+    data = jnp.asarray(x), jnp.asarray(y)
+    fixed = np.asarray(midpoint(network(weights), data, T1, jnp.asarray(64_000)))
+    assert relative_error(flow.model, fixed) > 0.1
+    # Where one unit's pairs with four samples, which slide as one, leave their kink.
+    choice = 2.487961772
+    at = arrays_of(exactly(weights, x, y, scale=choice / T1).model)
+    here, there = [], []
+    for seed in range(12):
+        moved = 1e-7 * np.random.default_rng(seed).standard_normal(at[1].shape)
+        rest = exactly([at[0], at[1] + moved, at[2]], x, y, scale=1 - choice / T1)
+        here.append(relative_error(rest.model, flat(flow.model)))
+        there.append(relative_error(rest.model, fixed))
+    assert min(here) < 1e-6
+    assert min(there) < 2e-4

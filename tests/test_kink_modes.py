@@ -13,12 +13,23 @@ from toys import relu_regression
 
 import homoflow as hf
 from homoflow._kinks import as_system
-from homoflow._kinks._field import Groups, Point
+from homoflow._kinks._field import MOST_ON_ONE_THREAD, Groups, Point, gram_solver
 from homoflow._kinks._mode import find_mode
 from homoflow._kinks._system import Rows
 from homoflow._problem import pose
 
 PAIRS, ROOM = 12, 14
+
+
+def point_of(rows, gradient, width, used) -> Point:
+    """Rows of length 1 (or unused), independent of each other in their samples."""
+    zero, room = jnp.zeros(()), used.size
+    return Point(
+        loss=zero, largest=zero, gradient=gradient, rows=Rows(rows, [], []),
+        scale=used.astype(float), gram=rows @ rows.T, rates=rows @ gradient,
+        jump=width, above=jnp.zeros((room, room)), gap=jnp.ones(room),
+        off=jnp.zeros(room),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +48,7 @@ def search():
 
     @jax.jit
     def of(rows, gradient, width, start, on_plus):
-        zero, none = jnp.zeros(()), jnp.zeros(ROOM)
-        point = Point(
-            loss=zero, largest=zero, gradient=gradient, rows=Rows(rows, [], []),
-            scale=used.astype(float), gram=rows @ rows.T, rates=rows @ gradient,
-            jump=width, above=jnp.zeros((ROOM, ROOM)), gap=jnp.ones(ROOM), off=none,
-        )  # fmt: skip
+        point = point_of(rows, gradient, width, used)
         alone = Groups(numbers, jnp.ones_like(numbers))
         mode = find_mode(system, point, alone, used, on_plus, start, jnp.asarray(True))
         return mode.is_settled, mode.multiplier, mode.state
@@ -81,3 +87,26 @@ def test_the_velocity_is_the_shortest(search, rank):
         np.testing.assert_allclose(velocity, expected, atol=1e-9)
         rate, side = rows @ velocity, np.asarray(state)
         assert np.all(side[:PAIRS] * rate[:PAIRS] >= -1e-9)
+
+
+@pytest.mark.parametrize("room", [MOST_ON_ONE_THREAD + 20, 40])
+@pytest.mark.parametrize("reach", [MOST_ON_ONE_THREAD, MOST_ON_ONE_THREAD + 1, 30])
+def test_sliders_in_any_slots_are_solved_for(room, reach):
+    """Up to the slot `reach`: beyond a limit all slots are factorized, not the first."""
+    reach, rng = min(reach, room), np.random.default_rng(reach)
+    rows = rng.standard_normal((room, 300))
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    slides = rng.random(room) < 0.8
+    slides[reach - 1 :] = np.arange(reach - 1, room) == reach - 1
+    point = point_of(
+        jnp.asarray(rows), jnp.ones(300), jnp.ones(room), jnp.ones(room, bool)
+    )
+    right = rng.standard_normal((room, 2))
+    solve, outside = gram_solver(point, jnp.asarray(slides))
+    expected = np.zeros((room, 2))
+    few = rows[slides]
+    expected[slides] = np.linalg.solve(few @ few.T, right[slides])
+    np.testing.assert_allclose(solve(jnp.asarray(right)), expected, atol=1e-11)
+    factor = np.linalg.cholesky(few @ few.T)
+    np.testing.assert_allclose(outside[slides], np.diagonal(factor), rtol=1e-11)
+    assert np.all(outside[~slides] == 1)

@@ -24,6 +24,7 @@ from benchmark.report import ERRORS, markdown
 
 import homoflow as hf
 from homoflow import _endless_flow, _exact_flow, _method, _sharpness, _solver_choice
+from homoflow._kinks import _field, _step
 from homoflow._laws import _certificate
 from homoflow._solvers import _adams, _gauss_legendre, _lessons, _rosenbrock
 from homoflow._stationary import _dense
@@ -52,6 +53,7 @@ NAMES = (
     "2m·q(ẇ)",
     "law is 0",
     "Above about 0.1",
+    "`OPENBLAS_NUM_THREADS=1`",
 )
 
 
@@ -225,6 +227,8 @@ def constants() -> list[str]:
         f"`rtol` ≤ {short(_solver_choice.LOOSEST_RTOL)}, ≤ {pairs} (sample, kink) pairs",
         f"Beyond {pairs} (sample, kink) pairs",
         f"is a multistep method, of order 1 to {_adams.HIGHEST_ORDER},",
+        f"is passed by a straight step of {short(_step.LEAP)}·‖w‖",
+        f"Where more than {_field.MOST_ON_ONE_THREAD} pairs are at their kinks",
         f"up to {_dense.MOST_WEIGHTS:,} weights the whole spectrum is computed",
         f"`hf.flow(model, data, t1, rtol={short(_exact_flow.EXACT_RTOL)})`",
         f"| smooth | `rtol={smooth['float64']}`, `diffrax.Dopri8` "
@@ -306,10 +310,12 @@ LIMITS = {
         f"`Rodas5P` at an `rtol` of {short(_endless_flow._DENSE_RTOL)}",
         f"beyond {_dense.MOST_WEIGHTS:,}, extreme eigenvalues",
         f"{short(_dense._ROUNDING)} of the largest",
+        f"passed by a straight step of {short(_step.LEAP)}·‖w‖",
     ),
     "Filippov": (
         f"By default {_exact_flow.FIRST_SLOTS},",
         f"up to {_exact_flow.MOST_SLOTS}.",
+        f"Where more than {_field.MOST_ON_ONE_THREAD} pairs are at their kinks",
     ),
     "ExponentialAdams": (
         f"order (1 to {_adams.HIGHEST_ORDER})",

@@ -11,7 +11,7 @@ _NAMES = (
     "crossings",
     "entries",
     "exits",
-    "non_unique",
+    "leaps",
     "largest_sliding_set",
 )
 #: What was computed at a point that is given up was still computed.

@@ -28,6 +28,9 @@ _DEPENDENT = 1e-5
 _REDUNDANT = 1e-6
 #: Added to the scaled Gram matrix, whose diagonal is 1.
 _JITTER = 1e-14
+#: LAPACK (OpenBLAS) factorizes no larger matrix on one thread. Several wait for each other
+#: in loops: on busy cores for a hundred times as long as the work takes.
+MOST_ON_ONE_THREAD = 127
 
 
 class Point(NamedTuple):
@@ -136,7 +139,7 @@ def gram_solver(
     """
     on = slides.astype(point.gram.dtype)
     matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
-    factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
+    factor = _factor(matrix, on)
     outside = jnp.diagonal(factor)
     redundant = slides & (outside < _REDUNDANT)
     dropped = redundant[:, None] | redundant[None, :]
@@ -153,6 +156,27 @@ def gram_solver(
         return x * on[:, None]
 
     return solve, jnp.where(slides, outside, 1)
+
+
+def _factor(
+    matrix: Float[Array, "slots slots"], on: Float[Array, " slots"]
+) -> Float[Array, "slots slots"]:
+    """The lower Cholesky factor of a matrix that is diagonal but for the slots `on`.
+
+    On one thread, unless there are too many of them: slots are filled from the first.
+    """
+
+    def whole():
+        return lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+    def first():
+        few = slice(MOST_ON_ONE_THREAD)
+        block = lax.linalg.cholesky(matrix[few, few], symmetrize_input=False)
+        return jnp.diag(jnp.sqrt(jnp.diagonal(matrix))).at[few, few].set(block)
+
+    if on.size <= MOST_ON_ONE_THREAD:
+        return whole()
+    return lax.cond(jnp.any(on[MOST_ON_ONE_THREAD:] > 0), whole, first)
 
 
 def multipliers(

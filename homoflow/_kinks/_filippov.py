@@ -21,8 +21,10 @@ class Filippov(eqx.Module):
 
     - `slots`: how many pairs may be at their kinks at one time. A run that needs more
         ends with a result that says so. Time and memory grow with its square. By
-        default 128, and outside of jit and vmap a run that needs more is done again
-        with twice as many, up to 1024.
+        default 120, and outside of jit and vmap a run that needs more is done again
+        with twice as many, up to 960. Where more than 127 pairs are at their kinks LAPACK
+        takes several threads, which on busy cores wait for each other for many times as
+        long as they work: set `OPENBLAS_NUM_THREADS=1` there, before Python starts.
     - `events`: how many events to keep for `trajectory.events` (none: no list is made).
         Further ones are counted as dropped. `stats` say how many of each sort there are.
 

@@ -99,13 +99,11 @@ def side_changes(
     return kinds
 
 
-def numbers_of(
-    changes: Int[Array, "samples kinks"], choices: Int[Array, "samples kinks"]
-) -> dict[str, Int[Array, ""]]:
-    """How many events of what sort there are in the two tables."""
+def numbers_of(changes: Int[Array, "samples kinks"]) -> dict[str, Int[Array, ""]]:
+    """How many changes of side of what sort there are in the table."""
     up, down = (changes == int(kind) for kind in _CROSSINGS)
     left_up, left_down = (changes == int(kind) for kind in _EXITS)
     entries = changes == int(EventKind.entry)
-    masks = [up | down, entries, left_up | left_down, choices != NOTHING]
-    names = "crossings", "entries", "exits", "non_unique"
+    masks = [up | down, entries, left_up | left_down]
+    names = "crossings", "entries", "exits"
     return dict(zip(names, how_many(masks), strict=True))

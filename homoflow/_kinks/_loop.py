@@ -10,7 +10,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._counts import Counts
+from ._counts import Counts, how_many
 from ._log import NOTHING, Log, empty_log, numbers_of, side_changes
 from ._settle import (
     Outcome,
@@ -76,7 +76,8 @@ class Ending(eqx.Module):
 class Solution(NamedTuple):
     """Where the flow ended, what was recorded at the first `recorded` times, and how.
 
-    `is_finite` says it of the records, one by one.
+    `is_finite` says it of the records, one by one. `non_unique` is the number of pairs
+    that had a choice at some time.
     """
 
     w: Float[Array, " weights"]
@@ -87,6 +88,7 @@ class Solution(NamedTuple):
     ending: Ending
     counts: Counts
     log: Log | None
+    non_unique: Int[Array, ""]
     first_choice: Float[Array, ""]
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
@@ -97,6 +99,7 @@ class _Progress(NamedTuple):
 
     - `accepted`: whether the last step was; `due`: whether it ended on the next of the
         times to record, of which `recorded` have been reached.
+    - `has_chosen`: the pairs that had a choice so far.
     """
 
     state: State
@@ -107,6 +110,7 @@ class _Progress(NamedTuple):
     stalled: Int[Array, ""]
     counts: Counts
     log: Log | None
+    has_chosen: Bool[Array, "samples kinks"]
     first_choice: Float[Array, ""]
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
@@ -194,6 +198,7 @@ def loop(
             ending=p.ending,
             counts=p.counts,
             log=p.log,
+            non_unique=how_many([p.has_chosen])[0],
             first_choice=p.first_choice,
             steps=jnp.maximum(p.steps, 0),
             rejected=p.rejected,
@@ -325,15 +330,16 @@ def _committed(
     happens = accepted & ~ending.any
     changes = side_changes(state.side, settled.side, starting)
     changes = jnp.where(happens, changes, NOTHING)
-    choices = jnp.where(happens, settled.choices, NOTHING)
-    counts = counts.plus(**numbers_of(changes, choices))
+    # Pairs that had the same choice at the last point are not named again.
+    is_new = happens & (settled.choices != state.choices)
+    choices = jnp.where(is_new, settled.choices, NOTHING)
+    counts = counts.plus(**numbers_of(changes), leaps=happens & leaps)
     log = p.log
     if log is not None:
         log = log.written(pending.t, changes).written(pending.t, choices)
-    chosen = happens & leaps
-    counts = counts.plus(non_unique=chosen)
-    has_chosen = jnp.any(choices != NOTHING) | chosen
-    choice = jnp.where(has_chosen, pending.t, jnp.inf)
+    chooses = choices != NOTHING
+    is_choice = jnp.any(chooses) | (happens & leaps)
+    choice = jnp.where(is_choice, pending.t, jnp.inf)
     state, counts = lax.cond(
         accepted,
         lambda: (_accepted_state(pending, settled, leaps, state.largest), counts),
@@ -350,6 +356,7 @@ def _committed(
         stalled=stalled,
         counts=counts,
         log=log,
+        has_chosen=p.has_chosen | chooses,
         first_choice=jnp.minimum(p.first_choice, choice),
         steps=p.steps + accepted.astype(int),
         rejected=p.rejected + (~accepted).astype(int),
@@ -419,6 +426,7 @@ def _accepted_state(
         torn=settled.torn,
         near=settled.near & ~leaps,
         dormant=settled.dormant,
+        choices=settled.choices,
         again=settled.again | leaps,
         leaps=leaps,
     )
@@ -461,6 +469,7 @@ def _start(
         torn=jnp.zeros(shape, bool),
         near=jnp.zeros(shape, bool),
         dormant=jnp.zeros(shape, bool),
+        choices=jnp.full(shape, NOTHING, jnp.int32),
         again=no,
         leaps=no,
     )
@@ -476,6 +485,7 @@ def _start(
         stalled=zero,
         counts=Counts.zeros(),
         log=empty_log(events, now) if events else None,
+        has_chosen=jnp.zeros(shape, bool),
         first_choice=jnp.full_like(now, jnp.inf),
         steps=zero - 1,
         rejected=zero,

@@ -43,7 +43,7 @@ _EXIT_SLACK = 1e-5
 _LEAST_SLACK = 1e-9
 #: How far the weights are taken, relative to their size, past a point whose mode is not
 #: found: the kinks that meet there are then met one by one.
-_LEAP = 3e-8
+LEAP = 3e-8
 #: A predicted event shortens a step to no less than this part.
 _SHORTEST = 1e-3
 
@@ -60,6 +60,7 @@ class State(NamedTuple):
     - `largest`: the scale of z.
     - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
     - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
+    - `choices`: the kind of event where the side is one of two that are possible.
     - `again`: the point has to be settled once more; `leaps`: a little further on, as no
         way on was found here.
     """
@@ -83,6 +84,7 @@ class State(NamedTuple):
     torn: Bool[Array, "samples kinks"]
     near: Bool[Array, "samples kinks"]
     dormant: Bool[Array, "samples kinks"]
+    choices: Int[Array, "samples kinks"]
     again: Bool[Array, ""]
     leaps: Bool[Array, ""]
 
@@ -182,7 +184,7 @@ def as_pending(state: State, ahead: Ahead, until: Float[Array, ""]) -> Pending:
     """
     left = until - state.t
     speed = jnp.linalg.norm(state.velocity)
-    far = _LEAP * jnp.linalg.norm(state.w) / jnp.where(speed > 0, speed, 1)
+    far = LEAP * jnp.linalg.norm(state.w) / jnp.where(speed > 0, speed, 1)
     turning = jnp.where(state.leaps, jnp.minimum(far / ahead.step, 1), 0)
     theta = jnp.where(state.again, turning, ahead.theta)
     ends = theta * ahead.step >= left * (1 - 1e-15)
