@@ -2,13 +2,16 @@
 
     python scripts/large_network.py --out tests/data/large_network.json
     python scripts/large_network.py --rtols 1e-5 1e-6 --t1 10
+    python scripts/large_network.py --rtols 1e-6 --midpoint 4e-3 2e-3 --t1 35
 
 1000-100-100-10 with ReLU, balanced start, 1,000 points, x and labels from N(0, I): by what
 `flow` takes for so many pairs of a sample and a kink, to t = 100. Tells how far each run
 is from the next finer one (relative, all weights) at `TIMES`, and what a gradient costs
 (in CPU time without a GPU); compilation and the coarser solves of an error estimate are
-not counted. Four minutes on an H200; on a core 1e-5 alone takes nine. README says what
-`--out` has; a later run adds to it, under the name of its device.
+not counted. Four minutes on an H200; on a core 1e-5 alone takes nine. `--midpoint`
+integrates by the explicit midpoint rule with these constant steps too, on JAX's own
+gradient and nothing of homoflow's, and tells how far each is from the finest flow. README
+says what `--out` has; a later run adds to it, under the name of its device.
 """
 
 import argparse
@@ -25,7 +28,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from benchmark.problems import flat  # noqa: E402
-from benchmark.ratios import figure2_problem  # noqa: E402
+from benchmark.ratios import bare_loss, figure2_problem  # noqa: E402
 
 import homoflow as hf  # noqa: E402
 
@@ -40,6 +43,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rtols", nargs="+", type=float, default=RTOLS)
+    parser.add_argument("--midpoint", nargs="+", type=float, default=())
     parser.add_argument("--t1", type=float, default=T1)
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
@@ -52,8 +56,14 @@ def main() -> int:
             print(f"  from there to {rtol:g}: {rows[-1]['to_next']}", flush=True)
         rows.append(row)
         before = weights
+    steps = []
+    for step in args.midpoint:
+        row, weights = _midpoint(step, times)
+        row |= {"rtol": min(args.rtols), "to_flow": _distances(weights, before, times)}
+        print(row, flush=True)
+        steps.append(row)
     if args.out is not None:
-        _write(args.out, rows)
+        _write(args.out, rows, steps)
     return 0
 
 
@@ -85,14 +95,41 @@ def _run(rtol: float, times: list[float]) -> tuple[dict[str, Any], np.ndarray]:
     return row, flat(flow.models, len(times))
 
 
+def _midpoint(step: float, times: list[float]) -> tuple[dict[str, Any], np.ndarray]:
+    """w ← w − h∇L(w − ½h∇L(w)), with steps of about h = `step` between the times."""
+    model, (x, y) = figure2_problem(jnp.float64)
+    gradient = jax.grad(lambda weights: bare_loss(weights, x, y))
+
+    @jax.jit
+    def go_on(weights, h, number):
+        def move(by, start, slope):
+            return [w - by * g for w, g in zip(start, slope, strict=True)]
+
+        def take(_, w):
+            return move(h, w, gradient(move(h / 2, w, gradient(w))))
+
+        return jax.lax.fori_loop(0, number, take, weights)
+
+    weights, seen, start, taken = [a.weight for a in model.layers], [], 0.0, 0
+    for end in times:
+        number = round((end - start) / step)
+        weights = go_on(weights, (end - start) / number, number)
+        seen.append(np.concatenate([np.asarray(w).ravel() for w in weights]))
+        start, taken = end, taken + number
+    return {"step": step, "t1": times[-1], "gradients": 2 * taken}, np.stack(seen)
+
+
 def _distances(weights, finer, times: list[float]) -> dict[str, float]:
     far = np.linalg.norm(weights - finer, axis=1) / np.linalg.norm(finer, axis=1)
     return {f"{t:g}": float(d) for t, d in zip(times, far, strict=True)}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
     done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    done[jax.devices()[0].device_kind] = rows
+    device = jax.devices()[0].device_kind
+    done[device] = rows
+    if steps:
+        done[f"midpoint, {device}"] = steps
     path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
