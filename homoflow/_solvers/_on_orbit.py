@@ -31,7 +31,8 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     After a step the weights are moved along the orbit of `orbit`'s rescalings to where
     the laws have their initial values: the function and the loss stay what they are, to
     rounding, so that nothing but the drift is removed. What is interpolated between
-    steps is projected too. The state of the solve is what `orbit` takes for weights.
+    steps is as the wrapped solver has it. The state of the solve is what `orbit` takes for
+    weights.
 
     It is for fields −∇L with L constant along the orbit. There the slope that a
     first-same-as-last Runge–Kutta method keeps goes along by g⁻ᵀ, at no evaluation. A
