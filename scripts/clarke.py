@@ -3,7 +3,7 @@
 It is the convex hull of the gradients in every neighbourhood of w, and a curve is
 gradient flow where dw/dt is minus its least element: that holds for almost every time on
 every solution of the inclusion, unique or not [Davis, Drusvyatskiy, Kakade & Lee 2020,
-Lemma 5.2]. Nothing here knows of kinks.
+section 5]. Nothing here knows of kinks.
 """
 
 from collections.abc import Callable
