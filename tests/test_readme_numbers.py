@@ -196,6 +196,7 @@ def large_network() -> list[str]:
         f"{short(coarse['to_next']['35'])} from {short(usual['rtol'])} at t = 35, but "
         f"{short(end(coarse), 2)} at t = 100",
         *midpoint(by_device["midpoint, cpu"]),
+        parted(by_device["midpoint from flow's weights at t = 50, cpu"][0]),
     ]
 
 
@@ -208,8 +209,17 @@ def midpoint(runs: list[dict]) -> list[str]:
     return [
         f"Midpoint with constant steps of {steps}, which shares no code with it, is "
         f"{at_10} from `rtol` 1e-6 at t = 10, and {at_35} at t = 35",
-        "from t = 35 on single neurons",
+        "From t = 35 on single neurons",
     ]
+
+
+def parted(run: dict) -> str:
+    (away,) = {short(distance, 2) for distance in run["from_flow"]}
+    steps = listed([short(step) for step in run["steps"]])
+    return (
+        f"from the flow's own weights at t = 50 midpoint with steps of {steps} comes to "
+        f"two places {short(run['apart'], 2)} apart at t = 60, both {away} from the flow's."
+    )
 
 
 def asserted() -> list[str]:
