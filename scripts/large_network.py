@@ -29,6 +29,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from benchmark.problems import flat  # noqa: E402
 from benchmark.ratios import bare_loss, figure2_problem  # noqa: E402
+from jax.flatten_util import ravel_pytree  # noqa: E402
+from midpoint import by_midpoint  # noqa: E402
 
 import homoflow as hf  # noqa: E402
 
@@ -96,25 +98,16 @@ def _run(rtol: float, times: list[float]) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def _midpoint(step: float, times: list[float]) -> tuple[dict[str, Any], np.ndarray]:
-    """w ← w − h∇L(w − ½h∇L(w)), with steps of about h = `step` between the times."""
+    """With steps of about h = `step` between the times."""
     model, (x, y) = figure2_problem(jnp.float64)
-    gradient = jax.grad(lambda weights: bare_loss(weights, x, y))
-
-    @jax.jit
-    def go_on(weights, h, number):
-        def move(by, start, slope):
-            return [w - by * g for w, g in zip(start, slope, strict=True)]
-
-        def take(_, w):
-            return move(h, w, gradient(move(h / 2, w, gradient(w))))
-
-        return jax.lax.fori_loop(0, number, take, weights)
-
-    weights, seen, start, taken = [a.weight for a in model.layers], [], 0.0, 0
+    w, unravel = ravel_pytree([layer.weight for layer in model.layers])
+    gradient = jax.grad(lambda w: bare_loss(unravel(w), x, y))
+    go_on = jax.jit(lambda w, h, number: by_midpoint(gradient, w, h, number))
+    seen, start, taken = [], 0.0, 0
     for end in times:
         number = round((end - start) / step)
-        weights = go_on(weights, (end - start) / number, number)
-        seen.append(np.concatenate([np.asarray(w).ravel() for w in weights]))
+        w = go_on(w, (end - start) / number, number)
+        seen.append(np.asarray(w))
         start, taken = end, taken + number
     return {"step": step, "t1": times[-1], "gradients": 2 * taken}, np.stack(seen)
 

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from clarke import least_around
+from midpoint import by_midpoint
 
 import homoflow as hf
 
@@ -145,14 +146,12 @@ def midpoints(shape: Shape, problems, steps: int) -> np.ndarray:
 
 @eqx.filter_jit
 def _midpoint(models, data, loss, steps):
-    """w ← w − h∇L(w − ½h∇L(w)) for many networks at once; weights are flat."""
+    """For many networks at once; weights are flat."""
 
     def one(model, data):
         w0, _ = jax.flatten_util.ravel_pytree(eqx.filter(model, eqx.is_inexact_array))
-        risk, h = _risk(model, loss), T1 / steps
-        gradient = jax.grad(lambda w: risk(w, data))
-        step = lambda _, w: w - h * gradient(w - 0.5 * h * gradient(w))  # noqa: E731
-        return jax.lax.fori_loop(0, steps, step, w0)
+        risk = _risk(model, loss)
+        return by_midpoint(jax.grad(lambda w: risk(w, data)), w0, T1 / steps, steps)
 
     return eqx.filter_vmap(one)(models, data)
 

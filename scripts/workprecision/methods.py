@@ -7,6 +7,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from midpoint import by_midpoint
 
 import homoflow as hf
 
@@ -85,12 +86,7 @@ def midpoint() -> Method:
 
         @jax.jit
         def integrate(w, steps):
-            h = problem.t1 / steps.astype(w.dtype)
-
-            def one(_, w):
-                return w - h * gradient(w - 0.5 * h * gradient(w))
-
-            return jax.lax.fori_loop(0, steps, one, w)
+            return by_midpoint(gradient, w, problem.t1 / steps.astype(w.dtype), steps)
 
         def solve(steps: float) -> Outcome:
             w = np.asarray(integrate(problem.w0, jnp.asarray(int(steps))))
