@@ -93,11 +93,12 @@ def test_flow_is_traced_once_for_all_values():
         {"data": (data[0] + 1, data[1] * 2)},
         {"model": other},
     ]
-    assert_traced_once(
-        lambda **options: hf.flow(loss=loss, **options),
-        loss.calls,
-        [base, *(base | change for change in changes)],
-    )
+    # A loose tolerance has a solver of its own, and that one program too.
+    loose = [base | {"rtol": 1e-4}, base | {"rtol": 1e-3, "atol": 1e-9}]
+    for variants in ([base, *(base | change for change in changes)], loose):
+        assert_traced_once(
+            lambda **options: hf.flow(loss=loss, **options), loss.calls, variants
+        )
 
 
 def test_descend_is_traced_once_for_all_values():
