@@ -121,7 +121,7 @@ def _solve(
     plain, controller = _solver_and_controller(problem, method, equation, t1)
     solver, orbit = plain, equation.orbit
     if orbit is not None:
-        solver = OnOrbit(plain, orbit, _unnoticed(method, t1), t1)
+        solver = OnOrbit(plain, orbit, _unnoticed(method, t1))
     records = recording(
         equation, ts, t1, options.adjoint, has_memory=_tells_more(method)
     )
@@ -148,7 +148,9 @@ def _solve(
     if orbit is not None:
         remembered = solution.solver_state
         assert isinstance(remembered, Remembered)
-        removed = _relative_size(orbit, final, remembered.removed)
+        rescaling = orbit.restoring(final, remembered.targets)
+        final = rescaling.restored
+        removed = _relative_size(orbit, final, rescaling.added_to(remembered.removed))
     final = equation.weights(final)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)

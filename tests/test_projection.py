@@ -414,6 +414,32 @@ def test_a_runge_kutta_methods_last_slope_goes_along():
     assert np.abs(flat(state.inner[1]) - flat(term.vf(0.0, plain, target))).max() > 1e-9
 
 
+@pytest.mark.parametrize(
+    "solver", [dfx.Tsit5(), hf.ExponentialAdams(1e-3, 1e-3, most_order=3)]
+)
+def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
+    model, term, target = gradient_flow()
+    orbit = Orbit(hf.laws(model), arrays(model))
+    # Less than each step's drift.
+    solver = OnOrbit(solver, orbit, beyond=1e-12)
+
+    @jax.jit
+    def step(t, w, state):
+        w, _, _, state, _ = solver.step(term, t, t + 0.1, w, target, state, False)
+        return w, state, orbit.restoring(w, state.targets).miss
+
+    w = arrays(model)
+    state = solver.init(term, 0.0, 0.1, w, target)
+    drifts = []
+    for number in range(12):
+        w, state, missed = step(0.1 * number, w, state)
+        drifts.append(largest(missed) / float(orbit.size(w)))
+    drifts = np.array(drifts)
+    is_fourth = np.arange(12) % 4 == 3
+    assert np.all(drifts[is_fourth] < 2e-15)
+    assert np.all(drifts[~is_fourth] > 1e-11)
+
+
 def test_derivatives_of_a_projected_solve():
     model, term, target = gradient_flow()
     solver = OnOrbit(dfx.Euler(), Orbit(hf.laws(model), arrays(model)))

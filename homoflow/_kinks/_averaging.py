@@ -89,10 +89,11 @@ class KinkShare(AbstractTolerantSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def transported(self, memory: Memory, y, weights, slopes) -> Memory:
-        """What is kept after the weights are moved along an orbit: shares stay."""
-        del y, weights, slopes
-        return memory
+    def restored_step(self, restoring, terms, *arguments):
+        """A step whose end is moved by a rescaling, and that: shares stay what they are."""
+        y1, *rest = self.step(terms, *arguments)
+        rescaling = restoring(y1)
+        return rescaling.restored, *rest, rescaling
 
     def step(self, terms, t0, t1, y0, args, solver_state: Memory, made_jump):
         system, memory, h = args[1], solver_state, jnp.asarray(t1 - t0)

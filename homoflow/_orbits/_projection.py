@@ -110,6 +110,13 @@ class Orbit(eqx.Module):
         restored, *found = _restoring(self, arrays, targets, beyond)
         return Rescaling(self, self._put(weights, restored), *found)
 
+    def leaving(self, weights: PyTree) -> "Rescaling":
+        """The one that changes nothing, whatever the laws."""
+        values = jax.eval_shape(self.values, weights)
+        nothing = tuple(jnp.zeros(v.shape, v.dtype) for v in values)
+        one = unit_element(self.laws, nothing)
+        return Rescaling(self, weights, one, nothing, jnp.asarray(True))
+
     def _taken(self, weights: PyTree) -> Arrays:
         if self.unravel is not None:
             weights = self.unravel(weights)
@@ -147,6 +154,13 @@ class Rescaling(eqx.Module):
     def slopes(self, gradient: PyTree) -> PyTree:
         """g⁻ᵀ∇L(w), the gradient at gw, where L is constant along the orbit."""
         return self._acted(gradient, on_slopes=True)
+
+    def added_to(self, removed: Generator) -> Generator:
+        """With the drift that it removes, none where it changes nothing."""
+        return tuple(
+            jnp.where(self.is_one, old, old + new)
+            for old, new in zip(removed, self.miss, strict=True)
+        )
 
     def _acted(self, tree: PyTree, on_slopes: bool) -> PyTree:
         orbit = self.orbit

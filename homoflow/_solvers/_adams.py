@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ._adams_control import SAFETY, next_order_and_factor
-from ._adams_memory import Now, Past, Trial
+from ._adams_memory import End, Now, Past, Trial
 from ._dense_output import ExponentialInterpolation
 from ._lessons import QUESTIONS, has_room, most_directions, rows_for, taught
 from ._low_rank import no_directions
@@ -131,24 +131,6 @@ class ExponentialAdams(AbstractTolerantSolver):
             "jacobian_evaluations": last.asked,
         }
 
-    def transported(self, memory: Past, y, weights, slopes) -> Past:
-        """What is remembered, after a rescaling of the state `y` as `OnOrbit` does it."""
-        unravel = ravel_pytree(y)[1]
-
-        def moved(by: Callable[[PyTree], PyTree], rows: Array) -> Array:
-            return jax.vmap(lambda row: ravel_pytree(by(unravel(row)))[0])(rows)
-
-        states, past_slopes = (
-            moved(weights, memory.states),
-            moved(slopes, memory.slopes),
-        )
-        return memory._replace(
-            states=states,
-            slopes=past_slopes,
-            inner_states=memory.j.coordinates(states),
-            inner_slopes=memory.j.coordinates(past_slopes),
-        )
-
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
@@ -178,6 +160,13 @@ class ExponentialAdams(AbstractTolerantSolver):
         )
 
     def step(self, terms, t0, t1, y0, args, solver_state: Past, made_jump):
+        given = terms, t0, t1, y0, args, solver_state, made_jump
+        return self.restored_step(None, *given)[:-1]
+
+    def restored_step(
+        self, restoring, terms, t0, t1, y0, args, solver_state: Past, made_jump
+    ):
+        """A step whose end is moved by the rescaling `restoring(state)`, and that."""
         field = _field(terms, args, y0)
         w, unravel = ravel_pytree(y0)
         past = _unless_jumped(solver_state, made_jump, lambda: field(t0, w))
@@ -194,15 +183,19 @@ class ExponentialAdams(AbstractTolerantSolver):
         final_slope = lax.cond(
             eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope
         )
-        after = past.after(now.h, trial, corrected, final_slope, order)
+        end = End(corrected, final_slope)
+        after = past.after(now.h, trial, end, order)
         rank = self._rank(w.size)
         curvature = self._curvature(rank, t1, y0, args)
         after = taught(
-            past, after, trial, accepted, rank, lambda w: field(t1, w), curvature
+            past, after, end, trial, accepted, rank, lambda w: field(t1, w), curvature
         )
-        error = jnp.broadcast_to(SAFETY / factor, w.shape)
+        y1, error = unravel(corrected), jnp.broadcast_to(SAFETY / factor, w.shape)
+        rescaling = None if restoring is None else restoring(y1)
+        after = _remembered(after, end, rescaling, unravel)
+        y1 = y1 if rescaling is None else rescaling.restored
         dense = _dense(past, now, trial, unravel)
-        return unravel(corrected), unravel(error), dense, after, dfx.RESULTS.successful
+        return y1, unravel(error), dense, after, dfx.RESULTS.successful, rescaling
 
     def _rank(self, size: int) -> int:
         return min(most_directions(size) if self.rank is None else self.rank, size)
@@ -282,6 +275,42 @@ def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
         inner_slopes=past.j.coordinates(slopes),
         known=jnp.where(made_jump, one, past.known),
         order=jnp.where(made_jump, one, past.order),
+    )
+
+
+def _remembered(after: Past, end: End, rescaling, unravel) -> Past:
+    """What is known after a step, with its end; of rescaled weights if they are."""
+    if rescaling is None:
+        return after.with_end(end)
+
+    def moved(by: Callable[[PyTree], PyTree], rows: Array) -> Array:
+        return jax.vmap(lambda row: ravel_pytree(by(unravel(row)))[0])(rows)
+
+    def rescaled() -> Past:
+        seen = after.with_end(end)
+        states = moved(rescaling.weights, seen.states)
+        slopes = moved(rescaling.slopes, seen.slopes)
+        return seen._replace(
+            states=states,
+            slopes=slopes,
+            inner_states=after.j.coordinates(states),
+            inner_slopes=after.j.coordinates(slopes),
+        )
+
+    def parts(past: Past):
+        return past.states, past.slopes, past.inner_states, past.inner_slopes
+
+    # A long memory is a lot to go through: where nothing is rescaled it is moved on, once.
+    states, slopes, inner_states, inner_slopes = lax.cond(
+        eqxi.unvmap_all(rescaling.is_one),
+        lambda: parts(after.with_end(end)),
+        lambda: parts(rescaled()),
+    )
+    return after._replace(
+        states=states,
+        slopes=slopes,
+        inner_states=inner_states,
+        inner_slopes=inner_slopes,
     )
 
 

@@ -34,24 +34,35 @@ class Past(NamedTuple):
     asked: Int[Array, ""]
 
     def after(
-        self,
-        h: Float[Array, ""],
-        trial: "Trial",
-        state: Float[Array, " size"],
-        slope: Float[Array, " size"],
-        order: Int[Array, ""],
+        self, h: Float[Array, ""], trial: "Trial", end: "End", order: Int[Array, ""]
     ) -> "Past":
-        """With one step more."""
+        """With one step more, but for its end itself: `with_end` adds that."""
         moved = trial.moved_inner + trial.correction_inner
+        inner_slope = self.j.coordinates(end.slope[None])[0]
         return self._replace(
-            states=_newest(state, self.states),
-            slopes=_newest(slope, self.slopes),
             steps=_newest(h, self.steps),
             inner_states=_newest(self.inner_states[0] + moved, self.inner_states),
-            inner_slopes=_newest(self.j.coordinates(slope[None])[0], self.inner_slopes),
+            inner_slopes=_newest(inner_slope, self.inner_slopes),
             known=jnp.minimum(self.known + 1, self.slopes.shape[0]),
             order=order,
         )
+
+    def with_end(self, end: "End") -> "Past":
+        """With w and f there before those at earlier steps.
+
+        These are long: where they are moved once they are not to be moved twice.
+        """
+        return self._replace(
+            states=_newest(end.state, self.states),
+            slopes=_newest(end.slope, self.slopes),
+        )
+
+
+class End(NamedTuple):
+    """w and f at the end of a step."""
+
+    state: Float[Array, " size"]
+    slope: Float[Array, " size"]
 
 
 class Now(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._adams_memory import Past, Trial
+from ._adams_memory import End, Past, Trial
 from ._low_rank import LowRank, learned, new_direction, of_rows
 
 #: The most directions of J by default, and the most numbers that they take up together
@@ -48,20 +48,22 @@ def has_room(rank: int, count: int, size: int) -> bool:
 def taught(
     past: Past,
     after: Past,
+    end: End,
     trial: Trial,
     accepted: Bool[Array, ""],
     rank: int,
     field: Callable[[Float[Array, " size"]], Float[Array, " size"]],
     curvature: Callable[[Float[Array, " size"]], Float[Array, "k size"]] | None,
 ) -> Past:
-    """`after` a step, with what J learns from the two slopes at its end.
+    """`after` a step, before its `end` is added, with what J learns from the two slopes
+    there.
 
     And, now and then, from more questions to the field, or from a `curvature`.
     """
     if rank == 0:
         return after
     h, inner = after.steps[0], (after.inner_states, after.inner_slopes)
-    learns = _learns(past, after, trial, accepted)
+    learns = _learns(past, after, end, trial, accepted)
     streak = jnp.where(learns, past.streak + 1, 0)
     asks = learns & (h > GROWN * past.asked_at)
     if curvature is None:
@@ -69,7 +71,7 @@ def taught(
     lesson = eqxi.unvmap_max(jnp.where(learns, 1, 0) + jnp.where(asks, 1, 0))
     # Of a batch all that learn take the same lesson.
     asks = learns & (lesson == 2)
-    now = after.states[0], after.slopes[0], trial.slope, trial.correction
+    now = *end, trial.slope, trial.correction
     j, (state, slope, before, correction) = lax.stop_gradient((after.j, now))
     length = jnp.linalg.norm(correction)
     steps, changes = correction[None] / length, (slope - before)[None] / length
@@ -79,13 +81,15 @@ def taught(
 
     def by_secants(steps: Array, changes: Array) -> tuple[LowRank, list[Array]]:
         least = lax.stop_gradient(LEAST_RATE / h)
-        seen = after.states, after.slopes
+        seen = after.with_end(end)
+        seen = seen.states, seen.slopes
         return learned(j, steps, changes, seen, inner, rank, least)
 
     def by_curvature() -> tuple[LowRank, list[Array]]:
         assert curvature is not None
         new = of_rows(lax.stop_gradient(curvature(state)), j.rows)
-        return new, [new.coordinates(after.states), new.coordinates(after.slopes)]
+        seen = after.with_end(end)
+        return new, [new.coordinates(seen.states), new.coordinates(seen.slopes)]
 
     def by_asking() -> tuple[LowRank, list[Array]]:
         return by_secants(*_asked(field, j, state, slope, steps, changes))
@@ -116,10 +120,10 @@ def _may_ask(rank: int) -> bool:
 
 
 def _learns(
-    past: Past, after: Past, trial: Trial, accepted: Bool[Array, ""]
+    past: Past, after: Past, end: End, trial: Trial, accepted: Bool[Array, ""]
 ) -> Bool[Array, ""]:
     """Whether J is to learn from the step's two slopes."""
-    state, slope, h = after.states[0], after.slopes[0], after.steps[0]
+    (state, slope), h = end, after.steps[0]
     change = slope - trial.slope
     inner = after.inner_slopes[0] - trial.slope_inner
     unexplained = inner - past.j.rates * trial.correction_inner

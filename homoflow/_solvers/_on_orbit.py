@@ -7,9 +7,13 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._orbits import Orbit, Rescaling
+
+#: Where some drift may wait, every so manieth step is looked at: for layers as wide as
+#: long, their laws cost a part of a gradient that counts.
+LOOKED_AT = 4
 
 
 class Remembered(NamedTuple):
@@ -18,11 +22,13 @@ class Remembered(NamedTuple):
     - `inner`: the wrapped solver's own memory.
     - `targets`: the laws at the start.
     - `removed`: by how much they had drifted whenever they were restored, summed up.
+    - `passed`: how many steps have not been looked at since the last one that was.
     """
 
     inner: PyTree
     targets: tuple[Array, ...]
     removed: tuple[Array, ...]
+    passed: Int[Array, ""]
 
 
 class OnOrbit(dfx.AbstractWrappedSolver):
@@ -36,19 +42,18 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     It is for fields −∇L with L constant along the orbit. There the slope that a
     first-same-as-last Runge–Kutta method keeps goes along by g⁻ᵀ, at no evaluation. A
-    solver that remembers more is refused, unless it says how that transforms by a method
-    `transported(memory, y, weights, slopes)`, with the linear maps for what is like the
-    state `y` and for what is like its gradients.
+    solver that remembers more is refused, unless it takes a step whose end is restored by
+    itself: `restored_step(restoring, *arguments)`, the arguments and the result those of
+    `step`, the result with the `Rescaling` that `restoring(state)` returned appended. That
+    one has the linear maps for what is like weights and for what is like gradients.
 
     - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
-        left alone; 0 for rounding.
-    - `until`: steps that end there, or later, are projected whatever the drift.
+        left alone; 0 for rounding, else every fourth step is looked at.
     """
 
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     orbit: Orbit
     beyond: Float[Array, ""] | float = 0.0
-    until: Float[Array, ""] | float = jnp.inf
 
     @property
     def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -90,46 +95,46 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     def init(self, terms, t0, t1, y0, args) -> Remembered:
         inner = self.solver.init(terms, t0, t1, y0, args)
-        if not (_is_slope_of(self.solver, inner, y0) or _says_how(self.solver, inner)):
+        if not (_restores_itself(self.solver) or _is_slope_of(self.solver, inner, y0)):
             raise ValueError(
                 f"{type(self.solver).__name__} remembers more of past steps than a slope: "
                 "after a projection its memory would be of another point. It would need "
-                "a method `transported`."
+                "a method `restored_step`."
             )
         targets = self.orbit.values(y0)
-        return Remembered(inner, targets, jax.tree.map(jnp.zeros_like, targets))
+        nothing = jax.tree.map(jnp.zeros_like, targets)
+        return Remembered(inner, targets, nothing, jnp.zeros((), jnp.int32))
 
     def step(self, terms, t0, t1, y0, args, solver_state: Remembered, made_jump):
-        inner, targets, removed = solver_state
-        y1, error, dense, inner, result = self.solver.step(
-            terms, t0, t1, y0, args, inner, made_jump
-        )
-        beyond = jnp.where(t1 < self.until, self.beyond, 0)
-        rescaling = self.orbit.restoring(y1, targets, beyond)
-        if inner is not None:
-            # A long memory is a lot to go through where nothing is to be done.
-            inner = lax.cond(
-                eqxi.unvmap_all(rescaling.is_one),
-                lambda: inner,
-                lambda: self._transported(inner, y1, rescaling),
+        inner, targets, removed, passed = solver_state
+        given = terms, t0, t1, y0, args, inner, made_jump
+        is_due = jnp.asarray(self.beyond == 0) | (passed + 1 >= LOOKED_AT)
+        is_due = eqxi.unvmap_any(is_due)
+
+        def restoring(y: PyTree) -> Rescaling:
+            return lax.cond(
+                is_due,
+                lambda: self.orbit.restoring(y, targets, self.beyond),
+                lambda: self.orbit.leaving(y),
             )
-        removed = tuple(
-            jnp.where(rescaling.is_one, old, old + new)
-            for old, new in zip(removed, rescaling.miss, strict=True)
-        )
-        state = Remembered(inner, targets, removed)
-        return rescaling.restored, error, dense, state, result
 
-    def _transported(self, inner: PyTree, y1: PyTree, rescaling: Rescaling) -> PyTree:
-        if _says_how(self.solver, inner):
-            return self.solver.transported(  # pyright: ignore[reportAttributeAccessIssue]
-                inner, y1, rescaling.weights, rescaling.slopes
-            )
-        return inner[0], rescaling.slopes(inner[1])
+        if _restores_itself(self.solver):
+            step = self.solver.restored_step  # pyright: ignore[reportAttributeAccessIssue]
+            y1, error, dense, inner, result, rescaling = step(restoring, *given)
+        else:
+            y1, error, dense, inner, result = self.solver.step(*given)
+            rescaling = restoring(y1)
+            y1 = rescaling.restored
+            if inner is not None:
+                inner = inner[0], rescaling.slopes(inner[1])
+        removed = rescaling.added_to(removed)
+        passed = jnp.where(is_due, 0, passed + 1)
+        state = Remembered(inner, targets, removed, passed)
+        return y1, error, dense, state, result
 
 
-def _says_how(solver: dfx.AbstractSolver, inner: PyTree) -> bool:
-    return inner is not None and hasattr(solver, "transported")
+def _restores_itself(solver: dfx.AbstractSolver) -> bool:
+    return hasattr(solver, "restored_step")
 
 
 def _is_slope_of(solver: dfx.AbstractSolver, inner: PyTree, y0: PyTree) -> bool:
