@@ -21,7 +21,7 @@ from ._precision import full_matmul_precision
 from ._problem import Problem
 from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
-from ._recording import recording
+from ._recording import Recorded, recording
 from ._solvers import (
     AbstractTolerantSolver,
     ExponentialAdams,
@@ -141,17 +141,16 @@ def _solve(
         throw=False,
         progress_meter=meter,
     )
-    (seen, watched, saved), final, reached = records.read(solution)
+    recorded = records.read(solution)
+    seen, watched, saved = recorded.seen
     # Of a faulty problem nothing is recorded, not even the start.
-    reached = jnp.where(sound, reached, -jnp.inf)
+    reached = jnp.where(sound, recorded.reached, -jnp.inf)
     removed = None
     if orbit is not None:
         remembered = solution.solver_state
         assert isinstance(remembered, Remembered)
-        rescaling = orbit.restoring(final, remembered.targets)
-        final = rescaling.restored
-        removed = _relative_size(orbit, final, rescaling.added_to(remembered.removed))
-    final = equation.weights(final)
+        removed = _removed(orbit, recorded, remembered)
+    final = equation.weights(recorded.final)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
     times = span.times()
@@ -216,10 +215,14 @@ def _unnoticed(method: Method, t1: Array) -> Float[Array, ""]:
     return UNNOTICED * method.rtol
 
 
-def _relative_size(orbit: Orbit, final, removed) -> Float[Array, ""]:
+def _removed(
+    orbit: Orbit, recorded: Recorded, remembered: Remembered
+) -> Float[Array, ""]:
     """The largest of the drifts that were removed, relative to ‖w‖²."""
-    size = orbit.size(final)
-    most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in removed]))
+    ends = map(orbit.values, (recorded.last, recorded.final))
+    drifts = jax.tree.map(lambda r, a, b: r + (a - b), remembered.removed, *ends)
+    size = orbit.size(recorded.final)
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
     return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
 
 

@@ -27,6 +27,8 @@ class Equation(NamedTuple):
 
     - `args`: all numbers of the problem: Diffrax differentiates with respect to them, not
         to what a closure holds.
+    - `restored`: `(v, args)` to v with the laws' initial values: between steps a solver
+        interpolates, whatever the laws.
     - `record`: `(t, v, args)` to the observables, what the dynamics watch, and the
         weights if they are to be saved.
     - `curvature`: `(t, v, args)` to the rows of ∂r/∂w, where the field is −∇½‖r‖².
@@ -37,6 +39,7 @@ class Equation(NamedTuple):
     start: Float[Array, " size"]
     args: tuple[list[Array], Any, Any]
     field: Callable[..., Array]
+    restored: Callable[..., Array]
     record: Callable[..., Any]
     curvature: Callable[..., Array] | None
     weights: Callable[[Array], PyTree]
@@ -61,12 +64,12 @@ def equation_of(
         posed, dynamics = known(args[0])
         return ravel_pytree(dynamics.velocity(posed, unravel(v)))[0]
 
+    def restored(v, args):
+        return v if orbit is None else orbit.restoring(v, args[2]).restored
+
     def record(t, v, args):
         del t
         posed, dynamics = known(args[0])
-        if orbit is not None:
-            # Between steps a solver interpolates, whatever the laws.
-            v = orbit.restoring(v, args[2]).restored
         state = unravel(v)
         w = dynamics.weights(state)
         value, gradient = jax.value_and_grad(posed.loss)(w)
@@ -85,6 +88,7 @@ def equation_of(
         start,
         (given, system, None if orbit is None else orbit.values(start)),
         field,
+        restored,
         record,
         curvature if has_residuals else None,
         lambda v: dynamics.weights(unravel(v)),

@@ -15,14 +15,24 @@ from ._equation import Equation
 MOST_KEPT = 2**20
 
 
-class Recording(NamedTuple):
-    """What Diffrax is to save, and how its solution is read.
+class Recorded(NamedTuple):
+    """What was recorded, and the solve's end.
 
-    `read` returns what was recorded, the final state, and the time that belongs to it.
+    - `reached`: the time of the end; `last`: the state there as the solver left it;
+        `final`: with its laws restored.
     """
 
+    seen: Any
+    final: Float[Array, " size"]
+    last: Float[Array, " size"]
+    reached: Float[Array, ""]
+
+
+class Recording(NamedTuple):
+    """What Diffrax is to save, and how its solution is read."""
+
     saveat: dfx.SaveAt
-    read: Callable[[dfx.Solution], tuple[Any, Array, Array]]
+    read: Callable[[dfx.Solution], Recorded]
 
 
 def recording(
@@ -40,26 +50,38 @@ def recording(
     as there are times. Where these are a lot to keep, only what is recorded of them is.
     """
 
-    def of_states(states: Float[Array, "times size"]) -> Any:
+    args = equation.args
+
+    def seen_and_restored(at: tuple[Array, Array]) -> tuple[Any, Array]:
+        t, state = at
+        state = equation.restored(state, args)
+        return equation.record(t, state, args), state
+
+    def of_states(states: Float[Array, "times size"]) -> tuple[Any, Array]:
         # Derivatives go through one gradient after the other: its parts need not be kept.
-        one = jax.checkpoint(
-            lambda at: equation.record(*at, equation.args), prevent_cse=False
-        )
+        one = jax.checkpoint(seen_and_restored, prevent_cse=False)
         return lax.map(one, (ts, states))
 
-    def along(solution: dfx.Solution):
+    def along(solution: dfx.Solution) -> Recorded:
+        seen, last, reached = _saved(solution)
+        return Recorded(seen, equation.restored(last, args), last, reached)
+
+    def afterwards(solution: dfx.Solution) -> Recorded:
+        states, last, reached = _saved(solution)
+        # The end is mostly one of the times: its laws need not be restored twice.
+        is_last = ts[-1] == reached
+        states = states.at[-1].set(jnp.where(is_last, last, states[-1]))
+        seen, restored = of_states(states)
+        final = lax.cond(
+            is_last, lambda: restored[-1], lambda: equation.restored(last, args)
+        )
+        return Recorded(seen, final, last, reached)
+
+    def of_backsolve(solution: dfx.Solution) -> Recorded:
         assert solution.ys is not None
         assert solution.ts is not None
-        return solution.ys["ts"], solution.ys["final"][0], solution.ts["final"][0]
-
-    def afterwards(solution: dfx.Solution):
-        states, final, reached = along(solution)
-        return of_states(states), final, reached
-
-    def of_backsolve(solution: dfx.Solution):
-        assert solution.ys is not None
-        assert solution.ts is not None
-        return of_states(solution.ys[:-1]), solution.ys[-1], solution.ts[-1]
+        last = solution.ys[-1]
+        return Recorded(of_states(solution.ys[:-1])[0], last, last, solution.ts[-1])
 
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only.
@@ -67,8 +89,17 @@ def recording(
         return Recording(dfx.SaveAt(ts=with_end), of_backsolve)
     kept = ts.size * equation.start.size <= MOST_KEPT
     at_times = (
-        dfx.SubSaveAt(ts=ts) if kept else dfx.SubSaveAt(ts=ts, fn=equation.record)
+        dfx.SubSaveAt(ts=ts)
+        if kept
+        else dfx.SubSaveAt(ts=ts, fn=lambda t, v, args: seen_and_restored((t, v))[0])
     )
     subs = {"final": dfx.SubSaveAt(t1=True), "ts": at_times}
     saveat = dfx.SaveAt(subs=subs, solver_state=has_memory)
     return Recording(saveat, afterwards if kept else along)
+
+
+def _saved(solution: dfx.Solution) -> tuple[Any, Array, Array]:
+    """What was saved at the times, the last state and its time."""
+    assert solution.ys is not None
+    assert solution.ts is not None
+    return solution.ys["ts"], solution.ys["final"][0], solution.ts["final"][0]

@@ -29,6 +29,10 @@ def both_ways(run, monkeypatch):
     return afterwards, along
 
 
+def arrays_of(model):
+    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+
+
 def assert_close(afterwards, along):
     for one, other in zip(*map(jax.tree.leaves, (afterwards, along)), strict=True):
         if eqx.is_inexact_array(one):
@@ -44,6 +48,9 @@ def test_losses_laws_and_models_of_a_projected_flow(problem, monkeypatch):
         assert run.stats["projection"].startswith("on")
         for name, values in run.laws.items():
             assert np.abs(values - values[0]).max() < 1e-13, name
+    # The end is the last of the times.
+    for last, end in zip(*map(arrays_of, (runs[0].models, runs[0].model)), strict=True):
+        np.testing.assert_array_equal(last[-1], end)
 
 
 def test_a_flow_that_stops_midway(problem, monkeypatch):

@@ -155,13 +155,6 @@ class Rescaling(eqx.Module):
         """g⁻ᵀ∇L(w), the gradient at gw, where L is constant along the orbit."""
         return self._acted(gradient, on_slopes=True)
 
-    def added_to(self, removed: Generator) -> Generator:
-        """With the drift that it removes, none where it changes nothing."""
-        return tuple(
-            jnp.where(self.is_one, old, old + new)
-            for old, new in zip(removed, self.miss, strict=True)
-        )
-
     def _acted(self, tree: PyTree, on_slopes: bool) -> PyTree:
         orbit = self.orbit
 

@@ -127,7 +127,10 @@ class OnOrbit(dfx.AbstractWrappedSolver):
             y1 = rescaling.restored
             if inner is not None:
                 inner = inner[0], rescaling.slopes(inner[1])
-        removed = rescaling.added_to(removed)
+        removed = tuple(
+            jnp.where(rescaling.is_one, old, old + new)
+            for old, new in zip(removed, rescaling.miss, strict=True)
+        )
         passed = jnp.where(is_due, 0, passed + 1)
         state = Remembered(inner, targets, removed, passed)
         return y1, error, dense, state, result
