@@ -3,6 +3,7 @@
     python scripts/large_network.py --out tests/data/large_network.json
     python scripts/large_network.py --rtols 1e-5 1e-6 --t1 10
     python scripts/large_network.py --rtols 1e-6 --midpoint 4e-3 2e-3 --t1 35
+    python scripts/large_network.py --rtols 1e-6 --midpoint 2.5e-4 --pieces 35 50 60
 
 1000-100-100-10 with ReLU, balanced start, 1,000 points, x and labels from N(0, I): by what
 `flow` takes for so many pairs of a sample and a kink, to t = 100. Tells how far each run
@@ -10,14 +11,17 @@ is from the next finer one (relative, all weights) at `TIMES`, and what a gradie
 (in CPU time without a GPU); compilation and the coarser solves of an error estimate are
 not counted. Four minutes on an H200; on a core 1e-5 alone takes nine. `--midpoint`
 integrates by the explicit midpoint rule with these constant steps too, on JAX's own
-gradient and nothing of homoflow's, and tells how far each is from the finest flow. README
-says what `--out` has; a later run adds to it, under the name of its device.
+gradient and nothing of homoflow's, and tells how far each is from the finest flow; with
+`--pieces` from the flow's own weights at each of these times to the next. README says what
+`--out` has; a later run adds to it, under the name of its device.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +50,12 @@ def main() -> int:
     )
     parser.add_argument("--rtols", nargs="+", type=float, default=RTOLS)
     parser.add_argument("--midpoint", nargs="+", type=float, default=())
+    parser.add_argument("--pieces", nargs="+", type=float, default=())
     parser.add_argument("--t1", type=float, default=T1)
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
-    times = [t for t in TIMES if t < args.t1] + [args.t1]
+    times = sorted({t for t in (*TIMES, *args.pieces) if t < args.t1} | {args.t1})
+    model, _ = figure2_problem(jnp.float64)
     rows, before = [], None
     for rtol in sorted(args.rtols, reverse=True):
         row, weights = _run(rtol, times)
@@ -58,12 +64,12 @@ def main() -> int:
             print(f"  from there to {rtol:g}: {rows[-1]['to_next']}", flush=True)
         rows.append(row)
         before = weights
+    known = {0.0: flat(model, 1)[0]} | dict(zip(times, before, strict=True))
     steps = []
     for step in args.midpoint:
-        row, weights = _midpoint(step, times)
-        row |= {"rtol": min(args.rtols), "to_flow": _distances(weights, before, times)}
-        print(row, flush=True)
-        steps.append(row)
+        for row in _midpoint(step, known, args.pieces):
+            steps.append(row | {"rtol": min(args.rtols)})
+            print(steps[-1], flush=True)
     if args.out is not None:
         _write(args.out, rows, steps)
     return 0
@@ -97,24 +103,37 @@ def _run(rtol: float, times: list[float]) -> tuple[dict[str, Any], np.ndarray]:
     return row, flat(flow.models, len(times))
 
 
-def _midpoint(step: float, times: list[float]) -> tuple[dict[str, Any], np.ndarray]:
-    """With steps of about h = `step` between the times."""
+def _midpoint(
+    step: float, flow: dict[float, np.ndarray], pieces: list[float]
+) -> Iterator[dict[str, Any]]:
+    """With steps of about h = `step` from the start, or from the flow's own weights.
+
+    `flow` has those at all of the times.
+    """
     model, (x, y) = figure2_problem(jnp.float64)
-    w, unravel = ravel_pytree([layer.weight for layer in model.layers])
+    _, unravel = ravel_pytree([layer.weight for layer in model.layers])
     gradient = jax.grad(lambda w: bare_loss(unravel(w), x, y))
     go_on = jax.jit(lambda w, h, number: by_midpoint(gradient, w, h, number))
-    seen, start, taken = [], 0.0, 0
-    for end in times:
-        number = round((end - start) / step)
-        w = go_on(w, (end - start) / number, number)
-        seen.append(np.asarray(w))
-        start, taken = end, taken + number
-    return {"step": step, "t1": times[-1], "gradients": 2 * taken}, np.stack(seen)
+    starts = sorted(pieces)[:-1] if pieces else [0.0]
+    for start, end in zip(starts, [*starts[1:], max(pieces or flow)], strict=True):
+        w, taken, away = jnp.asarray(flow[start]), 0, {}
+        times = sorted(t for t in flow if start <= t <= end)
+        for before, t in itertools.pairwise(times):
+            number = round((t - before) / step)
+            w = go_on(w, (t - before) / number, number)
+            taken += number
+            away[f"{t:g}"] = _distance(np.asarray(w), flow[t])
+        yield {"step": step, "from": start, "gradients": 2 * taken, "to_flow": away}
+
+
+def _distance(weights: np.ndarray, finer: np.ndarray) -> float:
+    return float(np.linalg.norm(weights - finer) / np.linalg.norm(finer))
 
 
 def _distances(weights, finer, times: list[float]) -> dict[str, float]:
-    far = np.linalg.norm(weights - finer, axis=1) / np.linalg.norm(finer, axis=1)
-    return {f"{t:g}": float(d) for t, d in zip(times, far, strict=True)}
+    return {
+        f"{t:g}": _distance(*at) for t, *at in zip(times, weights, finer, strict=True)
+    }
 
 
 def _write(path: Path, rows: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
@@ -122,7 +141,8 @@ def _write(path: Path, rows: list[dict[str, Any]], steps: list[dict[str, Any]]) 
     device = jax.devices()[0].device_kind
     done[device] = rows
     if steps:
-        done[f"midpoint, {device}"] = steps
+        ways = "midpoint in pieces" if steps[0]["from"] else "midpoint"
+        done[f"{ways}, {device}"] = steps
     path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """Work–precision diagrams, drawn from the runs alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from workprecision.report import Run, by_method, is_usable
 from .report import ERRORS, TIME, described
 
 _COLUMNS = 3
+#: Of a shorter axis every tick is labelled, one over the other.
+_LEAST_DECADES = 2
 #: One colour and line a library, one marker a method.
 _LIBRARIES: dict[str, tuple[str, Any, float]] = {
     "homoflow": ("black", "-", 3.5),
@@ -61,6 +64,9 @@ def _panel(axes: Axes, problem: dict[str, Any]) -> None:
         axes.axhline(error, color="#aaaaaa", linewidth=0.8)
     for name, runs in by_method(problem["runs"]).items():
         _curve(axes, name, runs)
+    low, high = axes.get_xlim()
+    spread = max(1, math.sqrt(10.0**_LEAST_DECADES * low / high))
+    axes.set_xlim(low / spread, high * spread)
     axes.set_title(described(problem).replace("; ", "\n"))
     seeds = problem["seeds"]
     axes.set_xlabel("seconds of CPU time" + (" a seed" if seeds > 1 else ""))
