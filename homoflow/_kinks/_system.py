@@ -176,7 +176,8 @@ class System(eqx.Module):
         Backward passes start with ∂L/∂prediction for a sample, with 1 at its z for a
         slot. One pass over both compiles fastest, but gives each sample's gradient.
         """
-        predictions, z, vectors = self._opened(w, slopes)
+        predictions, z, images = self._opened(w, slopes)
+        factors = self._factors(images)
         loss, seeds = jax.value_and_grad(self._loss)(predictions)
         m, room = self.samples, slots.pair.size
         sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
@@ -187,25 +188,25 @@ class System(eqx.Module):
         )  # fmt: skip
         at_slots = _Starts(sample, none, kink, jnp.ones(room, w.dtype))
         if self._sums_first():
-            rest, deltas, jump = self._backward(w, slopes, everyone, is_sum=True)
-            explicit, slot_deltas, reached = self._backward(w, slopes, at_slots)
+            of_all = self._backward(w, slopes, everyone, is_sum=True)
+            of_slots = self._backward(w, slopes, at_slots)
         else:
             starts = jax.tree.map(lambda *a: jnp.concatenate(a), everyone, at_slots)
             found = self._backward(w, slopes, starts)
-            each, deltas, jump = jax.tree.map(lambda a: a[:m], found)
-            explicit, slot_deltas, reached = jax.tree.map(lambda a: a[m:], found)
-            rest = jnp.sum(each, 0)
+            of_all = jax.tree.map(lambda a: a[:m], found)
+            of_all = of_all._replace(rest=[jnp.sum(g, 0) for g in of_all.rest])
+            of_slots = jax.tree.map(lambda a: a[m:], found)
         return Derivatives(
             loss=loss,
             z=z,
-            gradient=self._assembled(rest, deltas, vectors),
-            jump=jump,
-            rows=Rows(explicit, slot_deltas, [v[sample] for v in vectors]),
-            above=reached[:, kink],
+            gradient=self._summed(of_all, factors),
+            jump=of_all.reached,
+            rows=self._rows(of_slots, [f[sample] for f in factors]),
+            above=of_slots.reached[:, kink],
         )
 
-    def rows(self, w: Array, slopes: Array, slots: Slots, vectors: list[Array]) -> Rows:
-        """J for the pairs in the slots, given the products' vectors."""
+    def rows(self, w: Array, slopes: Array, slots: Slots, images: list[Array]) -> Rows:
+        """J for the pairs in the slots, given what the function is `factored` with."""
         room, sample = slots.pair.size, slots.pair // self.kinks
         predictions = jax.eval_shape(lambda: self._opened(w, slopes)[0])
         starts = _Starts(
@@ -216,8 +217,8 @@ class System(eqx.Module):
             slots.pair % self.kinks,
             jnp.ones(room, w.dtype),
         )
-        explicit, deltas, _ = self._backward(w, slopes, starts)
-        return Rows(explicit, deltas, [v[sample] for v in vectors])
+        factors = self._factors([image[sample] for image in images])
+        return self._rows(self._backward(w, slopes, starts), factors)
 
     def openings(
         self,
@@ -261,15 +262,16 @@ class System(eqx.Module):
     def _sums_first(self) -> bool:
         """Whether single samples' gradients cost far more than the gradient of a sum.
 
-        XLA's convolutions with a kernel for each sample are many times slower, and all
-        weights once for each sample is much to hold. Biases are neither.
+        All weights once for each sample is much to hold, and what a weight goes through
+        may be slow with a weight for each sample. Biases are neither.
         """
         rest = self._unfactored(jax.tree.leaves(self.template))
-        outputs = self.kinks + sum(p.size for p in self.function.products)
-        return any(a.ndim > 1 for a in rest) or sum(a.size for a in rest) > outputs
+        outputs = self.kinks + sum(math.prod(p.shape) for p in self.function.factored)
+        is_wide = any(sum(n > 1 for n in a.shape) > 1 for a in rest)
+        return is_wide or sum(a.size for a in rest) > outputs
 
     def _opened(self, w: Array, slopes: Array) -> tuple[PyTree, Array, list[Array]]:
-        """Predictions, all z, and the vectors in products, of every sample."""
+        """Predictions, all z, and what the function is `factored` with, of all samples."""
         weights, lift = self.unravel(w), jnp.zeros(self.kinks, w.dtype)
 
         def of_sample(slopes, x):
@@ -287,17 +289,16 @@ class System(eqx.Module):
         slopes: Float[Array, "samples kinks"],
         starts: "_Starts",
         is_sum: bool = False,
-    ) -> tuple[Array, list[Array], Float[Array, "rows kinks"]]:
+    ) -> "_Backward":
         """Gradients of ⟨seeds, prediction⟩ + of_kink · z, one for each row.
 
-        With respect to weights (as `Rows` holds them) and to the output of every unit.
-        For a sum, `explicit` is summed over rows.
+        For a sum, those of weights that are not factored are summed over rows.
         """
         leaves, structure = jax.tree.flatten(self.unravel(w))
-        factored = {p.leaf for p in self.function.products}
+        factored = {p.leaf for p in self.function.factored}
         rest = self._unfactored(leaves)
         sample, count = starts.sample, starts.sample.size
-        taps = [jnp.zeros((count, p.size), w.dtype) for p in self.function.products]
+        taps = [jnp.zeros((count, *p.shape), w.dtype) for p in self.function.factored]
 
         def value(rest, taps, lift, slopes, x, start):
             given = iter(rest)
@@ -320,16 +321,49 @@ class System(eqx.Module):
         )
         x = jax.tree.map(lambda a: a[sample], self.x)
         lift = jnp.zeros((count, self.kinks), w.dtype)
-        explicit, deltas, reached = gradient(
-            rest, taps, lift, slopes[sample], x, starts
-        )
-        rows = () if is_sum else (count,)
-        flat = [g.reshape(*rows, -1) for g in explicit]
-        return (
-            jnp.concatenate([jnp.zeros((*rows, 0), w.dtype), *flat], -1),
-            deltas,
-            reached,
-        )
+        rest, deltas, reached = gradient(rest, taps, lift, slopes[sample], x, starts)
+        products, others = self._by_kind(deltas)
+        convolved = zip(self.function.convolutions, others, strict=True)
+        others = [jax.vmap(c.by_position)(delta) for c, delta in convolved]
+        return _Backward(rest, [*products, *others], reached)
+
+    def _factors(self, images: list[Array]) -> list[Array]:
+        """The vectors of products, and the patches of convolutions."""
+        vectors, images = self._by_kind(images)
+        convolved = zip(self.function.convolutions, images, strict=True)
+        return [*vectors, *(jax.vmap(c.patches)(image) for c, image in convolved)]
+
+    def _by_kind(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Those for products, and those for convolutions."""
+        count = len(self.function.products)
+        return arrays[:count], arrays[count:]
+
+    def _rows(self, found: "_Backward", factors: list[Array]) -> Rows:
+        vectors, patches = self._by_kind(factors)
+        deltas, others = self._by_kind(found.deltas)
+        kernels = [
+            jax.vmap(c.gradient)(*pair)
+            for c, *pair in zip(
+                self.function.convolutions, others, patches, strict=True
+            )
+        ]
+        explicit = self._explicit(found.rest, kernels)
+        flat = [g.reshape(g.shape[0], -1) for g in explicit]
+        nothing = jnp.zeros((found.reached.shape[0], 0), self.low.dtype)
+        return Rows(jnp.concatenate([nothing, *flat], 1), deltas, vectors)
+
+    def _summed(self, found: "_Backward", factors: list[Array]) -> Array:
+        """The sum of the gradients, given that of those in `rest`."""
+        vectors, patches = self._by_kind(factors)
+        deltas, others = self._by_kind(found.deltas)
+        kernels = [
+            c.gradient(*map(jnp.concatenate, pair))
+            for c, *pair in zip(
+                self.function.convolutions, others, patches, strict=True
+            )
+        ]
+        explicit = self._explicit(found.rest, kernels)
+        return self._assembled(_flat(explicit, self.low.dtype), deltas, vectors)
 
     def along(self, rows: Rows, v: Float[Array, " weights"]) -> Float[Array, " slots"]:
         """J v."""
@@ -368,12 +402,37 @@ class System(eqx.Module):
         return jax.flatten_util.ravel_pytree(jax.tree.unflatten(structure, out))[0]
 
     def _rest(self, leaves: list[Array]) -> Array:
-        flat = [a.ravel() for a in self._unfactored(leaves)]
-        return jnp.concatenate([jnp.zeros(0, self.low.dtype), *flat])
+        products = {p.leaf for p in self.function.products}
+        rest = [a for i, a in enumerate(leaves) if i not in products]
+        return _flat(rest, self.low.dtype)
+
+    def _explicit(self, rest: list[Array], kernels: list[Array]) -> list[Array]:
+        """What is not held as factors, in the order of the weights."""
+        convolved = zip(self.function.convolutions, kernels, strict=True)
+        given, kernel_of = iter(rest), {c.leaf: kernel for c, kernel in convolved}
+        products = {p.leaf for p in self.function.products}
+        return [
+            kernel_of[i] if i in kernel_of else next(given)
+            for i in range(len(jax.tree.leaves(self.template)))
+            if i not in products
+        ]
 
     def _unfactored(self, leaves: list[Array]) -> list[Array]:
-        factored = {p.leaf for p in self.function.products}
+        factored = {p.leaf for p in self.function.factored}
         return [a for i, a in enumerate(leaves) if i not in factored]
+
+
+class _Backward(NamedTuple):
+    """What backward passes give, one in a row.
+
+    - `rest`: the gradients of weights that are not factored, or their sums over rows.
+    - `deltas`: of the results of products, and, by position, of convolutions.
+    - `reached`: of the output of every unit.
+    """
+
+    rest: list[Array]
+    deltas: list[Array]
+    reached: Float[Array, "rows kinks"]
 
 
 class _Starts(NamedTuple):
@@ -383,6 +442,10 @@ class _Starts(NamedTuple):
     seeds: PyTree
     kink: Int[Array, " rows"]
     of_kink: Float[Array, " rows"]
+
+
+def _flat(arrays: list[Array], dtype) -> Array:
+    return jnp.concatenate([jnp.zeros(0, dtype), *(a.ravel() for a in arrays)])
 
 
 def kinked_function(problem: Problem) -> KinkedFunction:
