@@ -62,26 +62,22 @@ class Convolution:
     def patches(self, image: Array) -> Float[Array, "positions groups inputs"]:
         """What the kernel lies on, for each entry of the result's batch and space."""
         x = jnp.transpose(image, self.numbers.lhs_spec)
-        edges = [(a, b, d - 1) for (a, b), d in zip(self.padding, self.dilation)]  # noqa: B905
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 2 + edges)
+        edges = zip(self.padding, self.dilation, strict=True)
+        edges = [(0, 0, 0)] * 2 + [(low, high, d - 1) for (low, high), d in edges]
+        x = lax.pad(x, jnp.zeros((), x.dtype), edges)
         # One axis of space after another becomes two: positions, and offsets from them.
         for i, size in enumerate(self._space):
             along = np.arange(size)[:, None] * self.strides[i]
             offsets = np.arange(self.kernel[2 + i]) * self.kernel_dilation[i]
             x = jnp.take(x, along + offsets, axis=2 + 2 * i, mode="clip")
-        batch, channels = x.shape[:2]
-        x = x.reshape(batch, self.groups, channels // self.groups, *x.shape[2:])
-        rank = len(self._space)
-        positions, offsets = (
-            tuple(range(start, start + 2 * rank, 2)) for start in (3, 4)
-        )
-        x = jnp.transpose(x, (0, *positions, 1, 2, *offsets))
+        axes = range(2, x.ndim)
+        x = jnp.transpose(x, (0, *axes[::2], 1, *axes[1::2]))
         return x.reshape(self._positions, self.groups, math.prod(self.kernel[1:]))
 
     def by_position(self, result: Array) -> Float[Array, "positions groups outputs"]:
         """An array of the result's shape, in the order of `patches`."""
-        out = jnp.transpose(result, self.numbers.out_spec)
-        out = jnp.moveaxis(out, 1, -1)
+        batch, outputs, *space = self.numbers.out_spec
+        out = jnp.transpose(result, (batch, *space, outputs))
         return out.reshape(self._positions, self.groups, -1)
 
     def gradient(
@@ -93,9 +89,9 @@ class Convolution:
 
         Positions of many images together give the sum of their gradients.
         """
-        summed = jnp.einsum("pgo,pgi->goi", delta, patches)
-        back = np.argsort(self.numbers.rhs_spec)
-        return jnp.transpose(summed.reshape(self.kernel), back)
+        summed = jnp.einsum("pgo,pgi->goi", delta, patches).reshape(self.kernel)
+        spec = self.numbers.rhs_spec
+        return jnp.transpose(summed, [spec.index(axis) for axis in range(len(spec))])
 
     @property
     def _space(self) -> tuple[int, ...]:

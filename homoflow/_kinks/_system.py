@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -339,31 +339,40 @@ class System(eqx.Module):
         return arrays[:count], arrays[count:]
 
     def _rows(self, found: "_Backward", factors: list[Array]) -> Rows:
-        vectors, patches = self._by_kind(factors)
-        deltas, others = self._by_kind(found.deltas)
-        kernels = [
-            jax.vmap(c.gradient)(*pair)
-            for c, *pair in zip(
-                self.function.convolutions, others, patches, strict=True
-            )
-        ]
-        explicit = self._explicit(found.rest, kernels)
+        kernels = [jax.vmap(c.gradient) for c in self.function.convolutions]
+        explicit = self._explicit(found, factors, kernels)
         flat = [g.reshape(g.shape[0], -1) for g in explicit]
         nothing = jnp.zeros((found.reached.shape[0], 0), self.low.dtype)
+        vectors, deltas = (self._by_kind(a)[0] for a in (factors, found.deltas))
         return Rows(jnp.concatenate([nothing, *flat], 1), deltas, vectors)
 
     def _summed(self, found: "_Backward", factors: list[Array]) -> Array:
         """The sum of the gradients, given that of those in `rest`."""
-        vectors, patches = self._by_kind(factors)
-        deltas, others = self._by_kind(found.deltas)
         kernels = [
-            c.gradient(*map(jnp.concatenate, pair))
-            for c, *pair in zip(
-                self.function.convolutions, others, patches, strict=True
-            )
+            lambda *pair, c=c: c.gradient(*map(jnp.concatenate, pair))
+            for c in self.function.convolutions
         ]
-        explicit = self._explicit(found.rest, kernels)
-        return self._assembled(_flat(explicit, self.low.dtype), deltas, vectors)
+        explicit = _flat(self._explicit(found, factors, kernels), self.low.dtype)
+        vectors, deltas = (self._by_kind(a)[0] for a in (factors, found.deltas))
+        return self._assembled(explicit, deltas, vectors)
+
+    def _explicit(
+        self, found: "_Backward", factors: list[Array], kernels: list[Callable]
+    ) -> list[Array]:
+        """Gradients of what is not held as factors, in the order of the weights.
+
+        `kernels` tell how convolutions find theirs.
+        """
+        patches, deltas = (self._by_kind(a)[1] for a in (factors, found.deltas))
+        convolved = zip(
+            self.function.convolutions, kernels, deltas, patches, strict=True
+        )
+        given = iter(found.rest)
+        kernel_of = {c.leaf: kernel(*pair) for c, kernel, *pair in convolved}
+        return [
+            kernel_of[i] if i in kernel_of else next(given)
+            for i in self._unheld(range(len(jax.tree.leaves(self.template))))
+        ]
 
     def along(self, rows: Rows, v: Float[Array, " weights"]) -> Float[Array, " slots"]:
         """J v."""
@@ -402,20 +411,12 @@ class System(eqx.Module):
         return jax.flatten_util.ravel_pytree(jax.tree.unflatten(structure, out))[0]
 
     def _rest(self, leaves: list[Array]) -> Array:
-        products = {p.leaf for p in self.function.products}
-        rest = [a for i, a in enumerate(leaves) if i not in products]
-        return _flat(rest, self.low.dtype)
+        return _flat(self._unheld(leaves), self.low.dtype)
 
-    def _explicit(self, rest: list[Array], kernels: list[Array]) -> list[Array]:
-        """What is not held as factors, in the order of the weights."""
-        convolved = zip(self.function.convolutions, kernels, strict=True)
-        given, kernel_of = iter(rest), {c.leaf: kernel for c, kernel in convolved}
-        products = {p.leaf for p in self.function.products}
-        return [
-            kernel_of[i] if i in kernel_of else next(given)
-            for i in range(len(jax.tree.leaves(self.template)))
-            if i not in products
-        ]
+    def _unheld(self, leaves: Sequence[Any]) -> list[Any]:
+        """Those that `Rows` does not hold as factors."""
+        held = {p.leaf for p in self.function.products}
+        return [a for i, a in enumerate(leaves) if i not in held]
 
     def _unfactored(self, leaves: list[Array]) -> list[Array]:
         factored = {p.leaf for p in self.function.factored}
