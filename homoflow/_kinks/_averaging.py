@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._solvers import AbstractTolerantSolver
 from ._share import share_above
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 #: How often the shares of a step are improved. Each time costs a gradient. With 2 the
 #: shares of sliding pairs lag behind, and large networks with thousands of them part at

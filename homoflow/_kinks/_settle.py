@@ -11,7 +11,8 @@ from ._counts import Counts, how_many
 from ._field import Groups, Point, evaluate, group
 from ._log import NOTHING, EventKind
 from ._mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 #: Evaluations at one point while base slopes adapt to the mode.
 _ROUNDS = 6

@@ -24,7 +24,8 @@ from ._events import (
     watch,
 )
 from ._settle import Target
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])
 #: Stage i has the weight Σ_j _WEIGHTS[i, j] θ^(j+1) at θ.
