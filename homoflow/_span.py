@@ -26,8 +26,9 @@ class Span(eqx.Module):
     def times(self) -> Float[Array, " times"]:
         if self.ts is not None:
             return self.ts
-        fractions = jnp.arange(DEFAULT_TIMES, dtype=self.t1.dtype) / (DEFAULT_TIMES - 1)
-        return self.t1 * fractions
+        # Constants: XLA would round a quotient so that the last time may be beyond t1.
+        fractions = np.arange(DEFAULT_TIMES) / (DEFAULT_TIMES - 1)
+        return self.t1 * jnp.asarray(fractions, self.t1.dtype)
 
 
 def checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> Span:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree
 
-from ._products import Product
+from ._products import Convolution, Product
 from ._reader import Given, Operation, Reader
 
 
@@ -35,7 +35,8 @@ class KinkedFunction:
     - `depth`: the largest number of kinks in a row between input and output.
     - `refused`: what else is not smooth in the weights, by name. If there is any, the
         transformed function still holds these operations as they are.
-    - `products`: the weights whose gradients are outer products.
+    - `products`: the weights whose gradients are outer products; `convolutions`: those
+        whose gradients are sums of them over positions.
     """
 
     count: int
@@ -43,8 +44,14 @@ class KinkedFunction:
     depth: int
     refused: tuple[str, ...]
     products: tuple[Product, ...]
+    convolutions: tuple[Convolution, ...]
     _closed: ClosedJaxpr
     _structure: Any
+
+    @property
+    def factored(self) -> tuple[Product | Convolution, ...]:
+        """The products, then the convolutions."""
+        return *self.products, *self.convolutions
 
     def forward(
         self,
@@ -65,13 +72,13 @@ class KinkedFunction:
         others: PyTree[Array],
         x: PyTree[Array],
     ) -> tuple[PyTree[Array], Float[Array, " kinks"], list[Array]]:
-        """The prediction, all z, and the vectors that `products` are products with.
+        """The prediction, all z, and the vectors and images that `factored` are with.
 
         `slopes` may be a function of an operation's z and of the number of its first
         kink: then slopes are found on the way.
         """
         reader = self._read((weights, others, x), Given(slopes, lift))
-        vectors = [reader.vectors[p.leaf] for p in self.products]
+        vectors = [reader.vectors[p.leaf] for p in self.factored]
         prediction = jax.tree.unflatten(self._structure, reader.outputs)
         return prediction, reader.preactivations(lift), vectors
 
@@ -84,8 +91,8 @@ class KinkedFunction:
         others: PyTree[Array],
         x: PyTree[Array],
     ) -> tuple[PyTree[Array], Float[Array, " kinks"]]:
-        """The prediction and all z with `taps[i]` added to the i-th product."""
-        given = {p.leaf: tap for p, tap in zip(self.products, taps, strict=True)}
+        """The prediction and all z with `taps[i]` added to the i-th of `factored`."""
+        given = {p.leaf: tap for p, tap in zip(self.factored, taps, strict=True)}
         reader = self._read((weights, others, x), Given(slopes, lift, given))
         prediction = jax.tree.unflatten(self._structure, reader.outputs)
         return prediction, reader.preactivations(slopes)
@@ -135,13 +142,14 @@ def with_kinks(
 
     jax.eval_shape(read, *jax.tree.leaves(shapes))
     (reader,) = readers
-    products = tuple(p for p in reader.products if reader.uses[p.leaf] == 1)
+    factored = [p for p in reader.products if reader.uses[p.leaf] == 1]
     return KinkedFunction(
         count=reader.count,
         operations=tuple(reader.operations),
         depth=reader.depth,
         refused=tuple(sorted(reader.refused)),
-        products=products,
+        products=tuple(p for p in factored if isinstance(p, Product)),
+        convolutions=tuple(p for p in factored if isinstance(p, Convolution)),
         _closed=closed,
         _structure=jax.tree.structure(out),
     )

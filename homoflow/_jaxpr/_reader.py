@@ -31,7 +31,7 @@ from ._piecewise import (
     plus,
     times,
 )
-from ._products import Product, product_of
+from ._products import Convolution, Product, product_of
 from ._relations import (
     choice,
     choice_of_multiples,
@@ -97,7 +97,8 @@ class Reader:
     - `count`, `depth`: of all kinks, and of those in a row; `operations`: what they
         are the kinks of; `within`: the functions that have been entered.
     - `refused`: what cannot be followed, by name.
-    - `products`, `vectors`: see `Product`; `uses`: how often each weight enters.
+    - `products`, `vectors`: see `Product` and `Convolution`, the vectors of which are
+        images; `uses`: how often each weight enters.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Reader:
         self.high: list[Array] = []
         self.refused: set[str] = set()
         self.uses: Counter[int] = Counter()
-        self.products: list[Product] = []
+        self.products: list[Product | Convolution] = []
         self.vectors: dict[int, Array] = {}
         values = [
             Value(a, depends=i < weights, leaf=i if i < weights else None)

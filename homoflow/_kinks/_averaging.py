@@ -1,6 +1,7 @@
 """A step that gives each kink its share: the averaged flow of large networks."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._solvers import AbstractTolerantSolver
 from ._share import share_above
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 #: How often the shares of a step are improved. Each time costs a gradient. With 2 the
 #: shares of sliding pairs lag behind, and large networks with thousands of them part at
@@ -135,19 +137,21 @@ def rows_per_step(system: System) -> int:
     factored = {p.leaf for p in system.function.products}
     leaves = jax.tree.leaves(system.template)
     rest = sum(leaf.size for i, leaf in enumerate(leaves) if i not in factored)
-    wide = sum(p.size for p in system.function.products) + system.kinks + rest
+    wide = sum(math.prod(p.shape) for p in system.function.factored)
+    wide += sum(c.patch_size for c in system.function.convolutions)
+    wide += system.kinks + rest
     room = max(system.samples // ROWS_SHARE, ROWS_LEAST)
     return max(1, min(room, system.low.size, ROWS_MOST_NUMBERS // wide))
 
 
 class _Seen(NamedTuple):
-    """The gradient, z, places of the slopes, ∂L/∂a, and the products' vectors."""
+    """The gradient, z, places of slopes, ∂L/∂a, and what the function is factored with."""
 
     gradient: Float[Array, " weights"]
     z: Float[Array, "samples kinks"]
     above: Float[Array, "samples kinks"]
     upward: Float[Array, "samples kinks"]
-    vectors: list[Array]
+    images: list[Array]
 
 
 class _Iterate(NamedTuple):
@@ -188,10 +192,10 @@ def _gradient(system: System, w: Array, rule, tables: PyTree[Array]) -> _Seen:
                 low_, high_ = (a[part].reshape(z.shape) for a in (low, high))
                 return low_ + place * (high_ - low_)
 
-            prediction, z, vectors = system.function.opened(
+            prediction, z, images = system.function.opened(
                 weights, slope, lift, system.others, x
             )
-            seen = z, jnp.concatenate(places), vectors
+            seen = z, jnp.concatenate(places), images
             return system.loss_of_sample(prediction, y), seen
 
         losses, seen = jax.vmap(of_sample)(
@@ -200,10 +204,10 @@ def _gradient(system: System, w: Array, rule, tables: PyTree[Array]) -> _Seen:
         return (jnp.mean(losses) if system.is_mean else jnp.sum(losses)), seen
 
     lift = jnp.zeros_like(system.low)
-    (gradient, upward), (z, above, vectors) = jax.grad(risk, (0, 1), has_aux=True)(
+    (gradient, upward), (z, above, images) = jax.grad(risk, (0, 1), has_aux=True)(
         w, lift
     )
-    return _Seen(gradient, z, above, lax.stop_gradient(upward), vectors)
+    return _Seen(gradient, z, above, lax.stop_gradient(upward), images)
 
 
 def _side_or_slope(z, above, slides):
@@ -238,7 +242,7 @@ def _with_squares(
         pair=jnp.minimum(pair, square.size - 1)
     )
     slopes = system.low + seen.above * (system.high - system.low)
-    found = system.rows(w, slopes, slots, seen.vectors).squares()
+    found = system.rows(w, slopes, slots, seen.images).squares()
     flat = square.ravel().at[pair].set(lax.stop_gradient(found), mode="drop")
     last = jnp.where(turn < square.size, turn, -1)
     ahead = (last - first) % square.size

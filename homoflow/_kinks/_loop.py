@@ -21,6 +21,7 @@ from ._settle import (
     loses_sliders,
     rounds,
 )
+from ._slots import Slots
 from ._step import (
     STAGES,
     Ahead,
@@ -33,7 +34,7 @@ from ._step import (
     stage_target,
     with_stage,
 )
-from ._system import Slots, System
+from ._system import System
 
 _ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0

@@ -8,10 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._contact import Way, find_contact
 from ._counts import Counts, how_many
+from ._couplings import might_stay
 from ._field import Groups, Point, evaluate, group
 from ._log import NOTHING, EventKind
 from ._mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 #: Evaluations at one point while base slopes adapt to the mode.
 _ROUNDS = 6
@@ -55,6 +57,7 @@ class Outcome(NamedTuple):
     - `still`: where ż = 0 without sliding, because others hold it there.
     - `repelled`: groups, at their leaders, at a concave kink that might let them go on to
         the other side as well; `chooses`: pairs for which that has been found.
+    - `lingers`: pairs that leave, though a joint choice of slopes might hold them.
     - `unties`: pairs that have just come to their kinks below some that slide tied. Were
         they to open they would untie them, and that is not looked into.
     """
@@ -74,6 +77,7 @@ class Outcome(NamedTuple):
     still: Bool[Array, " slots"]
     repelled: Bool[Array, " slots"]
     unties: Bool[Array, " slots"]
+    lingers: Bool[Array, " slots"]
     chooses: Bool[Array, " slots"]
     is_consistent: Bool[Array, ""]
 
@@ -273,6 +277,7 @@ def _blank(target: Target) -> Outcome:
         still=slots.used,
         repelled=nobody,
         unties=nobody,
+        lingers=nobody,
         chooses=nobody,
         is_consistent=no,
     )
@@ -330,8 +335,29 @@ def _round(system: System, target: Target, r: Outcome) -> Outcome:
         still=jnp.abs(rate) <= held_rate(point),
         repelled=_repelled(point, mode, rate, used & groups.leads),
         unties=target.arrives & (was != 0) & below_tied,
+        lingers=lax.cond(
+            target.settles & jnp.any(used & (side != 0)),
+            lambda: _lingering(point, mode, on_plus, used & ~tied),
+            lambda: jnp.zeros_like(used),
+        )
+        if system.function.depth > 1
+        else jnp.zeros_like(used),
         chooses=r.chooses,
         is_consistent=~mixed,
+    )
+
+
+def _lingering(
+    point: Point, mode: Mode, on_plus: Bool[Array, " slots"], alone: Array
+) -> Bool[Array, " slots"]:
+    """Pairs that leave below sliders, though a joint choice of slopes might hold them."""
+    slides = alone & (mode.state == 0)
+    is_below = jnp.any(slides[:, None] & (point.above != 0), 0)
+    leaves = alone & (mode.state != 0) & is_below
+    return lax.cond(
+        jnp.any(leaves),
+        lambda: might_stay(point, mode, on_plus, leaves),
+        lambda: jnp.zeros_like(leaves),
     )
 
 
@@ -396,7 +422,7 @@ def conclude(
         choices=slots.scattered(
             nothing_chosen,
             choice,
-            last.chooses | last.unties | turned | dependent,
+            last.chooses | last.unties | last.lingers | turned | dependent,
         ),
         torn=target.torn,
         near=target.near,

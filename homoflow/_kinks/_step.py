@@ -24,7 +24,8 @@ from ._events import (
     watch,
 )
 from ._settle import Target
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])
 #: Stage i has the weight Σ_j _WEIGHTS[i, j] θ^(j+1) at θ.
@@ -260,7 +261,9 @@ def _followed(
     """A path up to its first event, or to its end."""
     path = ahead.path
     slides = state.side == 0
-    side = jnp.where(state.held, 0, state.side)
+    # A torn pair keeps its side until others have an event: lifted with all sliders it
+    # might be on the other one, and cross to it with every step.
+    side = jnp.where(state.held | state.torn, 0, state.side)
     slopes = system.slope(state.base)
     watched = watch(system, slopes, side, slides, state.largest)
     # Not less than what the search for the mode tells from rounding.

@@ -1,75 +1,20 @@
 """A risk minimization problem as the exact flow needs it: flat weights, open kinks."""
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._jaxpr import KinkedFunction, with_kinks
 from .._losses import Risk
 from .._problem import Problem
-
-
-class Slots(NamedTuple):
-    """The (sample, kink) pairs that are at their kink, in room for a fixed number.
-
-    A pair's number is sample · kinks + kink; an unused slot holds 0. `place` is the
-    slot of a pair, or the number of slots for a pair that has none.
-    """
-
-    pair: Int[Array, " slots"]
-    used: Bool[Array, " slots"]
-    place: Int[Array, "samples kinks"]
-
-    @staticmethod
-    def none(shape: tuple[int, int], room: int) -> "Slots":
-        place = jnp.full(shape, room, jnp.int32)
-        return Slots(jnp.zeros(room, jnp.int32), jnp.zeros(room, bool), place)
-
-    @staticmethod
-    def of(chosen: Bool[Array, "samples kinks"], room: int) -> "Slots":
-        """Slots for the chosen pairs, the first `room` of them."""
-        place = jnp.where(chosen, jnp.minimum(_ranks(chosen), room), room)
-        numbers = jnp.arange(chosen.size, dtype=jnp.int32).reshape(chosen.shape)
-        nothing = jnp.full(room, chosen.size, jnp.int32)
-        pair = nothing.at[place].set(numbers, mode="drop")
-        used = pair < chosen.size
-        return Slots(jnp.where(used, pair, 0), used, place)
-
-    def scattered(self, table: Array, values: Array, where: Array) -> Array:
-        """`table` over all pairs with the values of the slots in `where` put in."""
-        room = self.pair.size
-        slot = jnp.minimum(self.place, room - 1)
-        return jnp.where((self.place < room) & where[slot], values[slot], table)
-
-    def beside(self, chosen: Bool[Array, "samples kinks"]) -> Bool[Array, " slots"]:
-        """The slots with chosen pairs in their sample."""
-        return self.used & jnp.any(chosen, 1)[self.pair // chosen.shape[1]]
-
-    def gathered(self, table: Array) -> Array:
-        """The entries of a table over all pairs that belong to the slots."""
-        return table.ravel()[self.pair]
-
-
-def _ranks(chosen: Bool[Array, "samples kinks"]) -> Int[Array, "samples kinks"]:
-    """How many chosen entries come before each entry.
-
-    As two matrix products: XLA makes a cumulative sum of many small kernels.
-    """
-    width = math.isqrt(chosen.size - 1) + 1
-    square = jnp.pad(chosen.ravel(), (0, width**2 - chosen.size)).reshape(width, width)
-    square, lower = square.astype(jnp.float32), np.tri(width, k=-1, dtype=np.float32)
-    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    ranks = product(square, lower.T) + product(lower, square.sum(1))[:, None]
-    return ranks.ravel()[: chosen.size].reshape(chosen.shape).astype(jnp.int32)
+from ._slots import Slots
 
 
 class Rows(NamedTuple):
@@ -176,7 +121,8 @@ class System(eqx.Module):
         Backward passes start with ∂L/∂prediction for a sample, with 1 at its z for a
         slot. One pass over both compiles fastest, but gives each sample's gradient.
         """
-        predictions, z, vectors = self._opened(w, slopes)
+        predictions, z, images = self._opened(w, slopes)
+        factors = self._factors(images)
         loss, seeds = jax.value_and_grad(self._loss)(predictions)
         m, room = self.samples, slots.pair.size
         sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
@@ -187,25 +133,25 @@ class System(eqx.Module):
         )  # fmt: skip
         at_slots = _Starts(sample, none, kink, jnp.ones(room, w.dtype))
         if self._sums_first():
-            rest, deltas, jump = self._backward(w, slopes, everyone, is_sum=True)
-            explicit, slot_deltas, reached = self._backward(w, slopes, at_slots)
+            of_all = self._backward(w, slopes, everyone, is_sum=True)
+            of_slots = self._backward(w, slopes, at_slots)
         else:
             starts = jax.tree.map(lambda *a: jnp.concatenate(a), everyone, at_slots)
             found = self._backward(w, slopes, starts)
-            each, deltas, jump = jax.tree.map(lambda a: a[:m], found)
-            explicit, slot_deltas, reached = jax.tree.map(lambda a: a[m:], found)
-            rest = jnp.sum(each, 0)
+            of_all = jax.tree.map(lambda a: a[:m], found)
+            of_all = of_all._replace(rest=[jnp.sum(g, 0) for g in of_all.rest])
+            of_slots = jax.tree.map(lambda a: a[m:], found)
         return Derivatives(
             loss=loss,
             z=z,
-            gradient=self._assembled(rest, deltas, vectors),
-            jump=jump,
-            rows=Rows(explicit, slot_deltas, [v[sample] for v in vectors]),
-            above=reached[:, kink],
+            gradient=self._summed(of_all, factors),
+            jump=of_all.reached,
+            rows=self._rows(of_slots, [f[sample] for f in factors]),
+            above=of_slots.reached[:, kink],
         )
 
-    def rows(self, w: Array, slopes: Array, slots: Slots, vectors: list[Array]) -> Rows:
-        """J for the pairs in the slots, given the products' vectors."""
+    def rows(self, w: Array, slopes: Array, slots: Slots, images: list[Array]) -> Rows:
+        """J for the pairs in the slots, given what the function is `factored` with."""
         room, sample = slots.pair.size, slots.pair // self.kinks
         predictions = jax.eval_shape(lambda: self._opened(w, slopes)[0])
         starts = _Starts(
@@ -216,8 +162,8 @@ class System(eqx.Module):
             slots.pair % self.kinks,
             jnp.ones(room, w.dtype),
         )
-        explicit, deltas, _ = self._backward(w, slopes, starts)
-        return Rows(explicit, deltas, [v[sample] for v in vectors])
+        factors = self._factors([image[sample] for image in images])
+        return self._rows(self._backward(w, slopes, starts), factors)
 
     def openings(
         self,
@@ -261,15 +207,16 @@ class System(eqx.Module):
     def _sums_first(self) -> bool:
         """Whether single samples' gradients cost far more than the gradient of a sum.
 
-        XLA's convolutions with a kernel for each sample are many times slower, and all
-        weights once for each sample is much to hold. Biases are neither.
+        All weights once for each sample is much to hold, and what a weight goes through
+        may be slow with a weight for each sample. Biases are neither.
         """
         rest = self._unfactored(jax.tree.leaves(self.template))
-        outputs = self.kinks + sum(p.size for p in self.function.products)
-        return any(a.ndim > 1 for a in rest) or sum(a.size for a in rest) > outputs
+        outputs = self.kinks + sum(math.prod(p.shape) for p in self.function.factored)
+        is_wide = any(sum(n > 1 for n in a.shape) > 1 for a in rest)
+        return is_wide or sum(a.size for a in rest) > outputs
 
     def _opened(self, w: Array, slopes: Array) -> tuple[PyTree, Array, list[Array]]:
-        """Predictions, all z, and the vectors in products, of every sample."""
+        """Predictions, all z, and what the function is `factored` with, of all samples."""
         weights, lift = self.unravel(w), jnp.zeros(self.kinks, w.dtype)
 
         def of_sample(slopes, x):
@@ -287,17 +234,16 @@ class System(eqx.Module):
         slopes: Float[Array, "samples kinks"],
         starts: "_Starts",
         is_sum: bool = False,
-    ) -> tuple[Array, list[Array], Float[Array, "rows kinks"]]:
+    ) -> "_Backward":
         """Gradients of ⟨seeds, prediction⟩ + of_kink · z, one for each row.
 
-        With respect to weights (as `Rows` holds them) and to the output of every unit.
-        For a sum, `explicit` is summed over rows.
+        For a sum, those of weights that are not factored are summed over rows.
         """
         leaves, structure = jax.tree.flatten(self.unravel(w))
-        factored = {p.leaf for p in self.function.products}
+        factored = {p.leaf for p in self.function.factored}
         rest = self._unfactored(leaves)
         sample, count = starts.sample, starts.sample.size
-        taps = [jnp.zeros((count, p.size), w.dtype) for p in self.function.products]
+        taps = [jnp.zeros((count, *p.shape), w.dtype) for p in self.function.factored]
 
         def value(rest, taps, lift, slopes, x, start):
             given = iter(rest)
@@ -320,16 +266,58 @@ class System(eqx.Module):
         )
         x = jax.tree.map(lambda a: a[sample], self.x)
         lift = jnp.zeros((count, self.kinks), w.dtype)
-        explicit, deltas, reached = gradient(
-            rest, taps, lift, slopes[sample], x, starts
+        rest, deltas, reached = gradient(rest, taps, lift, slopes[sample], x, starts)
+        products, others = self._by_kind(deltas)
+        convolved = zip(self.function.convolutions, others, strict=True)
+        others = [jax.vmap(c.by_position)(delta) for c, delta in convolved]
+        return _Backward(rest, [*products, *others], reached)
+
+    def _factors(self, images: list[Array]) -> list[Array]:
+        """The vectors of products, and the patches of convolutions."""
+        vectors, images = self._by_kind(images)
+        convolved = zip(self.function.convolutions, images, strict=True)
+        return [*vectors, *(jax.vmap(c.patches)(image) for c, image in convolved)]
+
+    def _by_kind(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Those for products, and those for convolutions."""
+        count = len(self.function.products)
+        return arrays[:count], arrays[count:]
+
+    def _rows(self, found: "_Backward", factors: list[Array]) -> Rows:
+        kernels = [jax.vmap(c.gradient) for c in self.function.convolutions]
+        explicit = self._explicit(found, factors, kernels)
+        flat = [g.reshape(g.shape[0], -1) for g in explicit]
+        nothing = jnp.zeros((found.reached.shape[0], 0), self.low.dtype)
+        vectors, deltas = (self._by_kind(a)[0] for a in (factors, found.deltas))
+        return Rows(jnp.concatenate([nothing, *flat], 1), deltas, vectors)
+
+    def _summed(self, found: "_Backward", factors: list[Array]) -> Array:
+        """The sum of the gradients, given that of those in `rest`."""
+        kernels = [
+            lambda *pair, c=c: c.gradient(*map(jnp.concatenate, pair))
+            for c in self.function.convolutions
+        ]
+        explicit = _flat(self._explicit(found, factors, kernels), self.low.dtype)
+        vectors, deltas = (self._by_kind(a)[0] for a in (factors, found.deltas))
+        return self._assembled(explicit, deltas, vectors)
+
+    def _explicit(
+        self, found: "_Backward", factors: list[Array], kernels: list[Callable]
+    ) -> list[Array]:
+        """Gradients of what is not held as factors, in the order of the weights.
+
+        `kernels` tell how convolutions find theirs.
+        """
+        patches, deltas = (self._by_kind(a)[1] for a in (factors, found.deltas))
+        convolved = zip(
+            self.function.convolutions, kernels, deltas, patches, strict=True
         )
-        rows = () if is_sum else (count,)
-        flat = [g.reshape(*rows, -1) for g in explicit]
-        return (
-            jnp.concatenate([jnp.zeros((*rows, 0), w.dtype), *flat], -1),
-            deltas,
-            reached,
-        )
+        given = iter(found.rest)
+        kernel_of = {c.leaf: kernel(*pair) for c, kernel, *pair in convolved}
+        return [
+            kernel_of[i] if i in kernel_of else next(given)
+            for i in self._unheld(range(len(jax.tree.leaves(self.template))))
+        ]
 
     def along(self, rows: Rows, v: Float[Array, " weights"]) -> Float[Array, " slots"]:
         """J v."""
@@ -368,12 +356,29 @@ class System(eqx.Module):
         return jax.flatten_util.ravel_pytree(jax.tree.unflatten(structure, out))[0]
 
     def _rest(self, leaves: list[Array]) -> Array:
-        flat = [a.ravel() for a in self._unfactored(leaves)]
-        return jnp.concatenate([jnp.zeros(0, self.low.dtype), *flat])
+        return _flat(self._unheld(leaves), self.low.dtype)
+
+    def _unheld(self, leaves: Sequence[Any]) -> list[Any]:
+        """Those that `Rows` does not hold as factors."""
+        held = {p.leaf for p in self.function.products}
+        return [a for i, a in enumerate(leaves) if i not in held]
 
     def _unfactored(self, leaves: list[Array]) -> list[Array]:
-        factored = {p.leaf for p in self.function.products}
+        factored = {p.leaf for p in self.function.factored}
         return [a for i, a in enumerate(leaves) if i not in factored]
+
+
+class _Backward(NamedTuple):
+    """What backward passes give, one in a row.
+
+    - `rest`: the gradients of weights that are not factored, or their sums over rows.
+    - `deltas`: of the results of products, and, by position, of convolutions.
+    - `reached`: of the output of every unit.
+    """
+
+    rest: list[Array]
+    deltas: list[Array]
+    reached: Float[Array, "rows kinks"]
 
 
 class _Starts(NamedTuple):
@@ -383,6 +388,10 @@ class _Starts(NamedTuple):
     seeds: PyTree
     kink: Int[Array, " rows"]
     of_kink: Float[Array, " rows"]
+
+
+def _flat(arrays: list[Array], dtype) -> Array:
+    return jnp.concatenate([jnp.zeros(0, dtype), *(a.ravel() for a in arrays)])
 
 
 def kinked_function(problem: Problem) -> KinkedFunction:

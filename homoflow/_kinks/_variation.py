@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._field import evaluate, gram_solver, group, velocity
-from ._system import Slots, System
+from ._slots import Slots
+from ._system import System
 
 #: Conditions of pairs that coincide must agree to this much, relative to their sizes.
 _AGREES = 1e-6
