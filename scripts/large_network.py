@@ -64,7 +64,8 @@ def main() -> int:
             print(f"  from there to {rtol:g}: {rows[-1]['to_next']}", flush=True)
         rows.append(row)
         before = weights
-    known = {0.0: flat(model, 1)[0]} | dict(zip(times, before, strict=True))
+    assert before is not None
+    known = dict(zip([0.0, *times], [flat(model)[0], *before], strict=True))
     steps = []
     for step in args.midpoint:
         for row in _midpoint(step, known, args.pieces):

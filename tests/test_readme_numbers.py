@@ -196,7 +196,7 @@ def large_network() -> list[str]:
         f"{short(coarse['to_next']['35'])} from {short(usual['rtol'])} at t = 35, but "
         f"{short(end(coarse), 2)} at t = 100",
         *midpoint(by_device["midpoint, cpu"]),
-        parted(by_device["midpoint from flow's weights at t = 50, cpu"][0]),
+        *in_pieces(by_device["midpoint in pieces, cpu"]),
     ]
 
 
@@ -209,17 +209,37 @@ def midpoint(runs: list[dict]) -> list[str]:
     return [
         f"Midpoint with constant steps of {steps}, which shares no code with it, is "
         f"{at_10} from `rtol` 1e-6 at t = 10, and {at_35} at t = 35",
-        "From t = 35 on single neurons",
     ]
 
 
-def parted(run: dict) -> str:
-    (away,) = {short(distance, 2) for distance in run["from_flow"]}
-    steps = listed([short(step) for step in run["steps"]])
-    return (
-        f"from the flow's own weights at t = 50 midpoint with steps of {steps} comes to "
-        f"two places {short(run['apart'], 2)} apart at t = 60, both {away} from the flow's."
-    )
+def in_pieces(rows: list[dict]) -> list[str]:
+    """One piece after the other; those with shorter steps too that part with the first."""
+    assert {row["rtol"] for row in rows} == {1e-6}
+    pieces, again = {}, {}
+    for row in sorted(rows, key=lambda row: (row["from"], -row["step"])):
+        (end, far), start = *row["to_flow"].items(), row["from"]
+        if start in pieces:
+            again.setdefault(start, []).append((row["step"], far))
+        else:
+            pieces[start] = row["step"], far, float(end)
+    steps, away, ends = zip(*pieces.values(), strict=True)
+    assert list(pieces) == [35, *ends[:-1]]
+    early, late = sorted(set(steps))
+    later = min(start for start, (step, *_) in pieces.items() if step == late)
+    assert list(steps) == sorted(steps)
+    rest = [far for start, (_, far, _) in pieces.items() if start not in again]
+    # The longest of the shorter steps with which it goes the flow's way.
+    held = [next(at for at in shorter if at[1] < 1e-5) for shorter in again.values()]
+    return [
+        "From t = 35 on single neurons that wake late",
+        f"with steps of {short(early)}, from t = {later:.0f} on {short(late)}, it ends "
+        f"within {at_most(max(rest))} of the flow in {len(rest)} of {len(away)} pieces to "
+        f"t = {ends[-1]:.0f}.",
+        f"In those from {listed([f't = {start:.0f}' for start in again])}, where it is "
+        f"{listed([short(pieces[start][1], 2) for start in again])} away, one neuron goes "
+        f"another way until steps are {listed([short(step, 2) for step, _ in held])}: then "
+        f"{listed([short(far, 2) for _, far in held])}.",
+    ]
 
 
 def asserted() -> list[str]:
