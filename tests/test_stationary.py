@@ -196,9 +196,11 @@ def test_trajectories_to_the_end_are_trajectories(deep):
         assert np.isclose(flow.losses[-1], flow.stats["stationary_loss"], rtol=1e-9)
         # No two times have a plateau's end between them.
         assert np.max(-np.diff(flow.losses)) < 0.1 * (flow.losses[0] - flow.losses[-1])
+        size = sum(float(norms[-1]) for norms in flow.squared_norms.values())
         for law in hf.laws(model):
             drift = law.value(flow.model) - law.value(model)
-            assert np.max(np.abs(drift)) < 1e-14
+            # What a projection takes for rounding.
+            assert np.max(np.abs(drift)) <= 16 * np.finfo(float).eps * size
             values = np.asarray(flow.laws[law.name])
             assert np.max(np.abs(values - values[0])) < 1e-12
         assert "A minimum" in repr(flow)
