@@ -61,11 +61,11 @@ def _intervals(
     From its minus side, where kinks l above k are on for the part `place[l, k]`. How much
     of that is while k is on, is free: all that can be, for all of them, or as little.
     """
-    norm = jnp.where(point.scale > 0, 1 / jnp.where(point.scale > 0, point.scale, 1), 0)
+    whole = point.gap * point.length
     turns = point.above * (width * point.scale)[:, None]
     turns = turns * (1 - jnp.eye(width.size, dtype=turns.dtype))
-    alone = (point.jump - plus @ turns) * point.gap * norm
-    turns = turns * point.gap * norm
+    alone = (point.jump - plus @ turns) * whole
+    turns = turns * whole
     parts = jnp.asarray(_PARTS, place.dtype)[:, None, None]
     together = turns * jnp.minimum(parts, place)
     apart = turns * jnp.maximum(parts + place - 1, 0)

@@ -56,6 +56,12 @@ class Point(NamedTuple):
     gap: Float[Array, " slots"]
     off: Float[Array, " slots"]
 
+    @property
+    def length(self) -> Float[Array, " slots"]:
+        """‖J_k‖, 0 where there is no row."""
+        there = self.scale > 0
+        return jnp.where(there, 1 / jnp.where(there, self.scale, 1), 0)
+
 
 class Groups(NamedTuple):
     """Pairs with parallel rows (repeated or antipodal inputs, say) share a multiplier.
@@ -210,7 +216,7 @@ def widths(
     have changed sides where the jump is whole: between the two gradients lies a segment.
     So with groups the widths are found from the top layer down, one layer in a pass.
     """
-    norm = jnp.where(point.scale > 0, 1 / jnp.where(point.scale > 0, point.scale, 1), 0)
+    length = point.length
     alone = groups.total(jnp.ones_like(multiplier))[groups.leader] == 1
     passes = jnp.where(jnp.any(used & ~alone), system.function.depth, 1)
     own = groups.leader[:, None] == groups.leader[None, :]
@@ -228,7 +234,7 @@ def widths(
         # The first pass is at the base slopes: there is no width yet to share.
         shifts = jnp.where(used[:, None] & (number > 0), shifts, 0)
         jump = point.jump + jnp.sum(point.above * shifts, 0)
-        return jump, groups.total(jnp.where(used, point.gap * jump * norm, 0))
+        return jump, groups.total(jnp.where(used, point.gap * jump * length, 0))
 
     start = point.jump, jnp.zeros_like(point.jump)
     return lax.fori_loop(0, passes + 1, one_layer, start)[1]

@@ -124,14 +124,11 @@ class System(eqx.Module):
         predictions, z, images = self._opened(w, slopes)
         factors = self._factors(images)
         loss, seeds = jax.value_and_grad(self._loss)(predictions)
-        m, room = self.samples, slots.pair.size
-        sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
-        none = jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), seeds)
+        m, at_slots = self.samples, self._at_slots(slots, seeds)
         everyone = _Starts(
             jnp.arange(m, dtype=jnp.int32), seeds,
             jnp.zeros(m, jnp.int32), jnp.zeros(m, w.dtype),
         )  # fmt: skip
-        at_slots = _Starts(sample, none, kink, jnp.ones(room, w.dtype))
         if self._sums_first():
             of_all = self._backward(w, slopes, everyone, is_sum=True)
             of_slots = self._backward(w, slopes, at_slots)
@@ -146,23 +143,15 @@ class System(eqx.Module):
             z=z,
             gradient=self._summed(of_all, factors),
             jump=of_all.reached,
-            rows=self._rows(of_slots, [f[sample] for f in factors]),
-            above=of_slots.reached[:, kink],
+            rows=self._rows(of_slots, [f[at_slots.sample] for f in factors]),
+            above=of_slots.reached[:, at_slots.kink],
         )
 
     def rows(self, w: Array, slopes: Array, slots: Slots, images: list[Array]) -> Rows:
         """J for the pairs in the slots, given what the function is `factored` with."""
-        room, sample = slots.pair.size, slots.pair // self.kinks
         predictions = jax.eval_shape(lambda: self._opened(w, slopes)[0])
-        starts = _Starts(
-            sample,
-            jax.tree.map(
-                lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), predictions
-            ),
-            slots.pair % self.kinks,
-            jnp.ones(room, w.dtype),
-        )
-        factors = self._factors([image[sample] for image in images])
+        starts = self._at_slots(slots, predictions)
+        factors = self._factors([image[starts.sample] for image in images])
         return self._rows(self._backward(w, slopes, starts), factors)
 
     def openings(
@@ -227,6 +216,15 @@ class System(eqx.Module):
     def _loss(self, predictions: PyTree) -> Float[Array, ""]:
         losses = jax.vmap(self.loss_of_sample)(predictions, self.y)
         return jnp.mean(losses) if self.is_mean else jnp.sum(losses)
+
+    def _at_slots(self, slots: Slots, predictions: PyTree) -> "_Starts":
+        """Of z at each slot; predictions tell the shapes of their seeds."""
+        room = slots.pair.size
+        nothing = jax.tree.map(
+            lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), predictions
+        )
+        sample, kink = slots.pair // self.kinks, slots.pair % self.kinks
+        return _Starts(sample, nothing, kink, jnp.ones(room, self.low.dtype))
 
     def _backward(
         self,

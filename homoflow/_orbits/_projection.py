@@ -110,10 +110,9 @@ class Orbit(eqx.Module):
         restored, *found = _restoring(self, arrays, targets, beyond)
         return Rescaling(self, self._put(weights, restored), *found)
 
-    def leaving(self, weights: PyTree) -> "Rescaling":
-        """The one that changes nothing, whatever the laws."""
-        values = jax.eval_shape(self.values, weights)
-        nothing = tuple(jnp.zeros(v.shape, v.dtype) for v in values)
+    def leaving(self, weights: PyTree, targets: Generator) -> "Rescaling":
+        """The one that changes nothing, wherever the laws are."""
+        nothing = jax.tree.map(jnp.zeros_like, targets)
         one = unit_element(self.laws, nothing)
         return Rescaling(self, weights, one, nothing, jnp.asarray(True))
 

@@ -281,30 +281,25 @@ def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
 def _remembered(after: Past, end: End, rescaling, unravel) -> Past:
     """What is known after a step, with its end; of rescaled weights if they are."""
     if rescaling is None:
-        return after.with_end(end)
+        states, slopes = after.seen(end)
+        return after._replace(states=states, slopes=slopes)
 
     def moved(by: Callable[[PyTree], PyTree], rows: Array) -> Array:
         return jax.vmap(lambda row: ravel_pytree(by(unravel(row)))[0])(rows)
 
-    def rescaled() -> Past:
-        seen = after.with_end(end)
-        states = moved(rescaling.weights, seen.states)
-        slopes = moved(rescaling.slopes, seen.slopes)
-        return seen._replace(
-            states=states,
-            slopes=slopes,
-            inner_states=after.j.coordinates(states),
-            inner_slopes=after.j.coordinates(slopes),
+    def rescaled():
+        states, slopes = after.seen(end)
+        states, slopes = (
+            moved(rescaling.weights, states),
+            moved(rescaling.slopes, slopes),
         )
-
-    def parts(past: Past):
-        return past.states, past.slopes, past.inner_states, past.inner_slopes
+        return states, slopes, after.j.coordinates(states), after.j.coordinates(slopes)
 
     # A long memory is a lot to go through: where nothing is rescaled it is moved on, once.
     states, slopes, inner_states, inner_slopes = lax.cond(
         eqxi.unvmap_all(rescaling.is_one),
-        lambda: parts(after.with_end(end)),
-        lambda: parts(rescaled()),
+        lambda: (*after.seen(end), after.inner_states, after.inner_slopes),
+        rescaled,
     )
     return after._replace(
         states=states,

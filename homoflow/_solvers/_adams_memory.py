@@ -36,7 +36,7 @@ class Past(NamedTuple):
     def after(
         self, h: Float[Array, ""], trial: "Trial", end: "End", order: Int[Array, ""]
     ) -> "Past":
-        """With one step more, but for its end itself: `with_end` adds that."""
+        """With one step more, but for `states` and `slopes`: they become `seen(end)`."""
         moved = trial.moved_inner + trial.correction_inner
         inner_slope = self.j.coordinates(end.slope[None])[0]
         return self._replace(
@@ -47,15 +47,12 @@ class Past(NamedTuple):
             order=order,
         )
 
-    def with_end(self, end: "End") -> "Past":
-        """With w and f there before those at earlier steps.
+    def seen(self, end: "End") -> tuple[Array, Array]:
+        """`states` and `slopes` with those of an end before them.
 
-        These are long: where they are moved once they are not to be moved twice.
+        They are long: where they are moved once they are not to be moved twice.
         """
-        return self._replace(
-            states=_newest(end.state, self.states),
-            slopes=_newest(end.slope, self.slopes),
-        )
+        return _newest(end.state, self.states), _newest(end.slope, self.slopes)
 
 
 class End(NamedTuple):

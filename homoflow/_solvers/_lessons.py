@@ -81,15 +81,12 @@ def taught(
 
     def by_secants(steps: Array, changes: Array) -> tuple[LowRank, list[Array]]:
         least = lax.stop_gradient(LEAST_RATE / h)
-        seen = after.with_end(end)
-        seen = seen.states, seen.slopes
-        return learned(j, steps, changes, seen, inner, rank, least)
+        return learned(j, steps, changes, after.seen(end), inner, rank, least)
 
     def by_curvature() -> tuple[LowRank, list[Array]]:
         assert curvature is not None
         new = of_rows(lax.stop_gradient(curvature(state)), j.rows)
-        seen = after.with_end(end)
-        return new, [new.coordinates(seen.states), new.coordinates(seen.slopes)]
+        return new, [new.coordinates(values) for values in after.seen(end)]
 
     def by_asking() -> tuple[LowRank, list[Array]]:
         return by_secants(*_asked(field, j, state, slope, steps, changes))

@@ -115,7 +115,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
             return lax.cond(
                 is_due,
                 lambda: self.orbit.restoring(y, targets, self.beyond),
-                lambda: self.orbit.leaving(y),
+                lambda: self.orbit.leaving(y, targets),
             )
 
         if _restores_itself(self.solver):
