@@ -16,6 +16,7 @@ from ._data import (
     sample_shape,
     shape_of,
 )
+from ._jaxpr import with_quick_softplus
 from ._laws import Law, Laws, known_laws
 from ._losses import AbstractLoss, LossLike, Risk
 from ._trainable import Trainable, trainable_mask
@@ -47,7 +48,12 @@ class Problem(eqx.Module):
 
     def loss(self, weights: PyTree) -> Float[Array, ""]:
         """L(w)."""
-        return self.objective(eqx.combine(weights, self.frozen()), self.data)
+
+        @with_quick_softplus
+        def loss(weights: PyTree) -> Float[Array, ""]:
+            return self.objective(eqx.combine(weights, self.frozen()), self.data)
+
+        return loss(weights)
 
 
 def without_laws(problem: Problem) -> tuple[PyTree, ...]:

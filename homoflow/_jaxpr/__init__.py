@@ -8,3 +8,4 @@ from ._kinks import (
     with_kinks as with_kinks,
 )
 from ._nonsmooth import nonsmooth_primitives as nonsmooth_primitives
+from ._quick_softplus import with_quick_softplus as with_quick_softplus
