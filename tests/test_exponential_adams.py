@@ -248,6 +248,20 @@ def test_batch_of_seeds_is_the_loop_over_them(flow):
         assert abs(int(batch.stats["steps"][i]) - int(alone.stats["steps"])) < 5
 
 
+def test_a_batch_of_batches_is_one_batch():
+    models = eqx.filter_vmap(student)(jnp.arange(4))
+    flat_batch = eqx.filter_vmap(followed)(models)
+    squared = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), models)
+    batches = eqx.filter_vmap(eqx.filter_vmap(followed))(squared)
+    # The four learn at different steps.
+    steps = np.asarray(flat_batch.stats["steps"])
+    assert len(set(steps)) > 1
+    np.testing.assert_array_equal(batches.stats["steps"].ravel(), steps)
+    np.testing.assert_allclose(
+        batches.losses.reshape(4, -1), flat_batch.losses, rtol=1e-9
+    )
+
+
 def test_float32_stays_float32(flow):
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), student(0))
     single = hf.flow(start, DATA, T1, rtol=1e-5, solver=hf.ExponentialAdams(), **END)
@@ -350,6 +364,18 @@ def test_derivatives_in_both_modes_against_finite_differences():
     assert abs(expected) > 1e-2
     assert float(forward) == pytest.approx(expected, rel=1e-4)
     assert float(reverse) == pytest.approx(float(forward), rel=1e-10)
+    # In a batch, of which each learns at its own steps.
+    several = jnp.stack([at, 0.4 * at, 2 * at])
+    alone = [
+        jax.jit(jax.grad(end), static_argnums=1)(a, dfx.RecursiveCheckpointAdjoint())
+        for a in several
+    ]
+    for derivative, adjoint in (
+        (jax.grad, dfx.RecursiveCheckpointAdjoint()),
+        (jax.jacfwd, dfx.ForwardMode()),
+    ):
+        each = jax.vmap(derivative(lambda args, of=adjoint: end(args, of)))
+        np.testing.assert_allclose(jax.jit(each)(several), alone, rtol=1e-9)
 
 
 def test_jumps_of_the_field_and_time_that_runs_back():

@@ -170,7 +170,10 @@ class ExponentialAdams(AbstractTolerantSolver):
         field = _field(terms, args, y0)
         w, unravel = ravel_pytree(y0)
         past = _unless_jumped(solver_state, made_jump, lambda: field(t0, w))
-        now = _prepared(past, jnp.asarray(t1 - t0).astype(w.dtype))
+        h = jnp.asarray(t1 - t0).astype(w.dtype)
+        # Of a batch, what is at its end still makes steps, of length 0, which do not count:
+        # but their derivatives, times 0, must not be infinite.
+        now = _prepared(past, jnp.where(h == 0, past.steps[0], h))
         predicted, moved_inner = _predicted(past, now, w)
         slope = field(t1, predicted)
         trial = self._corrected(past, now, w, predicted, slope, moved_inner)

@@ -1,6 +1,7 @@
 """What the J of exponential Adams learns from a step: directions that are stiff."""
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox.internal as eqxi
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ._adams_memory import End, Past, Trial
 from ._low_rank import LowRank, learned, new_direction, of_rows
+from ._of_those import of_those
 
 #: The most directions of J by default, and the most numbers that they take up together
 #: (but for the first few): products with them should cost less than a gradient.
@@ -81,11 +83,14 @@ def taught(
 
     def by_secants(steps: Array, changes: Array) -> tuple[LowRank, list[Array]]:
         least = lax.stop_gradient(LEAST_RATE / h)
-        return learned(j, steps, changes, after.seen(end), inner, rank, least)
+        learn = of_those(partial(learned, rank=rank))
+        new, turn = learn(learns, j, steps, changes, least)
+        return new, list(map(turn.turned, after.seen(end), inner))
 
     def by_curvature() -> tuple[LowRank, list[Array]]:
         assert curvature is not None
-        new = of_rows(lax.stop_gradient(curvature(state)), j.rows)
+        rows = lax.stop_gradient(curvature(state))
+        new = of_those(partial(of_rows, room=j.rows))(learns, rows)
         return new, [new.coordinates(values) for values in after.seen(end)]
 
     def by_asking() -> tuple[LowRank, list[Array]]:

@@ -101,46 +101,54 @@ def of_rows(rows: Float[Array, "k size"], room: int) -> LowRank:
     )
 
 
+class Turn(NamedTuple):
+    """What coordinates in J's directions become when J has learned.
+
+    - `kept`: the directions that J had room for.
+    - `added`: orthonormal rows, orthogonal to those.
+    - `turn`: from coordinates in both to those in the new directions.
+    """
+
+    kept: Bool[Array, " rows"]
+    added: Float[Array, "more size"]
+    turn: Float[Array, "rows+more rows"]
+
+    def turned(
+        self, seen: Float[Array, "k size"], inner: Float[Array, "k rows"]
+    ) -> Float[Array, "k rows"]:
+        """The coordinates of what was `seen`, from those in the old directions."""
+        inner = jnp.where(self.kept, inner, 0)
+        return jnp.concatenate([inner, seen @ self.added.T], axis=1) @ self.turn
+
+
 def learned(
     j: LowRank,
     steps: Float[Array, "k size"],
     changes: Float[Array, "k size"],
-    seen: Sequence[Float[Array, "_ size"]],
-    inner: Sequence[Float[Array, "_ rows"]],
-    rank: int,
     least: Float[Array, ""],
-) -> tuple[LowRank, list[Float[Array, "_ rows"]]]:
+    rank: int,
+) -> tuple[LowRank, Turn]:
     """The matrix nearest to J that is symmetric and maps `steps` to `changes`.
 
     In the Frobenius norm: Powell's symmetric Broyden update [Dennis & Schnabel 1983, eq.
     9.1.3]. The steps have unit length and are orthogonal to each other, and to J's basis
     but for the first; each change lies in the span of these and of the next step, but for
     the last. So k + 1 directions are added. Where the basis has no room for them, J is
-    taken to be of its `rank` largest rates before, of those above `least`. Also returns
-    the coordinates of what was `seen` in the new directions, from those in J's, `inner`.
+    taken to be of its `rank` largest rates before, of those above `least`.
     """
-    is_full = j.used + len(steps) + 1 > j.rows
-    j, inner = jax.lax.cond(
-        eqxi.unvmap_any(is_full),
-        lambda: jax.tree.map(
-            lambda new, old: jnp.where(is_full, new, old),
-            _condensed(j, rank, least, inner),
-            (j, list(inner)),
-        ),
-        lambda: (j, list(inner)),
+    everything = jnp.ones(j.rows, bool)
+    j, kept = jax.lax.cond(
+        j.used + len(steps) + 1 > j.rows,
+        lambda: _condensed(j, rank, least),
+        lambda: (j, everything),
     )
-
-    def at(size: int) -> tuple[LowRank, list[Array]]:
-        return _learned(j, size, steps, changes, seen, inner)
-
     # Where many directions are learned at once, many are known.
     sizes = (_FEW, _SOME, j.rows) if len(steps) == 1 else (j.rows,)
-    return j.by_size(at, sizes)
+    new, added, turn = j.by_size(lambda size: _learned(j, size, steps, changes), sizes)
+    return new, Turn(kept, added, turn)
 
 
-def _condensed(
-    j: LowRank, rank: int, least: Float[Array, ""], inner: Sequence[Array]
-) -> tuple[LowRank, list[Array]]:
+def _condensed(j: LowRank, rank: int, least: Float[Array, ""]) -> tuple[LowRank, Array]:
     kept = (jnp.abs(j.rates) > least) & (jnp.arange(j.rows) < rank)
     new = LowRank(
         jnp.where(kept[:, None], j.vectors.T, 0) @ j.basis,
@@ -148,12 +156,13 @@ def _condensed(
         jnp.where(kept, j.rates, 0),
         jnp.sum(kept).astype(j.used.dtype),
     )
-    return new, [jnp.where(kept, old, 0) for old in inner]
+    return new, kept
 
 
 def _learned(
-    j: LowRank, size: int, steps: Array, changes: Array, seen, inner
-) -> tuple[LowRank, list[Array]]:
+    j: LowRank, size: int, steps: Array, changes: Array
+) -> tuple[LowRank, Array, Array]:
+    """The new matrix, what is added to its basis, and how coordinates turn."""
     known, count = j.basis[:size], len(steps)
     first = new_direction(steps[0], known)
     added = jnp.concatenate([first[None], steps[1:]])
@@ -175,23 +184,17 @@ def _learned(
     number = jnp.arange(rates.size)
     rates, turn = _spectrum(small, (number >= j.used) & (number < size))
     missing = (0, max(j.rows - rates.size, 0))
-
-    def turned(rows: Array) -> Array:
-        """Rows of coordinates, in the new directions."""
-        return jnp.pad((rows @ turn)[:, : j.rows], ((0, 0), missing))
-
+    turn = jnp.pad(turn[:, : j.rows], ((0, 0), missing))
     place = jnp.arange(j.rows)[:, None] == j.used + jnp.arange(count + 1)
     place = place.astype(rates.dtype)
     new = LowRank(
         j.basis + place @ added,
-        turned(jnp.concatenate([j.vectors[:, :size], place], axis=1)),
+        j.vectors[:, :size] @ turn[:size] + place @ turn[size:],
         jnp.pad(rates[: j.rows], missing),
         j.used + count + 1,
     )
-    return new, [
-        turned(jnp.concatenate([old[:, :size], vectors @ added.T], axis=1))
-        for vectors, old in zip(seen, inner, strict=True)
-    ]
+    unused = jnp.zeros((j.rows - size, j.rows), turn.dtype)
+    return new, added, jnp.concatenate([turn[:size], unused, turn[size:]])
 
 
 def _spectrum(
