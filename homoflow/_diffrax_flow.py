@@ -35,6 +35,9 @@ from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 #: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
 #: larger than what steps may do to the weights, whose error is the same as without waiting.
 UNNOTICED = 1.0
+#: Where a solver remembers more numbers than this, one more pass through them is what
+#: restoring steps costs, each of them: then only what is recorded is restored.
+MOST_REMEMBERED = 2**20
 
 
 class Run(NamedTuple):
@@ -120,7 +123,7 @@ def _solve(
     equation = equation_of(problem, dynamics, method, options.save_models)
     plain, controller = _solver_and_controller(problem, method, equation, t1)
     solver, orbit = plain, equation.orbit
-    if orbit is not None:
+    if orbit is not None and not _remembers_much(plain, equation):
         solver = OnOrbit(plain, orbit, _unnoticed(method, t1))
     records = recording(
         equation, ts, t1, options.adjoint, has_memory=_tells_more(method)
@@ -147,9 +150,7 @@ def _solve(
     reached = jnp.where(sound, recorded.reached, -jnp.inf)
     removed = None
     if orbit is not None:
-        remembered = solution.solver_state
-        assert isinstance(remembered, Remembered)
-        removed = _removed(orbit, recorded, remembered)
+        removed = _removed(orbit, recorded, solution.solver_state)
     final = equation.weights(recorded.final)
     result = _result(fault, solution.result, seen, final)
     valid = _valid(span, seen, reached, result)
@@ -215,12 +216,18 @@ def _unnoticed(method: Method, t1: Array) -> Float[Array, ""]:
     return UNNOTICED * method.rtol
 
 
-def _removed(
-    orbit: Orbit, recorded: Recorded, remembered: Remembered
-) -> Float[Array, ""]:
+def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
+    if not isinstance(solver, ExponentialAdams):
+        return False
+    return 2 * (solver.most_order + 1) * equation.start.size > MOST_REMEMBERED
+
+
+def _removed(orbit: Orbit, recorded: Recorded, memory: PyTree) -> Float[Array, ""]:
     """The largest of the drifts that were removed, relative to ‖w‖²."""
     ends = map(orbit.values, (recorded.last, recorded.final))
-    drifts = jax.tree.map(lambda r, a, b: r + (a - b), remembered.removed, *ends)
+    drifts = jax.tree.map(jnp.subtract, *ends)
+    if isinstance(memory, Remembered):
+        drifts = jax.tree.map(jnp.add, memory.removed, drifts)
     size = orbit.size(recorded.final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
     return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))

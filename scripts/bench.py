@@ -7,8 +7,9 @@
 
 Solves smooth gradient flows by `homoflow.flow`, Diffrax, SciPy, CVODE, torchdiffeq,
 torchode and gradient descent at a series of tolerances, on one core and with the same
-compiled gradient (and Hessian, for implicit methods). Writes the runs (`bench.json`,
-after each of them), work–precision diagrams (`bench.png`) and README's table
+compiled gradient (and Hessian, for implicit methods) but for one thing: methods with a *
+are given the faster gradient that homoflow makes of a softplus network. Writes the runs
+(`bench.json`, after each of them), work–precision diagrams (`bench.png`) and README's table
 (`bench.md`), and prints the CPU time at equal error of the final weights, beside the
 project's targets. Absolute tolerances are the relative ones times the root mean square of
 the initial weights. Compilation is not counted. A later run adds to what is in `--out`,

@@ -20,6 +20,7 @@ from scipy.integrate import solve_ivp
 from toys import flat
 
 import homoflow as hf
+from homoflow._solvers import _adams_control
 from homoflow._solvers._lessons import rows_for
 from homoflow._solvers._low_rank import LowRank, of_rows
 
@@ -246,6 +247,31 @@ def test_batch_of_seeds_is_the_loop_over_them(flow):
         # Decisions that hang on rounding differ, within the tolerance.
         np.testing.assert_allclose(flat(one), flat(alone.model), rtol=0, atol=3e-5)
         assert abs(int(batch.stats["steps"][i]) - int(alone.stats["steps"])) < 5
+
+
+def test_stiff_flow_far_from_balance_is_stable_at_loose_tolerances(monkeypatch):
+    """Linear layers of several times the usual size come to the least squares."""
+    init = hf.Gaussian(variance=2.0)
+    model = hf.MLP((6, 5, 4, 3), activation="linear", init=init, key=jr.key(5))
+    x, y = jr.normal(jr.key(1), (30, 6)), jr.normal(jr.key(2), (30, 3))
+    least = np.linalg.lstsq(np.asarray(x), np.asarray(y))[1].sum() / (2 * len(x))
+
+    def run(rtol, **options):
+        return hf.flow(
+            model, (x, y), 2000.0, ts=[0.0, 2000.0], laws=(), rtol=rtol,
+            solver=hf.ExponentialAdams(), throw=False, **options,
+        )  # fmt: skip
+
+    for rtol in (1e-2, 1e-3, 1e-4):
+        stable = run(rtol)
+        assert stable.result == hf.RESULTS.successful
+        np.testing.assert_allclose(stable.losses[-1], least, rtol=rtol)
+        assert stable.stats["steps"] < 400
+    # Of orders as the errors alone would have them.
+    monkeypatch.setattr(_adams_control, "STABLE", ())
+    # Another number of steps is another program.
+    results = [run(rtol, max_steps=5000).result for rtol in (1e-2, 1e-3, 1e-4)]
+    assert any(result != hf.RESULTS.successful for result in results)
 
 
 def test_a_batch_of_batches_is_one_batch():

@@ -16,7 +16,15 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ._adams_control import SAFETY, next_order_and_factor
 from ._adams_memory import End, Now, Past, Trial
 from ._dense_output import ExponentialInterpolation
-from ._lessons import QUESTIONS, has_room, most_directions, rows_for, taught
+from ._lessons import (
+    QUESTIONS,
+    STIFFNESS,
+    has_room,
+    most_directions,
+    rows_for,
+    stiffness_left,
+    taught,
+)
 from ._low_rank import no_directions
 from ._moments import moments
 from ._newton_form import newton_form
@@ -179,19 +187,22 @@ class ExponentialAdams(AbstractTolerantSolver):
         trial = self._corrected(past, now, w, predicted, slope, moved_inner)
         corrected = predicted + trial.correction
         accepted = trial.errors[1] <= 1
-        order, factor = next_order_and_factor(
-            past.known, past.order, trial.errors, self.most_order
-        )
         # What is rejected is not evaluated again, unless others of a batch are accepted.
         final_slope = lax.cond(
             eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope
         )
         end = End(corrected, final_slope)
-        after = past.after(now.h, trial, end, order)
+        after = past.after(now.h, trial, end)
+        stiffness = stiffness_left(past, after, end, trial)
+        order, factor = next_order_and_factor(
+            past.known, past.order, trial.errors, stiffness, self.most_order
+        )
+        after = after._replace(order=order)
+        learns = accepted & (stiffness > STIFFNESS)
         rank = self._rank(w.size)
         curvature = self._curvature(rank, t1, y0, args)
         after = taught(
-            past, after, end, trial, accepted, rank, lambda w: field(t1, w), curvature
+            past, after, end, trial, learns, rank, lambda w: field(t1, w), curvature
         )
         y1, error = unravel(corrected), jnp.broadcast_to(SAFETY / factor, w.shape)
         rescaling = None if restoring is None else restoring(y1)

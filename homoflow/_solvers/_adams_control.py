@@ -13,23 +13,37 @@ EARLY_STEPS = 10
 #: later one, and one that was not finite.
 FIRST_SHRINKAGE, SHRINKAGE, COLLAPSE = 1e-5, 0.2, 0.1
 
+#: Where J leaves a stiffness above the first number, h·‖ΔN‖/‖Δw‖, the order comes down to
+#: the second. High orders become unstable first, and by their own estimates they would
+#: stay: of what oscillates the differences fall from order to order, if slowly.
+STABLE = ((2.0, 4), (5.0, 2))
+
 
 def next_order_and_factor(
-    count: Int[Array, ""], order: Int[Array, ""], errors: Float[Array, "3"], most: int
+    count: Int[Array, ""],
+    order: Int[Array, ""],
+    errors: Float[Array, "3"],
+    stiffness: Float[Array, ""],
+    most: int,
 ) -> tuple[Int[Array, ""], Float[Array, ""]]:
     """From the errors of a step at orders − 1, + 0, + 1, in units of the tolerance.
 
     The order with the largest step is taken; a lower one only if its error is the lower
     one as well, for then differences of higher order have ceased to fall, be it by
-    instability. Orders rise with the `count` of known values at first. At most `most`;
-    errors at orders that are out of the question are infinite.
+    instability, or if the `stiffness` that J leaves is too much for the order. Orders rise
+    with the `count` of known values at first. At most `most`; errors at orders that are
+    out of the question are infinite.
     """
     exponents = (order + jnp.arange(3, dtype=order.dtype)).astype(errors.dtype)
     factors = SAFETY * jnp.maximum(errors, 1e-10) ** (-1 / exponents)
     is_falling = errors[1] < errors[0]
     is_young = (count == order) & (order < most)
-    down = ~is_falling & (factors[0] > factors[1])
+    stable = jnp.asarray(most, order.dtype)
+    for least, highest in STABLE:
+        stable = jnp.where(stiffness > least, min(highest, most), stable)
+    down = (~is_falling & (factors[0] > factors[1])) | (order > stable)
     up = ~down & jnp.where(is_young, is_falling, factors[2] > factors[1])
+    up &= order < stable
     change = jnp.where(down, -1, jnp.where(up, 1, 0)).astype(order.dtype)
     # The error of an order that is not known yet is taken for that of this one.
     factor = jnp.where(

@@ -33,10 +33,9 @@ class Past(NamedTuple):
     asked_at: Float[Array, ""]
     asked: Int[Array, ""]
 
-    def after(
-        self, h: Float[Array, ""], trial: "Trial", end: "End", order: Int[Array, ""]
-    ) -> "Past":
-        """With one step more, but for `states` and `slopes`: they become `seen(end)`."""
+    def after(self, h: Float[Array, ""], trial: "Trial", end: "End") -> "Past":
+        """With one step more, but for the order, and for `states` and `slopes`: they
+        become `seen(end)`."""
         moved = trial.moved_inner + trial.correction_inner
         inner_slope = self.j.coordinates(end.slope[None])[0]
         return self._replace(
@@ -44,7 +43,6 @@ class Past(NamedTuple):
             inner_states=_newest(self.inner_states[0] + moved, self.inner_states),
             inner_slopes=_newest(inner_slope, self.inner_slopes),
             known=jnp.minimum(self.known + 1, self.slopes.shape[0]),
-            order=order,
         )
 
     def seen(self, end: "End") -> tuple[Array, Array]:

@@ -52,20 +52,19 @@ def taught(
     after: Past,
     end: End,
     trial: Trial,
-    accepted: Bool[Array, ""],
+    learns: Bool[Array, ""],
     rank: int,
     field: Callable[[Float[Array, " size"]], Float[Array, " size"]],
     curvature: Callable[[Float[Array, " size"]], Float[Array, "k size"]] | None,
 ) -> Past:
-    """`after` a step, before its `end` is added, with what J learns from the two slopes
-    there.
+    """`after` a step, before its `end` is added, with what J, if it `learns`, learns from
+    the two slopes there.
 
     And, now and then, from more questions to the field, or from a `curvature`.
     """
     if rank == 0:
         return after
     h, inner = after.steps[0], (after.inner_states, after.inner_slopes)
-    learns = _learns(past, after, end, trial, accepted)
     streak = jnp.where(learns, past.streak + 1, 0)
     asks = learns & (h > GROWN * past.asked_at)
     if curvature is None:
@@ -121,10 +120,11 @@ def _may_ask(rank: int) -> bool:
     return rank >= 3 * QUESTIONS
 
 
-def _learns(
-    past: Past, after: Past, end: End, trial: Trial, accepted: Bool[Array, ""]
-) -> Bool[Array, ""]:
-    """Whether J is to learn from the step's two slopes."""
+def stiffness_left(past: Past, after: Past, end: End, trial: Trial) -> Float[Array, ""]:
+    """h·‖ΔN‖/‖Δw‖ between the two slopes at a step's end: of what J leaves.
+
+    0 where ΔN is rounding.
+    """
     (state, slope), h = end, after.steps[0]
     change = slope - trial.slope
     inner = after.inner_slopes[0] - trial.slope_inner
@@ -132,11 +132,10 @@ def _learns(
     outside = jnp.maximum(jnp.sum(change**2) - jnp.sum(inner**2), 0)
     rest = jnp.sqrt(outside + jnp.sum(unexplained**2))
     length = jnp.linalg.norm(trial.correction)
-    steepest = jnp.max(jnp.abs(past.j.rates)) + rest / length
+    steepest = jnp.max(jnp.abs(past.j.rates), initial=0) + rest / length
     noise = steepest * jnp.linalg.norm(state) + jnp.linalg.norm(slope)
     is_clear = rest > NOISE * jnp.finfo(state.dtype).eps * noise
-    learns = accepted & is_clear & (h * rest > STIFFNESS * length)
-    return lax.stop_gradient(learns)
+    return lax.stop_gradient(jnp.where(is_clear, h * rest / length, 0))
 
 
 def _asked(field, j: LowRank, state, slope, steps, changes):

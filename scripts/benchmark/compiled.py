@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import diffrax as dfx
@@ -47,6 +48,7 @@ class Method(NamedTuple):
     - `settings(problem, path)`: each costlier than the one before; `path` holds points
         of the flow.
     - `most_weights`: beyond this many it is not tried (dense matrices).
+    - `only_softplus`: whether it is one for softplus networks alone.
     """
 
     name: str
@@ -57,6 +59,18 @@ class Method(NamedTuple):
         lambda problem, path: TOLERANCES
     )
     most_weights: float = math.inf
+    only_softplus: bool = False
+
+
+def with_our_softplus(method: Method) -> Method:
+    """A peer that is given the gradient which homoflow makes of a softplus network."""
+    library, _, rest = method.name.partition(" ")
+
+    def start(problem: Problem, seconds: float) -> Solve:
+        return method.start(replace(problem, is_quick=True), seconds)
+
+    name = f"{library}* {rest}"
+    return method._replace(name=name, start=start, only_softplus=True)
 
 
 def homoflow(

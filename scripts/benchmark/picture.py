@@ -81,6 +81,9 @@ def _curve(axes: Axes, name: str, runs: list[Run]) -> None:
 
 def _style(name: str) -> dict[str, Any]:
     library, _, method = name.partition(" ")
+    if library.endswith("*"):
+        like = _style(f"{library.removesuffix('*')} {method}")
+        return like | {"linestyle": ":", "markerfacecolor": "white"}
     color, line, width = _LIBRARIES[library]
     if library == "homoflow":
         line = "--" if method else line

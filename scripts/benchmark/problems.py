@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import homoflow as hf
+from homoflow._jaxpr import with_quick_softplus
 
 #: Seeds of the batches, and those of them on which every method is judged: peers that
 #: solve one after the other are run on these alone, and their cost is scaled up.
@@ -25,7 +26,8 @@ class Problem:
     """dw/dt = −∇L(w) from `model` to `t1`, for all methods by the same gradient.
 
     With `seeds` > 1 the arrays of `model` have a leading axis. `is_stiff`: explicit
-    methods are held up by stability.
+    methods are held up by stability. `is_softplus`: of such a network, whose gradient
+    homoflow computes faster than JAX does. `is_quick`: peers are given that one.
     """
 
     title: str
@@ -35,6 +37,8 @@ class Problem:
     is_stiff: bool
     objective: Callable[[PyTree, Any], Array] | None = None
     seeds: int = 1
+    is_softplus: bool = False
+    is_quick: bool = False
 
     @cached_property
     def starts(self) -> Float[np.ndarray, "seeds weights"]:
@@ -65,7 +69,11 @@ class Problem:
             arrays = jax.tree.map(lambda a: a[0], arrays)
         unravel = jax.flatten_util.ravel_pytree(arrays)[1]
         objective = hf_risk if self.objective is None else self.objective
-        return lambda w: objective(eqx.combine(unravel(w), rest), self.data)
+
+        def risk(w):
+            return objective(eqx.combine(unravel(w), rest), self.data)
+
+        return with_quick_softplus(risk) if self.is_quick else risk
 
     @cached_property
     def gradient(self) -> Callable[[Any], Array]:
@@ -175,7 +183,8 @@ def _student(sizes: tuple[int, ...], samples: int, t1: float, seeds: int) -> Pro
     x = _normal(1, (samples, sizes[0]))
     name = "-".join(map(str, sizes))
     title = f"softplus {name} with biases, {samples:,} points{_of(seeds)}"
-    return Problem(title, model, (x, jax.vmap(teacher)(x)), t1, True, seeds=seeds)
+    data = x, jax.vmap(teacher)(x)
+    return Problem(title, model, data, t1, True, seeds=seeds, is_softplus=True)
 
 
 def _seeded(build: Callable[[Array], PyTree], seeds: int) -> PyTree:

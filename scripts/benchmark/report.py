@@ -9,6 +9,8 @@ from workprecision.report import Run, by_method, is_usable
 #: Relative errors of the final weights at which methods are compared.
 ERRORS = (1e-4, 1e-6, 1e-8)
 OURS = "homoflow"
+#: Beside it; those with * have the gradient that it makes of a softplus network.
+RIVALS = ("CVODE", "CVODE*", "Diffrax", "Diffrax*")
 TIME, COUNT = "seconds_per_seed", "gradients"
 #: Times less than the best Diffrax solver where the problem is stiff; seeds of a batch
 #: for one of CVODE.
@@ -49,21 +51,22 @@ def report(study: dict[str, Any]) -> str:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Seconds of homoflow, the fastest of CVODE and of Diffrax, at each of `ERRORS`."""
-    heads = ("problem", "homoflow", "CVODE", "Diffrax")
+    """Seconds of homoflow and the fastest of each of its rivals, at each of `ERRORS`."""
+    heads = ("problem", OURS, *RIVALS)
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for problem in study["problems"].values():
         runs = by_method(problem["runs"])
         cells = [described(problem)]
-        for rivals in ("homoflow", "CVODE", "Diffrax"):
-            of = [own for name, own in runs.items() if _is_of(name, rivals)]
+        for who in (OURS, *RIVALS):
+            of = [own for name, own in runs.items() if _is_of(name, who)]
             cells.append(" / ".join(_fastest(of, error) for error in ERRORS))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _is_of(name: str, rivals: str) -> bool:
-    return name == OURS if rivals == OURS else name.startswith(rivals)
+def _is_of(name: str, who: str) -> bool:
+    """Whether a method is that one, or of that library."""
+    return name == who or (who != OURS and _library(name) == who)
 
 
 def _fastest(methods: list[list[Run]], error: float) -> str:
@@ -97,27 +100,36 @@ def _number(amount: float | None) -> str:
 
 def _reference_check(runs: list[Run]) -> str:
     """How near another program comes to the reference, which Diffrax computed."""
-    others = [r for r in runs if is_usable(r) and _library(r) not in (OURS, "Diffrax")]
+    others = [r for r in runs if is_usable(r) and not _is_like_reference(r)]
     best = min(others, key=lambda r: r["error"], default=None)
     if best is None:
         return "  reference: not checked by another program"
     return f"  reference: {best['method']} comes within {best['error']:.1e} of it"
 
 
-def _library(run: Run) -> str:
-    return run["method"].split()[0]
+def _is_like_reference(run: Run) -> bool:
+    return _library(run["method"]) in (OURS, "Diffrax", "Diffrax*")
+
+
+def _library(name: str) -> str:
+    return name.split()[0]
 
 
 def _verdicts(key: str, problem: dict[str, Any]) -> list[str]:
     runs = problem["runs"]
     if key == "e":
         return [_ratio_line(runs, 1e-6, COUNT, "Diffrax Dopri8", 1.0)]
-    if problem["seeds"] > 1:
-        return [_ratio_line(runs, e, TIME, "CVODE", _BATCH_TARGET) for e in ERRORS]
-    lines = [_ratio_line(runs, e, TIME, "CVODE", 1.0) for e in ERRORS]
-    if problem["is_stiff"]:
-        lines += [_ratio_line(runs, e, TIME, "Diffrax", _STIFF_TARGET) for e in ERRORS]
-    return lines
+    target = _BATCH_TARGET if problem["seeds"] > 1 else 1.0
+    targets = {"CVODE": target, "CVODE*": target}
+    if problem["seeds"] == 1 and problem["is_stiff"]:
+        targets |= {"Diffrax": _STIFF_TARGET, "Diffrax*": _STIFF_TARGET}
+    present = {_library(run["method"]) for run in runs}
+    return [
+        _ratio_line(runs, error, TIME, rivals, target)
+        for rivals, target in targets.items()
+        if rivals in present
+        for error in ERRORS
+    ]
 
 
 def _ratio_line(
@@ -129,7 +141,7 @@ def _ratio_line(
         for name, own in by_method(runs).items()
         if (amount := amount_at(own, error, measure)) is not None
     }
-    theirs = {name: a for name, a in amounts.items() if name.startswith(rivals)}
+    theirs = {name: a for name, a in amounts.items() if _is_of(name, rivals)}
     what = "CPU time a seed" if measure == TIME else "gradients"
     start = f"  at {error:g}: "
     if OURS not in amounts:

@@ -34,15 +34,19 @@ _PACKAGES = {
     "torchode": "torchode",
     "sksundae": "scikit-sundae",
 }
-METHODS: tuple[Method, ...] = (
-    compiled.homoflow(),
-    compiled.homoflow("homoflow ExponentialAdams", hf.ExponentialAdams()),
-    compiled.homoflow("homoflow Rodas5P", hf.Rodas5P())._replace(most_weights=2_000),
+_RIVALS = (
     compiled.diffrax(dfx.Tsit5()),
     compiled.diffrax(dfx.Dopri8()),
     compiled.diffrax(dfx.Kvaerno5(), most_weights=2_000),
     peers.cvode("dense"),
     peers.cvode("gmres"),
+)
+METHODS: tuple[Method, ...] = (
+    compiled.homoflow(),
+    compiled.homoflow("homoflow ExponentialAdams", hf.ExponentialAdams()),
+    compiled.homoflow("homoflow Rodas5P", hf.Rodas5P())._replace(most_weights=2_000),
+    *_RIVALS,
+    *map(compiled.with_our_softplus, _RIVALS),
     peers.scipy("RK45"),
     peers.scipy("DOP853"),
     peers.scipy("LSODA"),
@@ -85,6 +89,8 @@ def run_study(
         entry = _entry(study, key, problem, names)
         flow = _reference(problem, path.parent, say)
         for method in chosen:
+            if method.only_softplus and not problem.is_softplus:
+                continue
             if problem.size > method.most_weights:
                 entry["left_out"].append(f"{method.name}: dense matrices, not tried")
                 continue
