@@ -341,11 +341,7 @@ def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:
     assert isinstance(problem.objective, Risk)
     scale = 1 if problem.objective.is_mean else batches.samples / batches.size
 
-    def loss(weights):
-        model = eqx.combine(weights, problem.frozen())
-        return scale * problem.objective(model, data)
-
-    return loss
+    return lambda weights: scale * problem.loss_of(weights, data)
 
 
 def _fault(problem: Problem) -> RESULTS:

@@ -118,10 +118,10 @@ def flow(
         recorded has the laws at their initial values to 1e-13·‖w‖² (float64), and every
         fourth step is projected if a law has drifted by `rtol`·‖w‖² by then (not those of
         `ExponentialAdams` on networks of more than about 40,000 weights, where what it
-        remembers would have to be gone through once more); what was removed is
-        `stats["law_drift_removed"]`, relative to ‖w‖², an error estimate for free. The
-        laws then show nothing of the solver's accuracy, nor whether they are laws:
-        `law_violation` does. Default: wherever homoflow chose the solver (not with
+        remembers would have to be gone through once more); what was removed, from steps
+        and at the end, is `stats["law_drift_removed"]`, relative to ‖w‖², an error estimate
+        for free. The laws then show nothing of the solver's accuracy, nor whether they are
+        laws: `law_violation` does. Default: wherever homoflow chose the solver (not with
         `stepsize_controller`) and the laws in `laws` are certain for this loss, these
         data and what is trained: those of homoflow's own models, and with a custom
         `objective` or laws that you pass (outside of jit and vmap) those that a numerical

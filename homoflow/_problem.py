@@ -48,10 +48,14 @@ class Problem(eqx.Module):
 
     def loss(self, weights: PyTree) -> Float[Array, ""]:
         """L(w)."""
+        return self.loss_of(weights, self.data)
+
+    def loss_of(self, weights: PyTree, data: PyTree) -> Float[Array, ""]:
+        """L(w) for other data."""
 
         @with_quick_softplus
         def loss(weights: PyTree) -> Float[Array, ""]:
-            return self.objective(eqx.combine(weights, self.frozen()), self.data)
+            return self.objective(eqx.combine(weights, self.frozen()), data)
 
         return loss(weights)
 

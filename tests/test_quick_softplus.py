@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import homoflow as hf
-from homoflow._jaxpr import with_quick_softplus
+from homoflow._jaxpr import inner_jaxprs, with_quick_softplus
 from homoflow._jaxpr._quick_softplus import softplus
 
 X = np.concatenate([np.linspace(-40, 40, 801), [0.0, -1e-9, 1e-9, -700.0, 700.0]])
@@ -71,9 +71,8 @@ def primitives(function, *args) -> set[str]:
     def of(jaxpr):
         for eqn in jaxpr.eqns:
             yield eqn.primitive.name
-            for value in eqn.params.values():
-                if hasattr(value, "jaxpr"):
-                    yield from of(value.jaxpr)
+            for body in inner_jaxprs(eqn):
+                yield from of(body.jaxpr)
 
     return set(of(jax.make_jaxpr(function)(*args).jaxpr))
 
@@ -118,6 +117,27 @@ def test_anything_else_is_left_alone(plain):
     assert str(jax.make_jaxpr(quick)(x)) == str(jax.make_jaxpr(plain)(x))
 
 
+@pytest.mark.parametrize(
+    "plain",
+    [
+        lambda x: jax.lax.cond(jnp.sum(x) > 0, jax.nn.softplus, jnp.sin, x),
+        lambda x: jax.lax.scan(lambda c, _: (jax.nn.softplus(c), None), x, length=3)[0],
+        jax.checkpoint(jax.nn.softplus),
+    ],
+    ids=["cond", "scan", "checkpoint"],
+)
+def test_inside_of_calls_with_rules_of_their_own_it_is_left_alone(plain):
+    x = jr.normal(jr.key(0), (50,))
+
+    def both(x):
+        return jnp.sum(plain(x) + jax.nn.softplus(2 * x))
+
+    quick = with_quick_softplus(both)
+    assert "log1p" in primitives(quick, x)
+    for of in (lambda f: f, jax.grad):
+        np.testing.assert_allclose(of(quick)(x), of(both)(x), rtol=1e-13)
+
+
 def test_a_namesake_is_not_taken_for_it():
     @jax.custom_jvp
     def logaddexp(x, y):
@@ -129,20 +149,28 @@ def test_a_namesake_is_not_taken_for_it():
 
 
 def test_flow_and_descent_of_a_softplus_network_do_without_logarithms():
+    """Curvature, batches and all."""
     model = hf.MLP((2, 3, 1), activation=jax.nn.softplus, key=jr.key(0))
     data = jr.normal(jr.key(1), (5, 2)), jnp.sign(jr.normal(jr.key(2), (5, 1)))
 
     def flowed(model):
         return hf.flow(model, data, 1.0, loss=hf.LogisticLoss(), laws=()).losses
 
-    def descended(model):
-        run = hf.descend(
-            model, data, learning_rate=0.1, steps=3, loss=hf.LogisticLoss(), laws=()
-        )
-        return run.losses
+    def descended(model, **options):
+        return hf.descend(
+            model, data, learning_rate=0.1, steps=3, loss=hf.LogisticLoss(), laws=(),
+            **options,
+        ).losses  # fmt: skip
+
+    def by_batches(model):
+        return descended(model, batch_size=2, key=jr.key(3))
+
+    def fitted(model):
+        solver = hf.ExponentialAdams()
+        return hf.flow(model, data, 1.0, solver=solver, laws=()).losses
 
     arrays, rest = eqx.partition(model, eqx.is_array)
-    for losses in (flowed, descended):
+    for losses in (flowed, fitted, descended, by_batches):
         found = primitives(lambda a, of=losses: of(eqx.combine(a, rest)), arrays)
         assert "exp" in found
         assert "log1p" not in found

@@ -105,11 +105,15 @@ def label_of(eqn) -> str:
 
 def is_of_jax_nn(eqn) -> bool:
     """Whether a call stands for a function of `jax.nn`, rather than for a namesake."""
+    return is_from(eqn, "jax/_src/nn/functions.py")
+
+
+def is_from(eqn, path: str) -> bool:
+    """Whether the function that a call stands for is written in such a file."""
     body = next(inner_jaxprs(eqn), None)
     if body is None:
         return False
-    source = str(body.jaxpr.debug_info.func_src_info).replace("\\", "/")
-    return "jax/_src/nn/functions.py" in source
+    return path in str(body.jaxpr.debug_info.func_src_info).replace("\\", "/")
 
 
 def reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:

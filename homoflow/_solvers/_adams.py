@@ -179,14 +179,16 @@ class ExponentialAdams(AbstractTolerantSolver):
         w, unravel = ravel_pytree(y0)
         past = _unless_jumped(solver_state, made_jump, lambda: field(t0, w))
         h = jnp.asarray(t1 - t0).astype(w.dtype)
-        # Of a batch, what is at its end still makes steps, of length 0, which do not count:
-        # but their derivatives, times 0, must not be infinite.
-        now = _prepared(past, jnp.where(h == 0, past.steps[0], h))
+        # Of a batch, what is at its end still makes steps, of length 0, that do not count:
+        # nothing is to be learned from them, and their derivatives, times 0, must not be
+        # infinite.
+        is_over = h == 0
+        now = _prepared(past, jnp.where(is_over, past.steps[0], h))
         predicted, moved_inner = _predicted(past, now, w)
         slope = field(t1, predicted)
         trial = self._corrected(past, now, w, predicted, slope, moved_inner)
         corrected = predicted + trial.correction
-        accepted = trial.errors[1] <= 1
+        accepted = (trial.errors[1] <= 1) & ~is_over
         # What is rejected is not evaluated again, unless others of a batch are accepted.
         final_slope = lax.cond(
             eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope

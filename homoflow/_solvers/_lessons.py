@@ -75,6 +75,7 @@ def taught(
     now = *end, trial.slope, trial.correction
     j, (state, slope, before, correction) = lax.stop_gradient((after.j, now))
     length = jnp.linalg.norm(correction)
+    length = jnp.where(length > 0, length, 1)
     steps, changes = correction[None] / length, (slope - before)[None] / length
 
     def as_it_is() -> tuple[LowRank, list[Array]]:

@@ -11,7 +11,10 @@ from jaxtyping import PyTree
 
 
 def of_those(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(*arrays)` as `(wanted, *arrays)`; of what is not wanted, zeros.
+    """`function(*arrays)` as `(wanted, *arrays)`: computed where it is wanted.
+
+    Elsewhere it is 0, or what the function makes of the numbers there, which is to be
+    finite.
 
     Under `vmap` on a CPU it goes through those that are wanted, one after the other, as
     LAPACK would; on other devices it computes all together. Without `vmap` it is the

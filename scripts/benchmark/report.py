@@ -59,7 +59,8 @@ def markdown(study: dict[str, Any]) -> str:
         cells = [described(problem)]
         for who in (OURS, *RIVALS):
             of = [own for name, own in runs.items() if _is_of(name, who)]
-            cells.append(" / ".join(_fastest(of, error) for error in ERRORS))
+            # What was not run is no miss.
+            cells.append(" / ".join(_fastest(of, e) for e in ERRORS) if of else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
