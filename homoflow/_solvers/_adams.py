@@ -47,8 +47,9 @@ class ExponentialAdams(AbstractTolerantSolver):
     orders [Shampine & Gordon 1975], and the order comes down where J leaves much
     stiffness: high orders become unstable first. Adams methods alone become unstable at
     steps of about 1/sharpness. The two slopes of each step tell when that is near, and in
-    what direction: then J learns from them, by the symmetric secant update of Powell. So what is stiff
-    moves into J, one direction at a time, at no cost in gradients. No Hessian is formed.
+    what direction: then J learns from them, by the symmetric secant update of Powell. So
+    what is stiff moves into J, one direction at a time, at no cost in gradients. No Hessian
+    is formed.
     Where the field has few residuals, J can come from them (`curvature`), all at once.
     Past values of N are kept as those of w and f, and computed anew when J changes: J has
     an effect on stability, none on the order.
@@ -62,9 +63,10 @@ class ExponentialAdams(AbstractTolerantSolver):
     its estimates. The field may depend on time; where its Jacobian is not symmetric J
     helps less.
 
-    Under vmap the steps, orders and lessons of each element are its own (on a CPU those that
-    learn are gone through one by one, on other devices all are computed). Derivatives in forward and reverse mode are those of the
-    steps taken, at constant J. State: any PyTree of arrays of one floating-point dtype.
+    Under vmap the steps, orders and lessons of each element are its own: on a CPU those
+    that learn are gone through one by one, on other devices all are computed. Derivatives
+    in forward and reverse mode are those of the steps taken, at constant J. State: any
+    PyTree of arrays of one floating-point dtype.
 
     **Arguments:**
 
