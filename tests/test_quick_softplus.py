@@ -56,15 +56,14 @@ def test_what_is_not_finite():
     np.testing.assert_array_equal(slopes, [0.0, 1.0])
 
 
-def spelled(name: str):
-    return {
-        "softplus": jax.nn.softplus,
-        "log_sigmoid": jax.nn.log_sigmoid,
-        "logaddexp, zero first": lambda x: jnp.logaddexp(0.0, x),
-        "in a jitted function": jax.jit(lambda x: 2 * jax.nn.softplus(x) * x),
-        "vmapped": jax.vmap(jax.nn.softplus),
-        "twice": lambda x: jax.nn.softplus(-jax.nn.softplus(x)),
-    }[name]
+SPELLED = {
+    "softplus": jax.nn.softplus,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "logaddexp, zero first": lambda x: jnp.logaddexp(0.0, x),
+    "in a jitted function": jax.jit(lambda x: 2 * jax.nn.softplus(x) * x),
+    "vmapped": jax.vmap(jax.nn.softplus),
+    "twice": lambda x: jax.nn.softplus(-jax.nn.softplus(x)),
+}
 
 
 def primitives(function, *args) -> set[str]:
@@ -77,22 +76,12 @@ def primitives(function, *args) -> set[str]:
     return set(of(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "softplus",
-        "log_sigmoid",
-        "logaddexp, zero first",
-        "in a jitted function",
-        "vmapped",
-        "twice",
-    ],
-)
+@pytest.mark.parametrize("name", SPELLED)
 def test_every_spelling_is_found_and_stays_what_it_is(name):
     x = jr.normal(jr.key(0), (50,))
 
     def plain(x):
-        return jnp.sum(spelled(name)(x) ** 2)
+        return jnp.sum(SPELLED[name](x) ** 2)
 
     quick = with_quick_softplus(plain)
     assert "log1p" in primitives(plain, x)
