@@ -15,15 +15,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 from ._accounting import Accountant, Step, Sums
 from ._batches import Batches, Order
 from ._clock import Clock, read_clock
-from ._concrete import is_concrete
-from ._finite import all_finite
+from ._jax._finite import all_finite
+from ._jax._precision import full_matmul_precision
+from ._jax._progress import Progress, as_meter
+from ._jax._tracing import is_concrete
 from ._laws import Law
 from ._ledger import Ledger
 from ._losses import LossLike, Risk, SquaredLoss
 from ._observables import Observation, observe
-from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
-from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._sources import read_sources
 from ._trainable import Trainable

@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._compiling import quickly_compiled
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._equation import Equation, equation_of
 from ._error_estimate import with_error_estimate, without_derivatives
-from ._finite import all_finite
+from ._jax._compilation import quickly_compiled
+from ._jax._finite import all_finite
+from ._jax._precision import full_matmul_precision
+from ._jax._progress import Progress, as_meter
 from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
 from ._observables import Observation
 from ._orbits import Orbit
-from ._precision import full_matmul_precision
 from ._problem import Problem
-from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._recording import Recorded, recording
 from ._solvers import (

@@ -10,11 +10,11 @@ import numpy as np
 
 from ._averaged import Averaged
 from ._compressed import compressed
-from ._concrete import is_concrete, is_untraced
+from ._jax._progress import Progress
+from ._jax._tracing import is_concrete, is_untraced
 from ._kinks import Filippov
 from ._method import Method, as_scalar, choose_method, kinks_of
 from ._problem import Problem
-from ._progress import Progress
 from ._projected import kept_laws
 from ._solvers import Rodas5P
 from ._span import checked_span

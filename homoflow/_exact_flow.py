@@ -11,10 +11,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._compiling import quickly_compiled
-from ._concrete import is_concrete
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._in_float64 import in_float64, why_not_in_float64
+from ._jax._compilation import quickly_compiled
+from ._jax._precision import full_matmul_precision
+from ._jax._progress import Progress, as_meter
+from ._jax._tracing import is_concrete
 from ._jaxpr import nonsmooth_primitives
 from ._kink_events import Events
 from ._kink_layers import kink_layers
@@ -22,9 +24,7 @@ from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_fun
 from ._losses import AbstractLoss, Risk
 from ._method import COARSER_RTOL, check_tolerance, kinks_of
 from ._observables import observe
-from ._precision import full_matmul_precision
 from ._problem import Problem
-from ._progress import Progress, as_meter
 from ._recorded import recorded_trajectory
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, with_facts

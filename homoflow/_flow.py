@@ -8,18 +8,18 @@ from jaxtyping import ArrayLike, Float, PyTree
 from ._averaged import Averaged
 from ._coefficients import check_weight_decay
 from ._compressed import compressed
-from ._concrete import is_untraced
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import GradientFlow
 from ._endless_flow import endless_flow, is_endless
 from ._exact_flow import exact_flow
 from ._held_up import run_until_held_up
+from ._jax._progress import Progress
+from ._jax._tracing import is_untraced
 from ._kinks import Filippov
 from ._laws import Law
 from ._losses import LossLike, SquaredLoss
 from ._method import Method, as_scalar, choose_method
 from ._problem import Objective, pose
-from ._progress import Progress
 from ._projected import kept_laws
 from ._solver_choice import after_giving_up, choose_between, gave_up
 from ._span import check_max_steps, checked_span

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._coefficients import check_learning_rate, check_mass, check_momentum
-from ._concrete import is_concrete
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import AbstractDynamics
+from ._jax._arrays import tree_norm
+from ._jax._progress import Progress
+from ._jax._tracing import is_concrete
 from ._laws import Law, Rotation, rotations_of, torque
 from ._losses import LossLike, SquaredLoss
 from ._method import as_scalar, choose_method
-from ._norm import tree_norm
 from ._problem import Objective, Problem, pose
-from ._progress import Progress
 from ._span import check_max_steps, checked_span
 from ._trainable import Trainable
 from ._trajectory import RESULTS, Trajectory, raise_unless_successful

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._concrete import is_untraced
+from ._jax._tracing import is_untraced
 from ._problem import Problem
 from ._span import Span
 from ._trajectory import Trajectory

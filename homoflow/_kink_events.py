@@ -8,7 +8,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._concrete import is_concrete
+from ._jax._tracing import is_concrete
 from ._kink_layers import KinkLayer
 from ._kinks import EventKind
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._by_structure import known_by_structure
-from ._concrete import is_concrete
+from ._jax._structural_cache import known_by_structure
+from ._jax._tracing import is_concrete
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
 from ._laws import Law

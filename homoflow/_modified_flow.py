@@ -12,11 +12,11 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ._coefficients import check_learning_rate, check_momentum
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import AbstractDynamics, State
+from ._jax._progress import Progress
 from ._laws import Law
 from ._losses import LossLike, SquaredLoss
 from ._method import choose_method, kinks_of
 from ._problem import Objective, Problem, pose
-from ._progress import Progress
 from ._sharpness import Sharpness, sharpness_of
 from ._span import check_max_steps, checked_span
 from ._stability import warn_unless_trajectory_expands

@@ -14,12 +14,12 @@ from ._diffrax_flow import diffrax_flow
 from ._drift import DriftPrediction
 from ._dynamics import AbstractDynamics
 from ._error_estimate import SAFETY
+from ._jax._arrays import tree_norm
+from ._jax._progress import Progress
 from ._laws import Law, Laws
 from ._losses import LossLike, Risk, SquaredLoss
 from ._method import choose_method
-from ._norm import tree_norm
 from ._problem import Objective, Problem, pose
-from ._progress import Progress
 from ._sharpness import Sharpness, sharpness_of
 from ._span import check_max_steps, checked_span
 from ._trainable import Trainable

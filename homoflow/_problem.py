@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from ._concrete import is_concrete
 from ._data import (
     as_objective_data,
     as_samples,
@@ -16,6 +15,7 @@ from ._data import (
     sample_shape,
     shape_of,
 )
+from ._jax._tracing import is_concrete
 from ._jaxpr import with_quick_softplus
 from ._laws import Law, Laws, known_laws
 from ._losses import AbstractLoss, LossLike, Risk

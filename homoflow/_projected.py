@@ -6,8 +6,8 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 
-from ._concrete import is_untraced
 from ._in_float64 import widened
+from ._jax._tracing import is_untraced
 from ._laws import Law, known_laws, threshold, violations_at_random_weights
 from ._losses import Risk, SquaredLoss
 from ._models import factorization_objective

@@ -7,9 +7,9 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._lanczos import largest_eigenvalue
+from ._jax._lanczos import largest_eigenvalue
+from ._jax._precision import full_matmul_precision
 from ._losses import LossLike, SquaredLoss
-from ._precision import full_matmul_precision
 from ._problem import Objective, Problem, pose
 from ._trainable import Trainable
 

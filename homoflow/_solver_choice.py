@@ -7,8 +7,8 @@ import diffrax as dfx
 import jax.numpy as jnp
 
 from ._averaged import Averaged
-from ._concrete import is_concrete
 from ._exact_flow import exact_pairs, obstacle
+from ._jax._tracing import is_concrete
 from ._kinks import Filippov
 from ._method import kinks_of
 from ._problem import Problem

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._concrete import is_concrete
-from ._finite import all_finite
+from ._jax._finite import all_finite
+from ._jax._tracing import is_concrete
 from ._method import tolerance_floor
 from ._problem import Problem
 from ._trajectory import RESULTS

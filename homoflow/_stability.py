@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ._concrete import is_concrete
+from ._jax._tracing import is_concrete
 from ._trajectory import Trajectory
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._concrete import is_concrete
+from ._jax._tracing import is_concrete
 from ._kink_events import Events
 from ._ledger import Account, Ledger
 from ._verdicts import VERDICTS

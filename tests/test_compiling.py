@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import homoflow._compiling
-from homoflow._compiling import quickly_compiled
+from homoflow._jax._compilation import quickly_compiled
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,10 @@ from scipy.integrate import solve_ivp
 from toys import flat
 
 import homoflow as hf
+from homoflow._jax._masked_vmap import of_those
 from homoflow._solvers import _adams_control, _lessons
 from homoflow._solvers._lessons import rows_for
 from homoflow._solvers._low_rank import LowRank, of_rows
-from homoflow._solvers._of_those import of_those
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,7 +10,7 @@ import pytest
 from toys import neuron
 
 import homoflow as hf
-from homoflow._lanczos import largest_eigenvalue
+from homoflow._jax._lanczos import largest_eigenvalue
 
 RTOL = 1e-3
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .._concrete import is_concrete
+from .._jax._tracing import is_concrete
 
 #: Operations that hand a constant on.
 _KEEPS_CONSTANT = frozenset(

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._forward_only import differentiated_once, forward_only
+from .._jax._forward_mode_only import differentiated_once, forward_only
 from ._contact import LIFT
 from ._loop import Carry, Loop, Solution, loop
 from ._step import Pending, State

@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._norm import tree_norm
-from .._precision import full_matmul_precision
+from .._jax._arrays import tree_norm
+from .._jax._precision import full_matmul_precision
 from ._law import Entries, Law, contracted, leaf_at, rows_of
 
 #: Random weights at which a law has to hold.

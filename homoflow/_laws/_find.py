@@ -8,7 +8,7 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
-from .._concrete import is_concrete
+from .._jax._tracing import is_concrete
 from .._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
 from .._models import (
     AbstractNetwork,

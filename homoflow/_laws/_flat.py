@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from .._precision import full_matmul_precision
+from .._jax._precision import full_matmul_precision
 from ._certify import rate_and_size
 from ._law import Law
 from ._probe import SIZES, WIDE, Probe

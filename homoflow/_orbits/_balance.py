@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._concrete import is_concrete, known_finite
+from .._jax._tracing import is_concrete, known_finite
 from .._laws import Law, laws
 from .._laws._law import Path, contracted, leaf_at, rows_of
 from ._factors import balanced_chain, balanced_factors

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._compiling import quickly_compiled
-from .._precision import full_matmul_precision
+from .._jax._compilation import quickly_compiled
+from .._jax._precision import full_matmul_precision
 from ._landscape import Landscape
 from ._view import Look, View, zero_curvature
 

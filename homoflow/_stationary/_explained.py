@@ -10,9 +10,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._jax._precision import full_matmul_precision
 from .._laws import Law
 from .._laws._forms import finest_laws
-from .._precision import full_matmul_precision
 from ._landscape import Landscape
 from ._view import View
 

@@ -7,10 +7,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._compiling import quickly_compiled
+from .._jax._compilation import quickly_compiled
+from .._jax._precision import full_matmul_precision
 from .._laws import Law
 from .._orbits import Orbit
-from .._precision import full_matmul_precision
 from .._problem import Problem
 
 Keep = Callable[[np.ndarray], np.ndarray]

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._precision import full_matmul_precision
+from .._jax._precision import full_matmul_precision
 from ._landscape import Landscape
 from ._view import STATIONARY, View
 

@@ -7,8 +7,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
+from .._jax._progress import Progress
 from .._models import MLP
-from .._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import (

@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._descent import descend
 from .._flow import flow
+from .._jax._progress import Progress
 from .._laws import Law
 from .._losses import SoftmaxCrossEntropy
 from .._models import MLP, AbstractNetwork, Balanced, ConvNet, Gaussian
-from .._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates

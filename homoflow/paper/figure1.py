@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float
 
 from .._descent import descend
 from .._flow import flow
+from .._jax._progress import Progress
 from .._models import (
     MatrixFactorization,
     factorization_objective,
     regularized_factorization_objective,
 )
-from .._progress import Progress
 from ..plot import COLOURS
 from ._labels import plain_ticks
 from ._report import Claim, Report, Table

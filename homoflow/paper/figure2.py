@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from .._compare import compare
 from .._descent import descend
 from .._flow import flow
+from .._jax._progress import Progress
 from .._laws import Law
 from .._models import MLP, Gaussian
-from .._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates

@@ -9,8 +9,8 @@ import numpy as np
 
 from .._descent import descend
 from .._flow import flow
+from .._jax._progress import Progress
 from .._models import factorization_objective
-from .._progress import Progress
 from ..plot import COLOURS
 from ._binomial import fraction
 from ._factorizations import (

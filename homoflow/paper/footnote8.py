@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.random as jr
 import numpy as np
 
+from .._jax._progress import Progress
 from .._laws import Law
 from .._models import MLP
-from .._progress import Progress
 from ..plot import COLOURS
 from ._conservation import (
     ACTIVATIONS,

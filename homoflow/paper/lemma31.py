@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from .._descent import descend
+from .._jax._progress import Progress
 from .._models import factorization_objective
-from .._progress import Progress
 from ..plot import COLOURS
 from ._binomial import fraction, probable
 from ._factorizations import imbalance, in_batches, small_std, step_sizes, target

@@ -11,9 +11,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._lanczos import largest_eigenvalue
+from .._jax._lanczos import largest_eigenvalue
+from .._jax._progress import Progress
 from .._models import MatrixFactorization, factorization_objective
-from .._progress import Progress
 from ..plot import COLOURS
 from ._factorizations import keys
 from ._labels import DISTANCE

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._descent import descend
-from .._progress import Progress
+from .._jax._progress import Progress
 from ..plot import COLOURS
 from ._conservation import (
     ACTIVATIONS,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .._progress import Progress
+from .._jax._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import (

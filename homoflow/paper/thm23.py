@@ -10,9 +10,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._jax._progress import Progress
 from .._laws import Law, laws
 from .._models import ConvNet, SharedMLP
-from .._progress import Progress
 from ..plot import COLOURS
 from ._conservation import (
     Data,

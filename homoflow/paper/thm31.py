@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from .._descent import descend
 from .._flow import flow
+from .._jax._arrays import tree_norm
+from .._jax._progress import Progress
 from .._models import MatrixFactorization, factorization_objective
-from .._norm import tree_norm
-from .._progress import Progress
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._binomial import fraction, probable

@@ -10,8 +10,8 @@ import jax.random as jr
 import numpy as np
 
 from .._descent import descend
+from .._jax._progress import Progress
 from .._models import MatrixFactorization, factorization_objective
-from .._progress import Progress
 from ..plot import COLOURS
 from ._binomial import fraction
 from ._factorizations import first_time, keys

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from ._concrete import is_untraced
+from ._tracing import is_untraced
 
 #: XLA's newer generator of CPU code takes twice as long to compile a function of
 #: hundreds of small kernels, which then run no faster.

@@ -1,0 +1,1 @@
+"""What JAX itself lacks: tracing state, caches, dtypes, compilation; no network."""
