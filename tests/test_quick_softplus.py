@@ -14,7 +14,7 @@ import pytest
 
 import homoflow as hf
 from homoflow._jaxpr import inner_jaxprs, with_quick_softplus
-from homoflow._jaxpr._quick_softplus import softplus
+from homoflow._jaxpr._fast_softplus import softplus
 
 X = np.concatenate([np.linspace(-40, 40, 801), [0.0, -1e-9, 1e-9, -700.0, 700.0]])
 EPS = np.finfo(float).eps

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
-from ._facts import NOTHING, Facts, facts_of_number, facts_of_result
+from ._constants_and_signs import NOTHING, Facts, facts_of_number, facts_of_result
 from ._interpreter import TRANSPARENT, Site, inner_jaxprs, walk
 
 

@@ -15,7 +15,13 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
-from ._facts import NOTHING, Facts, facts_of_number, facts_of_result, is_idle_maximum
+from ._constants_and_signs import (
+    NOTHING,
+    Facts,
+    facts_of_number,
+    facts_of_result,
+    is_idle_maximum,
+)
 from ._interpreter import (
     CUSTOM_RULES,
     TRANSPARENT,

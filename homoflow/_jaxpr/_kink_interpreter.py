@@ -10,7 +10,14 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
-from ._facts import facts_of_number, facts_of_result
+from ._constants_and_signs import facts_of_number, facts_of_result
+from ._elementwise_relations import (
+    choice,
+    choice_of_multiples,
+    extremum,
+    is_jump,
+    note_relations,
+)
 from ._interpreter import (
     CUSTOM_RULES,
     TRANSPARENT,
@@ -21,9 +28,8 @@ from ._interpreter import (
     label_of,
     walk,
 )
-from ._maxima import contests_of, have_pairs_in_common
-from ._nonsmooth import ACTIVATIONS, Trace, is_smooth_call, kinks_in, smoothed_at_once
-from ._piecewise import (
+from ._max_reductions import contests_of, have_pairs_in_common
+from ._piecewise_linear import (
     ABSOLUTE_VALUE,
     RELU,
     Piecewise,
@@ -31,15 +37,9 @@ from ._piecewise import (
     plus,
     times,
 )
-from ._products import Convolution, Product, product_of
-from ._relations import (
-    choice,
-    choice_of_multiples,
-    extremum,
-    is_jump,
-    note_relations,
-)
-from ._values import Value, pending
+from ._smoothness import ACTIVATIONS, Trace, is_smooth_call, kinks_in, smoothed_at_once
+from ._traced_value import Value, pending
+from ._weight_products import Convolution, Product, product_of
 
 #: Functions whose own derivative rule is that of their body off the kinks.
 _OWN_RULE_AGREES = frozenset({"relu", "relu6"})

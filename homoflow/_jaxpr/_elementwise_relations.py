@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from . import _piecewise
-from ._piecewise import Piecewise, linear
-from ._values import Value, pending
+from . import _piecewise_linear as _piecewise
+from ._piecewise_linear import Piecewise, linear
+from ._traced_value import Value, pending
 
 #: Whether a comparison says that its first operand is the larger one.
 _COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from ._facts import NOTHING, Facts
-from ._piecewise import IDENTITY, Piecewise, after_line, is_zero, linear
+from ._constants_and_signs import NOTHING, Facts
+from ._piecewise_linear import IDENTITY, Piecewise, after_line, is_zero, linear
 
 
 @dataclasses.dataclass(eq=False)

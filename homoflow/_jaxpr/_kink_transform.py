@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree
 
-from ._products import Convolution, Product
-from ._reader import Given, Operation, Reader
+from ._kink_interpreter import Given, Operation, Reader
+from ._weight_products import Convolution, Product
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ._values import Value
+from ._traced_value import Value
 
 
 @dataclasses.dataclass(frozen=True)
