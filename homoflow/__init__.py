@@ -17,14 +17,6 @@ from ._laws import (
     laws as laws,
 )
 from ._ledger import Account as Account, BatchSplit as BatchSplit, Ledger as Ledger
-from ._losses import (
-    AbstractLoss as AbstractLoss,
-    ExponentialLoss as ExponentialLoss,
-    HuberLoss as HuberLoss,
-    LogisticLoss as LogisticLoss,
-    SoftmaxCrossEntropy as SoftmaxCrossEntropy,
-    SquaredLoss as SquaredLoss,
-)
 from ._models import (
     MLP as MLP,
     Abs as Abs,
@@ -54,6 +46,14 @@ from ._models import (
 from ._modified_flow import modified_flow as modified_flow
 from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
+from ._problem._losses import (
+    AbstractLoss as AbstractLoss,
+    ExponentialLoss as ExponentialLoss,
+    HuberLoss as HuberLoss,
+    LogisticLoss as LogisticLoss,
+    SoftmaxCrossEntropy as SoftmaxCrossEntropy,
+    SquaredLoss as SquaredLoss,
+)
 from ._sharpness import sharpness as sharpness
 from ._solvers import (
     ExponentialAdams as ExponentialAdams,

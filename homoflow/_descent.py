@@ -21,12 +21,12 @@ from ._jax._progress import Progress, as_meter
 from ._jax._tracing import is_concrete
 from ._laws import Law
 from ._ledger import Ledger
-from ._losses import LossLike, Risk, SquaredLoss
 from ._observables import Observation, observe
-from ._problem import Objective, Problem, pose
+from ._problem._losses import LossLike, Risk, SquaredLoss
+from ._problem._problem import Objective, Problem, pose
+from ._problem._trainable import Trainable
 from ._recorded import recorded_trajectory
 from ._sources import read_sources
-from ._trainable import Trainable
 from ._trajectory import (
     RESULTS,
     Trajectory,

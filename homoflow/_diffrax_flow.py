@@ -19,7 +19,7 @@ from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
 from ._observables import Observation
 from ._orbits import Orbit
-from ._problem import Problem
+from ._problem._problem import Problem
 from ._recorded import recorded_trajectory
 from ._recording import Recorded, recording
 from ._solvers import (

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._coefficients import check_batch_size, check_learning_rate, check_momentum
+from ._problem._checks import check_batch_size, check_learning_rate, check_momentum
 from ._stability import warn_unless_drift_expands
 from ._trajectory import Trajectory
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._problem import Problem
+from ._problem._problem import Problem
 from ._trajectory import RESULTS
 
 State = PyTree

@@ -14,7 +14,7 @@ from ._jax._progress import Progress
 from ._jax._tracing import is_concrete, is_untraced
 from ._kinks import Filippov
 from ._method import Method, as_scalar, choose_method, kinks_of
-from ._problem import Problem
+from ._problem._problem import Problem
 from ._projected import kept_laws
 from ._solvers import Rodas5P
 from ._span import checked_span

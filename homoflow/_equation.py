@@ -8,14 +8,14 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._curvature import residual_slopes
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._kinks import KinkShare, as_system
-from ._losses import is_squared
 from ._method import Method
 from ._observables import observe
 from ._orbits import Orbit
-from ._problem import Problem
+from ._problem._losses import is_squared
+from ._problem._problem import Problem
+from ._problem._residual_jacobian import residual_slopes
 
 
 class Equation(NamedTuple):

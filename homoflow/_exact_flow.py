@@ -21,10 +21,10 @@ from ._jaxpr import nonsmooth_primitives
 from ._kink_events import Events
 from ._kink_layers import kink_layers
 from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
-from ._losses import AbstractLoss, Risk
 from ._method import COARSER_RTOL, check_tolerance, kinks_of
 from ._observables import observe
-from ._problem import Problem
+from ._problem._losses import AbstractLoss, Risk
+from ._problem._problem import Problem
 from ._recorded import recorded_trajectory
 from ._span import Span, fault_of, time_reached
 from ._trajectory import RESULTS, Trajectory, with_facts

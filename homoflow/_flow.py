@@ -6,7 +6,6 @@ import diffrax as dfx
 from jaxtyping import ArrayLike, Float, PyTree
 
 from ._averaged import Averaged
-from ._coefficients import check_weight_decay
 from ._compressed import compressed
 from ._diffrax_flow import diffrax_flow
 from ._dynamics import GradientFlow
@@ -17,13 +16,14 @@ from ._jax._progress import Progress
 from ._jax._tracing import is_untraced
 from ._kinks import Filippov
 from ._laws import Law
-from ._losses import LossLike, SquaredLoss
 from ._method import Method, as_scalar, choose_method
-from ._problem import Objective, pose
+from ._problem._checks import check_weight_decay
+from ._problem._losses import LossLike, SquaredLoss
+from ._problem._problem import Objective, pose
+from ._problem._trainable import Trainable
 from ._projected import kept_laws
 from ._solver_choice import after_giving_up, choose_between, gave_up
 from ._span import check_max_steps, checked_span
-from ._trainable import Trainable
 from ._trajectory import Trajectory, raise_unless_successful
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._jax._tracing import is_untraced
-from ._problem import Problem
+from ._problem._problem import Problem
 from ._span import Span
 from ._trajectory import Trajectory
 

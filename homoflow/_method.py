@@ -15,8 +15,8 @@ from ._jax._tracing import is_concrete
 from ._jaxpr import nonsmooth_primitives
 from ._kinks import KinkShare, kinked_function
 from ._laws import Law
-from ._losses import AbstractLoss, Risk
-from ._problem import Problem, without_laws
+from ._problem._losses import AbstractLoss, Risk
+from ._problem._problem import Problem, without_laws
 from ._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ._kink_events import Events
 from ._ledger import Ledger
 from ._observables import Observation
-from ._problem import Problem
+from ._problem._problem import Problem
 from ._trajectory import RESULTS, Stats, Trajectory, masked_after
 
 

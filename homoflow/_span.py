@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ._jax._finite import all_finite
 from ._jax._tracing import is_concrete
 from ._method import tolerance_floor
-from ._problem import Problem
+from ._problem._problem import Problem
 from ._trajectory import RESULTS
 
 #: Times recorded when none are asked for.

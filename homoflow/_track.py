@@ -13,7 +13,7 @@ from ._laws import Law, Laws
 from ._laws._forms import Values
 from ._laws._law import leaf_at
 from ._ledger import Ledger
-from ._problem import as_laws
+from ._problem._problem import as_laws
 from ._sources import UNKNOWN, Sources, read_sources
 
 

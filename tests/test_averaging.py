@@ -14,7 +14,7 @@ from toys import flat, relative_error, relu_regression
 import homoflow as hf
 from homoflow._kinks._share import share_above
 from homoflow._method import choose_method
-from homoflow._problem import pose
+from homoflow._problem._problem import pose
 
 T1 = 10.0
 SEEDS = range(16)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from homoflow._data import shape_of
+from homoflow._problem._data import shape_of
 
 
 class Traced:

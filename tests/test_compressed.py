@@ -13,7 +13,7 @@ import pytest
 import homoflow as hf
 from homoflow._compressed import _few_samples, compressed
 from homoflow._jaxpr import Degree, degree_in, inner_jaxprs
-from homoflow._problem import pose
+from homoflow._problem._problem import pose
 
 SAMPLES = 200
 KEY = jr.key(0)

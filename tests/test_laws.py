@@ -16,7 +16,7 @@ from redraw import Blank, redrawn
 import homoflow as hf
 from homoflow._laws import relative_violation
 from homoflow._laws._law import Term
-from homoflow._losses import Risk
+from homoflow._problem._losses import Risk
 
 KEY: dict[str, Any] = {"key": jax.random.key(0), "init": Blank()}
 SAMPLES, OUTPUTS = 5, 3

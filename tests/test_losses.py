@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 
 import homoflow as hf
-from homoflow._losses import Risk
+from homoflow._problem._losses import Risk
 
 
 def squared(f, y):

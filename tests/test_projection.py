@@ -16,7 +16,7 @@ import pytest
 
 import homoflow as hf
 from homoflow._orbits import Orbit
-from homoflow._problem import pose
+from homoflow._problem._problem import pose
 from homoflow._projected import kept_laws
 from homoflow._solvers import OnOrbit, Remembered
 

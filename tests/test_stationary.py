@@ -12,7 +12,7 @@ from test_transformations import compilations
 from toys import arrays_of, saved
 
 import homoflow as hf
-from homoflow._problem import pose
+from homoflow._problem._problem import pose
 from homoflow._stationary._separable import separation_loss
 
 INF = jnp.inf

@@ -16,7 +16,7 @@ from test_law_search import CASES, redrawn as redrawn_case
 from test_laws import FAMILIES, LOSSES, OUTPUTS, SAMPLES, array, draws, family_of
 
 import homoflow as hf
-from homoflow._losses import Risk
+from homoflow._problem._losses import Risk
 
 STEPS = 4
 MOMENTUM = 0.8

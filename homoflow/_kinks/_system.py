@@ -12,8 +12,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._jaxpr import KinkedFunction, with_kinks
-from .._losses import Risk
-from .._problem import Problem
+from .._problem._losses import Risk
+from .._problem._problem import Problem
 from ._slots import Slots
 
 

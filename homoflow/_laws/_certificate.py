@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, Scalar
 
-from .._losses import LossLike, SquaredLoss
-from .._trainable import Trainable, trainable_mask
+from .._problem._losses import LossLike, SquaredLoss
+from .._problem._trainable import Trainable, trainable_mask
 from ._find import laws as find_laws
 from ._flat import FlatProblem
 from ._law import Law, Laws

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
 from .._jax._tracing import is_concrete
-from .._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
 from .._models import (
     AbstractNetwork,
     MatrixFactorization,
     factorization_objective,
 )
-from .._trainable import Trainable, trainable_mask
+from .._problem._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
+from .._problem._trainable import Trainable, trainable_mask
 from ._certify import threshold, violations_at_random_weights
 from ._law import Laws
 from ._network_laws import factorization_laws, network_laws, output_sum_laws

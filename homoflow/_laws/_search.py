@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._losses import LossLike
+from .._problem._losses import LossLike
 from .._symmetry import Leaf, rescalings
 from ._certify import LIMIT, violation
 from ._flat import FlatProblem

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from .._losses import AbstractLoss, Risk
 from .._models import factorization_objective, regularized_factorization_objective
+from .._problem._losses import AbstractLoss, Risk
 from .._verdicts import VERDICTS
 from ._explained import explained_directions
 from ._landscape import Landscape

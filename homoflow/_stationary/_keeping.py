@@ -11,7 +11,7 @@ from .._jax._compilation import quickly_compiled
 from .._jax._precision import full_matmul_precision
 from .._laws import Law
 from .._orbits import Orbit
-from .._problem import Problem
+from .._problem._problem import Problem
 
 Keep = Callable[[np.ndarray], np.ndarray]
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._problem import Problem
+from .._problem._problem import Problem
 from .._trajectory import Trajectory
 
 

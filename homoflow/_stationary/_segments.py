@@ -12,7 +12,7 @@ from jaxtyping import Float
 from .._diffrax_flow import diffrax_flow
 from .._dynamics import GradientFlow
 from .._method import Method
-from .._problem import Problem
+from .._problem._problem import Problem
 from .._span import Span
 from .._trajectory import RESULTS, Trajectory
 from ._keeping import Keep

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from .._dynamics import GradientFlow
 from .._laws import Law
 from .._method import Method
-from .._problem import Problem
+from .._problem._problem import Problem
 from .._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
 from .._verdicts import VERDICTS
 from ._dense import MOST_WEIGHTS, dense_look

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from .._flow import flow
 from .._kinks import Filippov
 from .._laws import Law, Laws, laws
-from .._losses import AbstractLoss, LogisticLoss, SquaredLoss
 from .._models import MLP, AbstractNetwork, LeakyReLU, Linear, ReLU
+from .._problem._losses import AbstractLoss, LogisticLoss, SquaredLoss
 from .._trajectory import Trajectory
 from ._report import Claim, Table
 

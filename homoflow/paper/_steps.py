@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._laws import Law
-from .._losses import AbstractLoss
+from .._problem._losses import AbstractLoss
 from .._trajectory import Trajectory
 from ._conservation import relative_change
 

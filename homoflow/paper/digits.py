@@ -15,8 +15,8 @@ from .._descent import descend
 from .._flow import flow
 from .._jax._progress import Progress
 from .._laws import Law
-from .._losses import SoftmaxCrossEntropy
 from .._models import MLP, AbstractNetwork, Balanced, ConvNet, Gaussian
+from .._problem._losses import SoftmaxCrossEntropy
 from .._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates

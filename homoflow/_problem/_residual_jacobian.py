@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._jaxpr import with_quick_softplus
+from .._jaxpr import with_quick_softplus
 from ._losses import Risk
 from ._problem import Problem
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._jax._tracing import is_concrete
+from .._jax._tracing import is_concrete
 
 
 def check_learning_rate(learning_rate: Any) -> None:

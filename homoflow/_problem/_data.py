@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._jax._structural_cache import known_by_structure
-from ._jax._tracing import is_concrete, known_finite
+from .._jax._structural_cache import known_by_structure
+from .._jax._tracing import is_concrete, known_finite
 
 
 def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Array]:

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._jax._tracing import is_concrete
+from .._jaxpr import with_quick_softplus
+from .._laws import Law, Laws, known_laws
 from ._data import (
     as_objective_data,
     as_samples,
@@ -15,9 +18,6 @@ from ._data import (
     sample_shape,
     shape_of,
 )
-from ._jax._tracing import is_concrete
-from ._jaxpr import with_quick_softplus
-from ._laws import Law, Laws, known_laws
 from ._losses import AbstractLoss, LossLike, Risk
 from ._trainable import Trainable, trainable_mask
 
