@@ -1,12 +1,10 @@
 """Gradient flow and gradient descent of homogeneous networks, side by side."""
 
 from ._averaged import Averaged as Averaged
-from ._compare import Comparison as Comparison, compare as compare
 from ._descent import descend as descend
 from ._drift import DriftPrediction as DriftPrediction
 from ._flow import flow as flow
 from ._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
-from ._kink_events import Event as Event, Events as Events, Slide as Slide
 from ._kink_layers import KinkLayer as KinkLayer
 from ._kinks import EventKind as EventKind, Filippov as Filippov
 from ._laws import (
@@ -16,7 +14,6 @@ from ._laws import (
     certify as certify,
     laws as laws,
 )
-from ._ledger import Account as Account, BatchSplit as BatchSplit, Ledger as Ledger
 from ._models import (
     MLP as MLP,
     Abs as Abs,
@@ -54,6 +51,21 @@ from ._problem._losses import (
     SoftmaxCrossEntropy as SoftmaxCrossEntropy,
     SquaredLoss as SquaredLoss,
 )
+from ._results._compare import Comparison as Comparison, compare as compare
+from ._results._events import Event as Event, Events as Events, Slide as Slide
+from ._results._ledger import (
+    Account as Account,
+    BatchSplit as BatchSplit,
+    Ledger as Ledger,
+)
+from ._results._stationary_kind import VERDICTS as VERDICTS
+from ._results._trajectory import (
+    RESULTS as RESULTS,
+    Stats as Stats,
+    Trajectory as Trajectory,
+    TrajectoryError as TrajectoryError,
+    TrajectoryInterrupt as TrajectoryInterrupt,
+)
 from ._sharpness import sharpness as sharpness
 from ._solvers import (
     ExponentialAdams as ExponentialAdams,
@@ -61,13 +73,5 @@ from ._solvers import (
     Rodas5P as Rodas5P,
 )
 from ._track import track as track, tracked as tracked
-from ._trajectory import (
-    RESULTS as RESULTS,
-    Stats as Stats,
-    Trajectory as Trajectory,
-    TrajectoryError as TrajectoryError,
-    TrajectoryInterrupt as TrajectoryInterrupt,
-)
-from ._verdicts import VERDICTS as VERDICTS
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._laws import Laws
 from ._laws._forms import Values, bilinears, rates
-from ._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
+from ._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
 from ._sources import Sources
 
 #: Part → law → its sum so far.

@@ -20,18 +20,18 @@ from ._jax._precision import full_matmul_precision
 from ._jax._progress import Progress, as_meter
 from ._jax._tracing import is_concrete
 from ._laws import Law
-from ._ledger import Ledger
 from ._observables import Observation, observe
 from ._problem._losses import LossLike, Risk, SquaredLoss
 from ._problem._problem import Objective, Problem, pose
 from ._problem._trainable import Trainable
 from ._recorded import recorded_trajectory
-from ._sources import read_sources
-from ._trajectory import (
+from ._results._ledger import Ledger
+from ._results._trajectory import (
     RESULTS,
     Trajectory,
     raise_unless_successful,
 )
+from ._sources import read_sources
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]

@@ -22,6 +22,7 @@ from ._orbits import Orbit
 from ._problem._problem import Problem
 from ._recorded import recorded_trajectory
 from ._recording import Recorded, recording
+from ._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 from ._solvers import (
     AbstractTolerantSolver,
     ExponentialAdams,
@@ -30,7 +31,6 @@ from ._solvers import (
     Rodas5P,
 )
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 
 #: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
 #: larger than what steps may do to the weights, whose error is the same as without waiting.

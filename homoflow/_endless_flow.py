@@ -16,10 +16,10 @@ from ._kinks import Filippov
 from ._method import Method, as_scalar, choose_method, kinks_of
 from ._problem._problem import Problem
 from ._projected import kept_laws
+from ._results._trajectory import Trajectory
 from ._solvers import Rodas5P
 from ._span import checked_span
 from ._stationary import Segment, flow_to_rest
-from ._trajectory import Trajectory
 
 #: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow
 #: directions, on which flows to their end spend their time, are stiff.

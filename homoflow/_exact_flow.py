@@ -18,7 +18,6 @@ from ._jax._precision import full_matmul_precision
 from ._jax._progress import Progress, as_meter
 from ._jax._tracing import is_concrete
 from ._jaxpr import nonsmooth_primitives
-from ._kink_events import Events
 from ._kink_layers import kink_layers
 from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
 from ._method import COARSER_RTOL, check_tolerance, kinks_of
@@ -26,8 +25,9 @@ from ._observables import observe
 from ._problem._losses import AbstractLoss, Risk
 from ._problem._problem import Problem
 from ._recorded import recorded_trajectory
+from ._results._events import Events
+from ._results._trajectory import RESULTS, Trajectory, with_facts
 from ._span import Span, fault_of, time_reached
-from ._trajectory import RESULTS, Trajectory, with_facts
 
 #: Relative tolerance used when none is given.
 EXACT_RTOL = 1e-8

@@ -22,9 +22,9 @@ from ._problem._losses import LossLike, SquaredLoss
 from ._problem._problem import Objective, pose
 from ._problem._trainable import Trainable
 from ._projected import kept_laws
+from ._results._trajectory import Trajectory, raise_unless_successful
 from ._solver_choice import after_giving_up, choose_between, gave_up
 from ._span import check_max_steps, checked_span
-from ._trajectory import Trajectory, raise_unless_successful
 
 
 def flow(

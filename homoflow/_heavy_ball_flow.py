@@ -21,8 +21,8 @@ from ._problem._checks import check_learning_rate, check_mass, check_momentum
 from ._problem._losses import LossLike, SquaredLoss
 from ._problem._problem import Objective, Problem, pose
 from ._problem._trainable import Trainable
+from ._results._trajectory import RESULTS, Trajectory, raise_unless_successful
 from ._span import check_max_steps, checked_span
-from ._trajectory import RESULTS, Trajectory, raise_unless_successful
 
 Number = float | int | Float[ArrayLike, ""]
 

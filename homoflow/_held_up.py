@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 
 from ._method import MOST_EXPLICIT_STEPS, Method
-from ._trajectory import RESULTS, Trajectory
+from ._results._trajectory import RESULTS, Trajectory
 
 Choose = Callable[[float | None], Method]
 Run = Callable[[Method, int], Trajectory]

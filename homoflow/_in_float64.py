@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 
 from ._jax._tracing import is_untraced
 from ._problem._problem import Problem
+from ._results._trajectory import Trajectory
 from ._span import Span
-from ._trajectory import Trajectory
 
 
 def in_float64(

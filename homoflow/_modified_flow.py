@@ -18,10 +18,10 @@ from ._problem._checks import check_learning_rate, check_momentum
 from ._problem._losses import LossLike, SquaredLoss
 from ._problem._problem import Objective, Problem, pose
 from ._problem._trainable import Trainable
+from ._results._trajectory import RESULTS, Trajectory, raise_unless_successful
 from ._sharpness import Sharpness, sharpness_of
 from ._span import check_max_steps, checked_span
 from ._stability import warn_unless_trajectory_expands
-from ._trajectory import RESULTS, Trajectory, raise_unless_successful
 
 
 def modified_flow(

@@ -21,9 +21,9 @@ from ._method import choose_method
 from ._problem._losses import LossLike, Risk, SquaredLoss
 from ._problem._problem import Objective, Problem, pose
 from ._problem._trainable import Trainable
+from ._results._trajectory import RESULTS, raise_unless_successful
 from ._sharpness import Sharpness, sharpness_of
 from ._span import check_max_steps, checked_span
-from ._trajectory import RESULTS, raise_unless_successful
 
 #: Samples whose gradients are in memory at one time.
 _CHUNK = 64

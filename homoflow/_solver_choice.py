@@ -12,7 +12,7 @@ from ._jax._tracing import is_concrete
 from ._kinks import Filippov
 from ._method import kinks_of
 from ._problem._problem import Problem
-from ._trajectory import RESULTS, Trajectory
+from ._results._trajectory import RESULTS, Trajectory
 
 #: The exact flow's cost is set by its events, hardly by the tolerance: at looser ones
 #: averaging is cheaper.

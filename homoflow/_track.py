@@ -12,8 +12,8 @@ from ._accounting import Accountant, Step, Sums
 from ._laws import Law, Laws
 from ._laws._forms import Values
 from ._laws._law import leaf_at
-from ._ledger import Ledger
 from ._problem._problem import as_laws
+from ._results._ledger import Ledger
 from ._sources import UNKNOWN, Sources, read_sources
 
 

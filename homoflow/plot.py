@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._kink_events import Events, Slide
-from ._ledger import PARTS, Account
-from ._trajectory import Trajectory
+from ._results._events import Events, Slide
+from ._results._ledger import PARTS, Account
+from ._results._trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from .._models import factorization_objective, regularized_factorization_objective
 from .._problem._losses import AbstractLoss, Risk
-from .._verdicts import VERDICTS
+from .._results._stationary_kind import VERDICTS
 from ._explained import explained_directions
 from ._landscape import Landscape
 from ._valley import valley

@@ -13,8 +13,8 @@ from .._diffrax_flow import diffrax_flow
 from .._dynamics import GradientFlow
 from .._method import Method
 from .._problem._problem import Problem
+from .._results._trajectory import RESULTS, Trajectory
 from .._span import Span
-from .._trajectory import RESULTS, Trajectory
 from ._keeping import Keep
 from ._landscape import raveled, with_weights
 

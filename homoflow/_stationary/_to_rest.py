@@ -12,8 +12,8 @@ from .._dynamics import GradientFlow
 from .._laws import Law
 from .._method import Method
 from .._problem._problem import Problem
-from .._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
-from .._verdicts import VERDICTS
+from .._results._stationary_kind import VERDICTS
+from .._results._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
 from ._dense import MOST_WEIGHTS, dense_look
 from ._judge import judged
 from ._keeping import Keep, keeping

@@ -14,7 +14,7 @@ from .._kinks import Filippov
 from .._laws import Law, Laws, laws
 from .._models import MLP, AbstractNetwork, LeakyReLU, Linear, ReLU
 from .._problem._losses import AbstractLoss, LogisticLoss, SquaredLoss
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ._report import Claim, Table
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._models import MatrixFactorization
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 
 #: Seeds in one batch: what is recorded of them fits in memory.
 BATCH = 125

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from .._descent import descend
 from .._models import MLP, Gaussian
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates
 from ._labels import NORM, plain_ticks

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._laws import Law
 from .._problem._losses import AbstractLoss
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ._conservation import relative_change
 
 #: What is left over of a change counts as rounding up to this part of ‖w‖².

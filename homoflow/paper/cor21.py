@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from .._jax._progress import Progress
 from .._models import MLP
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import (
     ACTIVATIONS,

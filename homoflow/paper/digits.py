@@ -17,7 +17,7 @@ from .._jax._progress import Progress
 from .._laws import Law
 from .._models import MLP, AbstractNetwork, Balanced, ConvNet, Gaussian
 from .._problem._losses import SoftmaxCrossEntropy
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates
 from ._labels import DIFFERENCE, NORM

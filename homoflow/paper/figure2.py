@@ -9,13 +9,13 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._compare import compare
 from .._descent import descend
 from .._flow import flow
 from .._jax._progress import Progress
 from .._laws import Law
 from .._models import MLP, Gaussian
-from .._trajectory import Trajectory
+from .._results._compare import compare
+from .._results._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import candidates
 from ._figure2_study import StudyConfig, draw_study, measure_study, study_claims

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._jax._progress import Progress
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ..plot import COLOURS
 from ._conservation import (
     ACTIVATIONS,

@@ -15,7 +15,7 @@ from .._flow import flow
 from .._jax._arrays import tree_norm
 from .._jax._progress import Progress
 from .._models import MatrixFactorization, factorization_objective
-from .._trajectory import Trajectory
+from .._results._trajectory import Trajectory
 from ..plot import COLOURS
 from ._binomial import fraction, probable
 from ._factorizations import (

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._jax._tracing import is_concrete
+from .._jax._tracing import is_concrete
 
 #: The parts of an account, as they are shown.
 PARTS = ("discretization", "gradient", "momentum", "decay", "transformation")

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._jax._tracing import is_concrete
-from ._kink_events import Events
+from .._jax._tracing import is_concrete
+from ._events import Events
 from ._ledger import Account, Ledger
-from ._verdicts import VERDICTS
+from ._stationary_kind import VERDICTS
 
 
 class RESULTS(eqx.Enumeration):

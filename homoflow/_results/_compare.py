@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._jax._arrays import tree_norm
-from ._jax._tracing import is_concrete
-from ._problem._data import cast_floats
+from .._jax._arrays import tree_norm
+from .._jax._tracing import is_concrete
+from .._problem._data import cast_floats
 from ._trajectory import RESULTS, Trajectory
 
 #: Times closer than this fraction of the whole span are the same time.

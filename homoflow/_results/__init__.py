@@ -1,0 +1,1 @@
+"""What a run returns: trajectory, status, events, ledger, comparison."""
