@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._laws import Laws
-from ._laws._forms import Values, bilinears, rates
+from ._laws._bilinear_forms import Values, bilinears, rates
 from ._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
 from ._sources import Sources
 

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ._accounting import Accountant, Step, Sums
 from ._laws import Law, Laws
-from ._laws._forms import Values
+from ._laws._bilinear_forms import Values
 from ._laws._law import leaf_at
 from ._problem._problem import as_laws
 from ._results._ledger import Ledger

@@ -9,9 +9,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from .._jax._precision import full_matmul_precision
-from ._certify import rate_and_size
 from ._law import Law
 from ._probe import SIZES, WIDE, Probe
+from ._residuals import rate_and_size
 
 
 class FlatProblem:

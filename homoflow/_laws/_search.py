@@ -10,13 +10,13 @@ from jaxtyping import PyTree
 
 from .._problem._losses import LossLike
 from .._symmetry import Leaf, rescalings
-from ._certify import LIMIT, violation
 from ._flat import FlatProblem
 from ._law import Law, Laws
 from ._probe import FEWEST_POINTS, Probe, probe_loss, probe_objective
 from ._promotion import promoted
 from ._proposals import proposed_laws, renamed, unique_names
 from ._quadratic_search import quadratic_laws
+from ._residuals import LIMIT, violation
 from ._translations import linear_laws
 
 #: How many (point, sample) pairs laws are certified at, and in how many samples a point.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from .._laws._forms import finest_laws
+from .._laws._bilinear_forms import finest_laws
 from .._laws._law import Law
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from .._jax._precision import full_matmul_precision
 from .._laws import Law
-from .._laws._forms import finest_laws
+from .._laws._bilinear_forms import finest_laws
 from ._landscape import Landscape
 from ._view import View
 

@@ -16,9 +16,9 @@ from .._models import (
 )
 from .._problem._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
-from ._certify import threshold, violations_at_random_weights
 from ._law import Laws
-from ._network_laws import factorization_laws, network_laws, output_sum_laws
+from ._layer_laws import factorization_laws, network_laws, output_sum_laws
+from ._residuals import threshold, violations_at_random_weights
 from ._search import search
 
 

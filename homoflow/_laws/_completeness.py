@@ -11,9 +11,9 @@ from jaxtyping import PyTree, Scalar
 
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
-from ._find import laws as find_laws
 from ._flat import FlatProblem
 from ._law import Law, Laws
+from ._laws import laws as find_laws
 from ._probe import Probe, probe_loss, probe_objective
 from ._quadratic_search import quadratic_laws
 
