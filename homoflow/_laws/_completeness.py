@@ -11,11 +11,11 @@ from jaxtyping import PyTree, Scalar
 
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
-from ._flat import FlatProblem
 from ._law import Law, Laws
 from ._laws import laws as find_laws
-from ._probe import Probe, probe_loss, probe_objective
-from ._quadratic_search import quadratic_laws
+from .search._null_space import quadratic_laws
+from .search._random_points import Probe, probe_loss, probe_objective
+from .search._vectorized import FlatProblem
 
 #: The most parameters for which this is worth trying, and the deepest brackets.
 _MOST_PARAMETERS, _DEEPEST = 100, 5

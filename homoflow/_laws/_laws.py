@@ -19,7 +19,7 @@ from .._problem._trainable import Trainable, trainable_mask
 from ._law import Laws
 from ._layer_laws import factorization_laws, network_laws, output_sum_laws
 from ._residuals import threshold, violations_at_random_weights
-from ._search import search
+from .search._search import search
 
 
 def laws(

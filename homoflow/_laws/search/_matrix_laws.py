@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._law import Law, leaf_at, rows_of
-from ._probe import Point
-from ._proposals import renamed
-from ._residuals import LIMIT, rate_and_size
+from .._law import Law, leaf_at, rows_of
+from .._residuals import LIMIT, rate_and_size
+from ._candidates import renamed
+from ._random_points import Point
 
 
 def promoted(law: Law, points: Sequence[Point]) -> Law:

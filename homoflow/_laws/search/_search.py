@@ -8,16 +8,16 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._problem._losses import LossLike
-from .._symmetry import Leaf, rescalings
-from ._flat import FlatProblem
-from ._law import Law, Laws
-from ._probe import FEWEST_POINTS, Probe, probe_loss, probe_objective
-from ._promotion import promoted
-from ._proposals import proposed_laws, renamed, unique_names
-from ._quadratic_search import quadratic_laws
-from ._residuals import LIMIT, violation
-from ._translations import linear_laws
+from ..._problem._losses import LossLike
+from ..._symmetry import Leaf, rescalings
+from .._law import Law, Laws
+from .._residuals import LIMIT, violation
+from ._candidates import proposed_laws, renamed, unique_names
+from ._linear_laws import linear_laws
+from ._matrix_laws import promoted
+from ._null_space import quadratic_laws
+from ._random_points import FEWEST_POINTS, Probe, probe_loss, probe_objective
+from ._vectorized import FlatProblem
 
 #: How many (point, sample) pairs laws are certified at, and in how many samples a point.
 _DRAWS, _SAMPLES = 32, 8

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .._symmetry import Leaf, Portion
-from ._law import Law, leaf_at
-from ._probe import Point
-from ._proposals import path_text, signed_sum, term_of
-from ._residuals import LIMIT, violation
+from ..._symmetry import Leaf, Portion
+from .._law import Law, leaf_at
+from .._residuals import LIMIT, violation
+from ._candidates import path_text, signed_sum, term_of
+from ._random_points import Point
 
 #: How much smaller than the largest gradient one has to be to count as zero.
 _FLAT = 1e-13

@@ -5,11 +5,11 @@ import math
 import jax
 import numpy as np
 
-from ._flat import FlatProblem
-from ._law import Entries, Law
-from ._probe import FEWEST_POINTS, LARGEST_GRADIENT, clear_points
-from ._proposals import path_text
-from ._residuals import LIMIT, violation
+from .._law import Entries, Law
+from .._residuals import LIMIT, violation
+from ._candidates import path_text
+from ._random_points import FEWEST_POINTS, LARGEST_GRADIENT, clear_points
+from ._vectorized import FlatProblem
 
 #: The most parameters for which the search is tried.
 MOST_PARAMETERS = 60

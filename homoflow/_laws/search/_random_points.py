@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._jax._precision import full_matmul_precision
-from .._problem._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
+from ..._jax._precision import full_matmul_precision
+from ..._problem._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
 
 Point = tuple[PyTree, PyTree]
 #: Sizes of the weights and of the data at successive points. Small and large ones, so

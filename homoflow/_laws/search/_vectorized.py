@@ -8,10 +8,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from .._jax._precision import full_matmul_precision
-from ._law import Law
-from ._probe import SIZES, WIDE, Probe
-from ._residuals import rate_and_size
+from ..._jax._precision import full_matmul_precision
+from .._law import Law
+from .._residuals import rate_and_size
+from ._random_points import SIZES, WIDE, Probe
 
 
 class FlatProblem:

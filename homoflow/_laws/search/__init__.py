@@ -1,0 +1,1 @@
+"""Numerical search for laws."""
