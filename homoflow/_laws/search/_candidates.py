@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from ..._symmetry import Family, Leaf, Portion
 from .._law import Law, Path, Term
+from ..symmetry import Family, Leaf, Portion
 
 
 def proposed_laws(families: Sequence[Family], leaves: Sequence[Leaf]) -> list[Law]:

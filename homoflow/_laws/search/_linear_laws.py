@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..._symmetry import Leaf, Portion
 from .._law import Law, leaf_at
 from .._residuals import LIMIT, violation
+from ..symmetry import Leaf, Portion
 from ._candidates import path_text, signed_sum, term_of
 from ._random_points import Point
 

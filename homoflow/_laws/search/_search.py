@@ -9,9 +9,9 @@ import jax
 from jaxtyping import PyTree
 
 from ..._problem._losses import LossLike
-from ..._symmetry import Leaf, rescalings
 from .._law import Law, Laws
 from .._residuals import LIMIT, violation
+from ..symmetry import Leaf, rescalings
 from ._candidates import proposed_laws, renamed, unique_names
 from ._linear_laws import linear_laws
 from ._matrix_laws import promoted

@@ -11,10 +11,10 @@ from typing import Any
 import jax.core
 from jax.extend.core import ClosedJaxpr
 
-from .._jaxpr import inner_jaxprs, walk
-from ._equations import Equations
-from ._scale import TooLarge
-from ._tracked import Leaf, Tracked, constant, parameter
+from ..._jaxpr import inner_jaxprs, walk
+from ._linear_equations import Equations
+from ._log_scale import TooLarge
+from ._tracked_array import Leaf, Tracked, constant, parameter
 
 Rule = Callable[["Walk", Any, list[Tracked]], list[Tracked]]
 

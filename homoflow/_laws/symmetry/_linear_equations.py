@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._scale import NOTHING, Part, Scale, spread, together
+from ._log_scale import NOTHING, Part, Scale, spread, together
 
 Combination = dict[int, Fraction]
 

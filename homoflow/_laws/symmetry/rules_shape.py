@@ -6,10 +6,20 @@ from fractions import Fraction
 import jax
 import numpy as np
 
-from ._elementwise import agreed, out_shape
-from ._scale import NOTHING, Part, Scale, TooLarge, moved, reshaped, spread, taken, tidy
-from ._tracked import Tracked
-from ._walk import Rule, Walk
+from ._interpreter import Rule, Walk
+from ._log_scale import (
+    NOTHING,
+    Part,
+    Scale,
+    TooLarge,
+    moved,
+    reshaped,
+    spread,
+    taken,
+    tidy,
+)
+from ._tracked_array import Tracked
+from .rules_elementwise import agreed, out_shape
 
 #: The largest array whose entries are followed one by one.
 _LARGEST = 1_000_000

@@ -3,10 +3,10 @@
 import numpy as np
 from jax.tree_util import SequenceKey
 
-from ._elementwise import agreed
-from ._scale import Part, Scale, taken, tidy
-from ._tracked import Leaf, Tracked, along_each_axis, parameter
-from ._walk import Rule, Walk
+from ._interpreter import Rule, Walk
+from ._log_scale import Part, Scale, taken, tidy
+from ._tracked_array import Leaf, Tracked, along_each_axis, parameter
+from .rules_elementwise import agreed
 
 #: The most operations that a loop is written out to.
 _MOST_OPERATIONS = 3000

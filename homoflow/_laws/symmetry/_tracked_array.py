@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._equations import Equations
-from ._scale import FIXED, Part, Scale, moved, tidy
+from ._linear_equations import Equations
+from ._log_scale import FIXED, Part, Scale, moved, tidy
 
 #: Up to this size an array of parameters may have a scale for each entry.
 _LARGEST_BY_ENTRY = 4096

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._scale import FIXED, Scale, moved, scaled, tidy
-from ._tracked import Tracked, is_inexact
-from ._walk import Rule, Walk
+from ._interpreter import Rule, Walk
+from ._log_scale import FIXED, Scale, moved, scaled, tidy
+from ._tracked_array import Tracked, is_inexact
 
 #: A constant up to which x + ε is nearly x.
 _SMALL = 1e-2

@@ -1,12 +1,12 @@
 """Rescalings of a model's parameters that leave what it computes unchanged."""
 
-from ._control import CONTROL
-from ._elementwise import ELEMENTWISE
 from ._generators import Family as Family, Portion as Portion, families
-from ._linear import LINEAR
-from ._shape import SHAPE
-from ._tracked import Leaf as Leaf
-from ._walk import symmetries
+from ._interpreter import symmetries
+from ._tracked_array import Leaf as Leaf
+from .rules_contraction import LINEAR
+from .rules_control_flow import CONTROL
+from .rules_elementwise import ELEMENTWISE
+from .rules_shape import SHAPE
 
 RULES = ELEMENTWISE | SHAPE | LINEAR | CONTROL
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._elementwise import out_shape
-from ._scale import Part, Scale, moved, scaled, taken, tidy
-from ._tracked import Tracked
-from ._walk import Rule, Walk
+from ._interpreter import Rule, Walk
+from ._log_scale import Part, Scale, moved, scaled, taken, tidy
+from ._tracked_array import Tracked
+from .rules_elementwise import out_shape
 
 #: The most factors of a product over an axis.
 _MOST_FACTORS = 64

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._equations import Equations
-from ._tracked import Leaf
+from ._linear_equations import Equations
+from ._tracked_array import Leaf
 
 #: Per leaf: the weight of the whole array, and by axes the entries that differ from it.
 Deviations = dict[int, Fraction]

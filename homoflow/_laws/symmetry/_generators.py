@@ -8,9 +8,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._basis import Deviations, Generator, Share, independent, simplified
-from ._equations import Equations
-from ._tracked import Leaf
+from ._linear_equations import Equations
+from ._sparse_basis import Deviations, Generator, Share, independent, simplified
+from ._tracked_array import Leaf
 
 
 @dataclasses.dataclass(frozen=True)
