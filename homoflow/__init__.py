@@ -41,6 +41,7 @@ from ._models import (
     regularized_factorization_objective as regularized_factorization_objective,
 )
 from ._modified_flow import modified_flow as modified_flow
+from ._observe._sharpness import sharpness as sharpness
 from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
 from ._problem._losses import (
@@ -66,7 +67,6 @@ from ._results._trajectory import (
     TrajectoryError as TrajectoryError,
     TrajectoryInterrupt as TrajectoryInterrupt,
 )
-from ._sharpness import sharpness as sharpness
 from ._solvers import (
     ExponentialAdams as ExponentialAdams,
     GaussLegendre as GaussLegendre,

@@ -20,11 +20,11 @@ from ._jax._precision import full_matmul_precision
 from ._jax._progress import Progress, as_meter
 from ._jax._tracing import is_concrete
 from ._laws import Law
-from ._observables import Observation, observe
+from ._observe._assemble import recorded_trajectory
+from ._observe._observables import Observation, observe
 from ._problem._losses import LossLike, Risk, SquaredLoss
 from ._problem._problem import Objective, Problem, pose
 from ._problem._trainable import Trainable
-from ._recorded import recorded_trajectory
 from ._results._ledger import Ledger
 from ._results._trajectory import (
     RESULTS,

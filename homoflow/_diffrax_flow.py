@@ -17,10 +17,11 @@ from ._jax._precision import full_matmul_precision
 from ._jax._progress import Progress, as_meter
 from ._kinks import KinkShare, as_system, evaluations
 from ._method import Method, gradient_evaluations
-from ._observables import Observation
+from ._observe._assemble import recorded_trajectory
+from ._observe._observables import Observation
+from ._observe._time_grid import Span, fault_of, time_reached
 from ._orbits import Orbit
 from ._problem._problem import Problem
-from ._recorded import recorded_trajectory
 from ._recording import Recorded, recording
 from ._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 from ._solvers import (
@@ -30,7 +31,6 @@ from ._solvers import (
     Remembered,
     Rodas5P,
 )
-from ._span import Span, fault_of, time_reached
 
 #: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
 #: larger than what steps may do to the weights, whose error is the same as without waiting.

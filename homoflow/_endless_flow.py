@@ -14,11 +14,11 @@ from ._jax._progress import Progress
 from ._jax._tracing import is_concrete, is_untraced
 from ._kinks import Filippov
 from ._method import Method, as_scalar, choose_method, kinks_of
+from ._observe._time_grid import checked_span
 from ._problem._problem import Problem
 from ._projected import kept_laws
 from ._results._trajectory import Trajectory
 from ._solvers import Rodas5P
-from ._span import checked_span
 from ._stationary import Segment, flow_to_rest
 
 #: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from ._dynamics import AbstractDynamics, GradientFlow
 from ._kinks import KinkShare, as_system
 from ._method import Method
-from ._observables import observe
+from ._observe._observables import observe
 from ._orbits import Orbit
 from ._problem._losses import is_squared
 from ._problem._problem import Problem

@@ -21,13 +21,13 @@ from ._jaxpr import nonsmooth_primitives
 from ._kink_layers import kink_layers
 from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
 from ._method import COARSER_RTOL, check_tolerance, kinks_of
-from ._observables import observe
+from ._observe._assemble import recorded_trajectory
+from ._observe._observables import observe
+from ._observe._time_grid import Span, fault_of, time_reached
 from ._problem._losses import AbstractLoss, Risk
 from ._problem._problem import Problem
-from ._recorded import recorded_trajectory
 from ._results._events import Events
 from ._results._trajectory import RESULTS, Trajectory, with_facts
-from ._span import Span, fault_of, time_reached
 
 #: Relative tolerance used when none is given.
 EXACT_RTOL = 1e-8

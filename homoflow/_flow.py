@@ -17,6 +17,7 @@ from ._jax._tracing import is_untraced
 from ._kinks import Filippov
 from ._laws import Law
 from ._method import Method, as_scalar, choose_method
+from ._observe._time_grid import check_max_steps, checked_span
 from ._problem._checks import check_weight_decay
 from ._problem._losses import LossLike, SquaredLoss
 from ._problem._problem import Objective, pose
@@ -24,7 +25,6 @@ from ._problem._trainable import Trainable
 from ._projected import kept_laws
 from ._results._trajectory import Trajectory, raise_unless_successful
 from ._solver_choice import after_giving_up, choose_between, gave_up
-from ._span import check_max_steps, checked_span
 
 
 def flow(

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._jax._tracing import is_untraced
+from ._observe._time_grid import Span
 from ._problem._problem import Problem
 from ._results._trajectory import Trajectory
-from ._span import Span
 
 
 def in_float64(

@@ -18,12 +18,12 @@ from ._jax._arrays import tree_norm
 from ._jax._progress import Progress
 from ._laws import Law, Laws
 from ._method import choose_method
+from ._observe._sharpness import Sharpness, sharpness_of
+from ._observe._time_grid import check_max_steps, checked_span
 from ._problem._losses import LossLike, Risk, SquaredLoss
 from ._problem._problem import Objective, Problem, pose
 from ._problem._trainable import Trainable
 from ._results._trajectory import RESULTS, raise_unless_successful
-from ._sharpness import Sharpness, sharpness_of
-from ._span import check_max_steps, checked_span
 
 #: Samples whose gradients are in memory at one time.
 _CHUNK = 64

@@ -23,9 +23,10 @@ from benchmark import ratios
 from benchmark.report import ERRORS, markdown
 
 import homoflow as hf
-from homoflow import _endless_flow, _exact_flow, _method, _sharpness, _solver_choice
+from homoflow import _endless_flow, _exact_flow, _method, _solver_choice
 from homoflow._kinks import _field, _step
 from homoflow._laws import _completeness as _certificate
+from homoflow._observe import _sharpness
 from homoflow._solvers import _adams, _gauss_legendre, _lessons, _rosenbrock
 from homoflow._stationary import _dense
 from homoflow.paper._report import overview_table

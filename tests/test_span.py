@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from homoflow._span import DEFAULT_TIMES, Span
+from homoflow._observe._time_grid import DEFAULT_TIMES, Span
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from .._diffrax_flow import diffrax_flow
 from .._dynamics import GradientFlow
 from .._method import Method
+from .._observe._time_grid import Span
 from .._problem._problem import Problem
 from .._results._trajectory import RESULTS, Trajectory
-from .._span import Span
 from ._keeping import Keep
 from ._landscape import raveled, with_weights
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._jax._finite import all_finite
-from ._jax._tracing import is_concrete
-from ._method import tolerance_floor
-from ._problem._problem import Problem
-from ._results._trajectory import RESULTS
+from .._jax._finite import all_finite
+from .._jax._tracing import is_concrete
+from .._method import tolerance_floor
+from .._problem._problem import Problem
+from .._results._trajectory import RESULTS
 
 #: Times recorded when none are asked for.
 DEFAULT_TIMES = 101

@@ -7,11 +7,11 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._jax._lanczos import largest_eigenvalue
-from ._jax._precision import full_matmul_precision
-from ._problem._losses import LossLike, SquaredLoss
-from ._problem._problem import Objective, Problem, pose
-from ._problem._trainable import Trainable
+from .._jax._lanczos import largest_eigenvalue
+from .._jax._precision import full_matmul_precision
+from .._problem._losses import LossLike, SquaredLoss
+from .._problem._problem import Objective, Problem, pose
+from .._problem._trainable import Trainable
 
 #: ‖Hv − λv‖ relative to ‖H‖ at which the iteration stops.
 RESIDUAL = 1e-3

@@ -4,11 +4,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._problem._problem import Problem
+from .._results._events import Events
+from .._results._ledger import Ledger
+from .._results._trajectory import RESULTS, Stats, Trajectory, masked_after
 from ._observables import Observation
-from ._problem._problem import Problem
-from ._results._events import Events
-from ._results._ledger import Ledger
-from ._results._trajectory import RESULTS, Stats, Trajectory, masked_after
 
 
 def recorded_trajectory(

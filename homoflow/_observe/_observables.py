@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._laws import Laws, relative_violation
+from .._laws import Laws, relative_violation
 
 
 class Observation(eqx.Module):

@@ -1,0 +1,1 @@
+"""What is recorded along a run: times and observables."""
