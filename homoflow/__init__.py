@@ -42,7 +42,6 @@ from ._models import (
 )
 from ._modified_flow import modified_flow as modified_flow
 from ._observe._sharpness import sharpness as sharpness
-from ._orbits import balance as balance
 from ._predict_drift import predict_drift as predict_drift
 from ._problem._losses import (
     AbstractLoss as AbstractLoss,
@@ -52,6 +51,7 @@ from ._problem._losses import (
     SoftmaxCrossEntropy as SoftmaxCrossEntropy,
     SquaredLoss as SquaredLoss,
 )
+from ._rescaling import balance as balance
 from ._results._compare import Comparison as Comparison, compare as compare
 from ._results._events import Event as Event, Events as Events, Slide as Slide
 from ._results._ledger import (

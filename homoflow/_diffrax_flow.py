@@ -20,9 +20,9 @@ from ._method import Method, gradient_evaluations
 from ._observe._assemble import recorded_trajectory
 from ._observe._observables import Observation
 from ._observe._time_grid import Span, fault_of, time_reached
-from ._orbits import Orbit
 from ._problem._problem import Problem
 from ._recording import Recorded, recording
+from ._rescaling import Orbit
 from ._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 from ._solvers import (
     AbstractTolerantSolver,

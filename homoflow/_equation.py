@@ -12,10 +12,10 @@ from ._dynamics import AbstractDynamics, GradientFlow
 from ._kinks import KinkShare, as_system
 from ._method import Method
 from ._observe._observables import observe
-from ._orbits import Orbit
 from ._problem._losses import is_squared
 from ._problem._problem import Problem
 from ._problem._residual_jacobian import residual_slopes
+from ._rescaling import Orbit
 
 
 class Equation(NamedTuple):

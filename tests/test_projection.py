@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import homoflow as hf
-from homoflow._orbits import Orbit
 from homoflow._problem._problem import pose
 from homoflow._projected import kept_laws
+from homoflow._rescaling import Orbit
 from homoflow._solvers import OnOrbit, Remembered
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)

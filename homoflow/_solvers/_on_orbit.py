@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._orbits import Orbit, Rescaling
+from .._rescaling import Orbit, Rescaling
 
 #: Where some drift may wait, every so manieth step is looked at: for layers as wide as
 #: long, their laws cost a part of a gradient that counts.

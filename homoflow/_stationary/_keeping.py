@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PyTree
 from .._jax._compilation import quickly_compiled
 from .._jax._precision import full_matmul_precision
 from .._laws import Law
-from .._orbits import Orbit
 from .._problem._problem import Problem
+from .._rescaling import Orbit
 
 Keep = Callable[[np.ndarray], np.ndarray]
 

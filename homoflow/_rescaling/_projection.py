@@ -12,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._laws._law import Law
+from ._generating_laws import generating_laws
 from ._gram import Gram, gram_of, largest
-from ._independent import generating_laws
-from ._rescaling import (
+from ._group import (
     Arrays,
     Element,
     Generator,

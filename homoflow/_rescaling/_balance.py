@@ -12,9 +12,9 @@ from jaxtyping import PyTree
 from .._jax._tracing import is_concrete, known_finite
 from .._laws import Law, laws
 from .._laws._law import Path, contracted, leaf_at, rows_of
-from ._factors import balanced_chain, balanced_factors
-from ._independent import generating_laws
-from ._scales import balanced_scales
+from ._balanced_factors import balanced_chain, balanced_factors
+from ._balanced_scales import balanced_scales
+from ._generating_laws import generating_laws
 
 #: Sweeps over the laws, which converge linearly where matrix laws meet other laws, and
 #: the imbalance, relative to the squares that cancel, at which they end.

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from .._laws._law import Law, Term
-from ._rescaling import Arrays, Generator, Share, generated, placed, unit_rows
+from ._group import Arrays, Generator, Share, generated, placed, unit_rows
 
 #: Iterations of conjugate gradients: two linear layers from random weights take about 4
 #: for each digit, layers that are balanced 1.
