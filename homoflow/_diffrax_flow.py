@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._dynamics import AbstractDynamics, GradientFlow
+from ._dynamics._base import AbstractDynamics, GradientFlow
 from ._equation import Equation, equation_of
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._jax._compilation import quickly_compiled

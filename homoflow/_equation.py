@@ -8,7 +8,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._dynamics import AbstractDynamics, GradientFlow
+from ._dynamics._base import AbstractDynamics, GradientFlow
 from ._kinks import KinkShare, as_system
 from ._method import Method
 from ._observe._observables import observe

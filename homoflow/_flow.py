@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike, Float, PyTree
 from ._averaged import Averaged
 from ._compressed import compressed
 from ._diffrax_flow import diffrax_flow
-from ._dynamics import GradientFlow
+from ._dynamics._base import GradientFlow
 from ._endless_flow import endless_flow, is_endless
 from ._exact_flow import exact_flow
 from ._held_up import run_until_held_up

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._diffrax_flow import diffrax_flow
-from ._dynamics import AbstractDynamics
+from ._dynamics._base import AbstractDynamics
 from ._jax._arrays import tree_norm
 from ._jax._progress import Progress
 from ._jax._tracing import is_concrete

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._diffrax_flow import diffrax_flow
-from ._dynamics import AbstractDynamics, State
+from ._dynamics._base import AbstractDynamics, State
 from ._jax._progress import Progress
 from ._laws import Law
 from ._method import choose_method, kinks_of

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._diffrax_flow import diffrax_flow
 from ._drift import DriftPrediction
-from ._dynamics import AbstractDynamics
+from ._dynamics._base import AbstractDynamics
 from ._error_estimate import SAFETY
 from ._jax._arrays import tree_norm
 from ._jax._progress import Progress

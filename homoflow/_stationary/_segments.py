@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._diffrax_flow import diffrax_flow
-from .._dynamics import GradientFlow
+from .._dynamics._base import GradientFlow
 from .._method import Method
 from .._observe._time_grid import Span
 from .._problem._problem import Problem

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._dynamics import GradientFlow
+from .._dynamics._base import GradientFlow
 from .._laws import Law
 from .._method import Method
 from .._problem._problem import Problem

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._problem._problem import Problem
-from ._results._trajectory import RESULTS
+from .._problem._problem import Problem
+from .._results._trajectory import RESULTS
 
 State = PyTree
 

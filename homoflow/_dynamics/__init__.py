@@ -1,0 +1,1 @@
+"""The equations that move the weights."""
