@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from ._adams_control import SAFETY, next_order_and_factor
 from ._adams_memory import End, Now, Past, Trial
+from ._base import AbstractTolerantSolver
+from ._checks import refuse_unless_one_dtype
 from ._dense_output import ExponentialInterpolation
 from ._lessons import (
     QUESTIONS,
@@ -28,8 +30,6 @@ from ._lessons import (
 from ._low_rank import no_directions
 from ._moments import moments
 from ._newton_form import newton_form
-from ._one_dtype import refuse_unless_one_dtype
-from ._tolerances import AbstractTolerantSolver
 
 #: Extrapolating through more values than this loses more to rounding than it gains.
 HIGHEST_ORDER = 12

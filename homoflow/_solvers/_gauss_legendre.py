@@ -13,7 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ._step_polynomial import AbstractStepPolynomial
+from ._interpolation import AbstractStepPolynomial
 
 #: Beyond this many unknowns the dense Jacobian of the stages takes gigabytes.
 MOST_UNKNOWNS = 20_000

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 from jax.flatten_util import ravel_pytree
 
-from . import _tableau as tableau
-from ._one_dtype import refuse_unless_one_dtype
-from ._step_polynomial import AbstractStepPolynomial
+from . import _rodas5p_tableau as tableau
+from ._checks import refuse_unless_one_dtype
+from ._interpolation import AbstractStepPolynomial
 
 #: Beyond this the Hessian alone takes gigabytes.
 MOST_WEIGHTS = 10_000
