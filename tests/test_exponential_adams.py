@@ -21,9 +21,12 @@ from toys import flat
 
 import homoflow as hf
 from homoflow._jax._masked_vmap import of_those
-from homoflow._solvers import _adams_control, _lessons
-from homoflow._solvers._lessons import rows_for
-from homoflow._solvers._low_rank import LowRank, of_rows
+from homoflow._solvers.exponential_adams import (
+    _jacobian_update as _lessons,
+    _order_control as _adams_control,
+)
+from homoflow._solvers.exponential_adams._jacobian_update import rows_for
+from homoflow._solvers.exponential_adams._low_rank import LowRank, of_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -27,7 +27,11 @@ from homoflow import _endless_flow, _exact_flow, _method, _solver_choice
 from homoflow._kinks import _field, _step
 from homoflow._laws import _completeness as _certificate
 from homoflow._observe import _sharpness
-from homoflow._solvers import _adams, _gauss_legendre, _lessons, _rodas5p as _rosenbrock
+from homoflow._solvers import _gauss_legendre, _rodas5p as _rosenbrock
+from homoflow._solvers.exponential_adams import (
+    _jacobian_update as _lessons,
+    _solver as _adams,
+)
 from homoflow._stationary import _dense
 from homoflow.paper._report import overview_table
 

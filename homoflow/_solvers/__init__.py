@@ -1,7 +1,7 @@
 """Solvers made for gradient flow, as Diffrax solvers."""
 
-from ._adams import ExponentialAdams as ExponentialAdams
 from ._base import AbstractTolerantSolver as AbstractTolerantSolver
 from ._gauss_legendre import GaussLegendre as GaussLegendre
 from ._projected import OnOrbit as OnOrbit, Remembered as Remembered
 from ._rodas5p import Rodas5P as Rodas5P
+from .exponential_adams._solver import ExponentialAdams as ExponentialAdams

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._moments import moments
+from ._phi_functions import moments
 
 
 class ExponentialInterpolation(dfx.AbstractLocalInterpolation):

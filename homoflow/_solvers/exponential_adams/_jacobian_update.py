@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._jax._masked_vmap import of_those
-from ._adams_memory import End, Past, Trial
+from ..._jax._masked_vmap import of_those
+from ._history import End, Past, Trial
 from ._low_rank import LowRank, learned, new_direction, of_rows
 
 #: The most directions of J by default, and the most numbers that they take up together

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._divided_differences import NewtonForm
 from ._low_rank import LowRank
-from ._newton_form import NewtonForm
 
 
 class Past(NamedTuple):

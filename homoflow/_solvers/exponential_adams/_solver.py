@@ -13,12 +13,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ._adams_control import SAFETY, next_order_and_factor
-from ._adams_memory import End, Now, Past, Trial
-from ._base import AbstractTolerantSolver
-from ._checks import refuse_unless_one_dtype
-from ._dense_output import ExponentialInterpolation
-from ._lessons import (
+from .._base import AbstractTolerantSolver
+from .._checks import refuse_unless_one_dtype
+from ._divided_differences import newton_form
+from ._history import End, Now, Past, Trial
+from ._interpolation import ExponentialInterpolation
+from ._jacobian_update import (
     QUESTIONS,
     STIFFNESS,
     has_room,
@@ -28,8 +28,8 @@ from ._lessons import (
     taught,
 )
 from ._low_rank import no_directions
-from ._moments import moments
-from ._newton_form import newton_form
+from ._order_control import SAFETY, next_order_and_factor
+from ._phi_functions import moments
 
 #: Extrapolating through more values than this loses more to rounding than it gains.
 HIGHEST_ORDER = 12

@@ -1,0 +1,1 @@
+"""Exponential Adams methods."""
