@@ -1,7 +1,8 @@
 """Gradient flow and gradient descent of homogeneous networks, side by side."""
 
 from ._averaged import Averaged as Averaged
-from ._descent import descend as descend
+from ._descent._descend import descend as descend
+from ._descent._track import track as track, tracked as tracked
 from ._drift import DriftPrediction as DriftPrediction
 from ._flow import flow as flow
 from ._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
@@ -72,6 +73,5 @@ from ._solvers import (
     GaussLegendre as GaussLegendre,
     Rodas5P as Rodas5P,
 )
-from ._track import track as track, tracked as tracked
 
 __version__ = "0.1.0"

@@ -42,7 +42,7 @@ def refused(monkeypatch):
         pytest.fail("something was compiled")
 
     monkeypatch.setattr("homoflow._diffrax_flow._solve", compiled)
-    monkeypatch.setattr("homoflow._descent._run", compiled)
+    monkeypatch.setattr("homoflow._descent._descend._run", compiled)
 
     def assert_refused(call, message, error=ValueError):
         with pytest.raises(error, match=message):

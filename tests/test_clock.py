@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from homoflow._clock import read_clock
+from homoflow._descent._clock import read_clock
 
 WEIGHTS = {"matrix": jnp.zeros((3, 2)), "vector": jnp.zeros(4)}
 STEPS = 4000  # 0.99^4000 = 3e-18: every transient has died out

@@ -18,7 +18,7 @@ from toys import SAMPLES, arrays_of, flat
 
 import homoflow as hf
 import homoflow.plot
-from homoflow._batches import Batches
+from homoflow._descent._batches import Batches
 
 matplotlib.use("Agg")
 

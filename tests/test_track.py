@@ -15,7 +15,7 @@ from accounts import CLIP, DECAY, MOMENTUM, RATE, account, laws_and_others, netw
 from toys import arrays_of
 
 import homoflow as hf
-from homoflow._sources import read_sources
+from homoflow._descent._update_parts import read_sources
 
 STEPS = 5
 LAWS = laws_and_others()[2:]

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._models import MLP, Gaussian
 from .._results._trajectory import Trajectory
 from ..plot import COLOURS

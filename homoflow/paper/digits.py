@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._flow import flow
 from .._jax._progress import Progress
 from .._laws import Law

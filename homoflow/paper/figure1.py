@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._flow import flow
 from .._jax._progress import Progress
 from .._models import (

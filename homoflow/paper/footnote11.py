@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._flow import flow
 from .._jax._progress import Progress
 from .._models import factorization_objective

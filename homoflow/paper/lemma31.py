@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._jax._progress import Progress
 from .._models import factorization_objective
 from ..plot import COLOURS

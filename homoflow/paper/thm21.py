@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._jax._progress import Progress
 from ..plot import COLOURS
 from ._conservation import (

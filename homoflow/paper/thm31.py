@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._flow import flow
 from .._jax._arrays import tree_norm
 from .._jax._progress import Progress

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._descent import descend
+from .._descent._descend import descend
 from .._jax._progress import Progress
 from .._models import MatrixFactorization, factorization_objective
 from ..plot import COLOURS

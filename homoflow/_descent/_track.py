@@ -8,13 +8,13 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from ._accounting import Accountant, Step, Sums
-from ._laws import Law, Laws
-from ._laws._bilinear_forms import Values
-from ._laws._law import leaf_at
-from ._problem._problem import as_laws
-from ._results._ledger import Ledger
-from ._sources import UNKNOWN, Sources, read_sources
+from .._laws import Law, Laws
+from .._laws._bilinear_forms import Values
+from .._laws._law import leaf_at
+from .._problem._problem import as_laws
+from .._results._ledger import Ledger
+from ._law_budget import Accountant, Step, Sums
+from ._update_parts import UNKNOWN, Sources, read_sources
 
 
 class Tracked(eqx.Module):

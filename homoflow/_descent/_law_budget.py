@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._laws import Laws
-from ._laws._bilinear_forms import Values, bilinears, rates
-from ._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
-from ._sources import Sources
+from .._laws import Laws
+from .._laws._bilinear_forms import Values, bilinears, rates
+from .._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
+from ._update_parts import Sources
 
 #: Part → law → its sum so far.
 Sums = dict[str, Values]

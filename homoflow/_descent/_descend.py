@@ -12,26 +12,26 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ._accounting import Accountant, Step, Sums
-from ._batches import Batches, Order
-from ._clock import Clock, read_clock
-from ._jax._finite import all_finite
-from ._jax._precision import full_matmul_precision
-from ._jax._progress import Progress, as_meter
-from ._jax._tracing import is_concrete
-from ._laws import Law
-from ._observe._assemble import recorded_trajectory
-from ._observe._observables import Observation, observe
-from ._problem._losses import LossLike, Risk, SquaredLoss
-from ._problem._problem import Objective, Problem, pose
-from ._problem._trainable import Trainable
-from ._results._ledger import Ledger
-from ._results._trajectory import (
+from .._jax._finite import all_finite
+from .._jax._precision import full_matmul_precision
+from .._jax._progress import Progress, as_meter
+from .._jax._tracing import is_concrete
+from .._laws import Law
+from .._observe._assemble import recorded_trajectory
+from .._observe._observables import Observation, observe
+from .._problem._losses import LossLike, Risk, SquaredLoss
+from .._problem._problem import Objective, Problem, pose
+from .._problem._trainable import Trainable
+from .._results._ledger import Ledger
+from .._results._trajectory import (
     RESULTS,
     Trajectory,
     raise_unless_successful,
 )
-from ._sources import read_sources
+from ._batches import Batches, Order
+from ._clock import Clock, read_clock
+from ._law_budget import Accountant, Step, Sums
+from ._update_parts import read_sources
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]

@@ -1,0 +1,1 @@
+"""Gradient descent by Optax: loop, clock, minibatches, budget of the laws."""
