@@ -6,8 +6,8 @@ from ._descent._track import track as track, tracked as tracked
 from ._drift import DriftPrediction as DriftPrediction
 from ._flow import flow as flow
 from ._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
-from ._kink_layers import KinkLayer as KinkLayer
 from ._kinks import EventKind as EventKind, Filippov as Filippov
+from ._kinks._layers import KinkLayer as KinkLayer
 from ._laws import (
     Certificate as Certificate,
     Law as Law,

@@ -18,8 +18,8 @@ from ._jax._precision import full_matmul_precision
 from ._jax._progress import Progress, as_meter
 from ._jax._tracing import is_concrete
 from ._jaxpr import nonsmooth_primitives
-from ._kink_layers import kink_layers
 from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
+from ._kinks._layers import kink_layers
 from ._method import COARSER_RTOL, check_tolerance, kinks_of
 from ._observe._assemble import recorded_trajectory
 from ._observe._observables import observe

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import homoflow as hf
 from homoflow._jaxpr import with_kinks
 from homoflow._kinks import as_system
-from homoflow._kinks._slots import Slots
+from homoflow._kinks._active_pairs import Slots
 from homoflow._problem._problem import pose
 
 #: name: (shapes of image and kernel, arguments of the convolution)

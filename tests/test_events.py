@@ -15,7 +15,7 @@ from jaxtyping import Array
 import homoflow as hf
 import homoflow.plot
 from homoflow._jaxpr import with_kinks
-from homoflow._kink_layers import kink_layers
+from homoflow._kinks._layers import kink_layers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,8 +13,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._solvers import AbstractTolerantSolver
+from ._active_pairs import Slots
 from ._share import share_above
-from ._slots import Slots
 from ._system import System
 
 #: How often the shares of a step are improved. Each time costs a gradient. With 2 the

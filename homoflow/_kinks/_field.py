@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._slots import Slots
+from ._active_pairs import Slots
 from ._system import Rows, System
 
 #: Rows whose directions agree to this much belong to kinks that coincide.

@@ -10,6 +10,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ._active_pairs import Slots
 from ._counts import Counts, how_many
 from ._log import NOTHING, Log, empty_log, numbers_of, side_changes
 from ._settle import (
@@ -21,7 +22,6 @@ from ._settle import (
     loses_sliders,
     rounds,
 )
-from ._slots import Slots
 from ._step import (
     STAGES,
     Ahead,

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ._active_pairs import Slots
 from ._contact import Way, find_contact
 from ._counts import Counts, how_many
 from ._couplings import might_stay
 from ._field import Groups, Point, evaluate, group
 from ._log import NOTHING, EventKind
 from ._mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
-from ._slots import Slots
 from ._system import System
 
 #: Evaluations at one point while base slopes adapt to the mode.

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ._active_pairs import Slots
 from ._contact import Way
 from ._events import (
     BRACKET_PASSES,
@@ -24,7 +25,6 @@ from ._events import (
     watch,
 )
 from ._settle import Target
-from ._slots import Slots
 from ._system import System
 
 _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._jaxpr import KinkedFunction, with_kinks
 from .._problem._losses import Risk
 from .._problem._problem import Problem
-from ._slots import Slots
+from ._active_pairs import Slots
 
 
 class Rows(NamedTuple):

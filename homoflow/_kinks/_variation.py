@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ._active_pairs import Slots
 from ._field import evaluate, gram_solver, group, velocity
-from ._slots import Slots
 from ._system import System
 
 #: Conditions of pairs that coincide must agree to this much, relative to their sizes.

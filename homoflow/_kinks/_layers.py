@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ._jaxpr import Operation, with_kinks
-from ._models import AbstractNetwork
+from .._jaxpr import Operation, with_kinks
+from .._models import AbstractNetwork
 
 
 class KinkLayer(NamedTuple):
