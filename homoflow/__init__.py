@@ -1,6 +1,5 @@
 """Gradient flow and gradient descent of homogeneous networks, side by side."""
 
-from ._averaged import Averaged as Averaged
 from ._descent._descend import descend as descend
 from ._descent._track import track as track, tracked as tracked
 from ._drift import DriftPrediction as DriftPrediction
@@ -8,6 +7,7 @@ from ._flow import flow as flow
 from ._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from ._kinks import EventKind as EventKind, Filippov as Filippov
 from ._kinks._layers import KinkLayer as KinkLayer
+from ._kinks.averaging._options import Averaged as Averaged
 from ._laws import (
     Certificate as Certificate,
     Law as Law,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._averaged import Averaged
 from ._compressed import compressed
 from ._jax._progress import Progress
 from ._jax._tracing import is_concrete, is_untraced
 from ._kinks import Filippov
+from ._kinks.averaging._options import Averaged
 from ._method import Method, as_scalar, choose_method, kinks_of
 from ._observe._time_grid import checked_span
 from ._problem._problem import Problem

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import diffrax as dfx
 from jaxtyping import ArrayLike, Float, PyTree
 
-from ._averaged import Averaged
 from ._compressed import compressed
 from ._diffrax_flow import diffrax_flow
 from ._dynamics._base import GradientFlow
@@ -15,6 +14,7 @@ from ._held_up import run_until_held_up
 from ._jax._progress import Progress
 from ._jax._tracing import is_untraced
 from ._kinks import Filippov
+from ._kinks.averaging._options import Averaged
 from ._laws import Law
 from ._method import Method, as_scalar, choose_method
 from ._observe._time_grid import check_max_steps, checked_span

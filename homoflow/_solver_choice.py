@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import diffrax as dfx
 import jax.numpy as jnp
 
-from ._averaged import Averaged
 from ._exact_flow import exact_pairs, obstacle
 from ._jax._tracing import is_concrete
 from ._kinks import Filippov
+from ._kinks.averaging._options import Averaged
 from ._method import kinks_of
 from ._problem._problem import Problem
 from ._results._trajectory import RESULTS, Trajectory

@@ -12,7 +12,7 @@ import pytest
 from toys import flat, relative_error, relu_regression
 
 import homoflow as hf
-from homoflow._kinks._share import share_above
+from homoflow._kinks.averaging._time_fraction import share_above
 from homoflow._method import choose_method
 from homoflow._problem._problem import pose
 

@@ -1,6 +1,5 @@
 """The exact flow of networks with kinks, sliding included."""
 
-from ._averaging import KinkShare as KinkShare, evaluations as evaluations
 from ._derivative import integrate as integrate
 from ._filippov import Filippov as Filippov
 from ._log import EventKind as EventKind, Log as Log
@@ -10,3 +9,4 @@ from ._system import (
     as_system as as_system,
     kinked_function as kinked_function,
 )
+from .averaging._midpoint import KinkShare as KinkShare, evaluations as evaluations

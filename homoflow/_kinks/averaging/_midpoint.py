@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._solvers import AbstractTolerantSolver
-from ._active_pairs import Slots
-from ._share import share_above
-from ._system import System
+from ..._solvers import AbstractTolerantSolver
+from .._active_pairs import Slots
+from .._system import System
+from ._time_fraction import share_above
 
 #: How often the shares of a step are improved. Each time costs a gradient. With 2 the
 #: shares of sliding pairs lag behind, and large networks with thousands of them part at

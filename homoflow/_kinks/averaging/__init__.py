@@ -1,0 +1,1 @@
+"""Flows averaged over kinks."""
