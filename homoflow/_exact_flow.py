@@ -34,7 +34,7 @@ EXACT_RTOL = 1e-8
 
 
 #: Slots to begin with where their number is left open, and to grow to. The first number
-#: is less than `MOST_ON_ONE_THREAD` in `_kinks/_field.py`.
+#: is less than `MOST_ON_ONE_THREAD` in `_kinks/filippov/_sliding_field.py`.
 FIRST_SLOTS, MOST_SLOTS = 120, 960
 
 

@@ -8,7 +8,13 @@ from jaxtyping import Array
 
 import homoflow as hf
 from homoflow._kinks import as_system
-from homoflow._kinks._events import _NODES, Path, first_bracket, locate, watch
+from homoflow._kinks.filippov._event_location import (
+    _NODES,
+    Path,
+    first_bracket,
+    locate,
+    watch,
+)
 from homoflow._problem._problem import pose
 
 

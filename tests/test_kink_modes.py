@@ -13,9 +13,14 @@ from toys import relu_regression
 
 import homoflow as hf
 from homoflow._kinks import as_system
-from homoflow._kinks._field import MOST_ON_ONE_THREAD, Groups, Point, gram_solver
-from homoflow._kinks._mode import find_mode
 from homoflow._kinks._system import Rows
+from homoflow._kinks.filippov._sliding_field import (
+    MOST_ON_ONE_THREAD,
+    Groups,
+    Point,
+    gram_solver,
+)
+from homoflow._kinks.filippov._sliding_mode import find_mode
 from homoflow._problem._problem import pose
 
 PAIRS, ROOM = 12, 14

@@ -24,7 +24,7 @@ from benchmark.report import ERRORS, markdown
 
 import homoflow as hf
 from homoflow import _endless_flow, _exact_flow, _method, _solver_choice
-from homoflow._kinks import _field, _step
+from homoflow._kinks.filippov import _sliding_field as _field, _step
 from homoflow._laws import _completeness as _certificate
 from homoflow._observe import _sharpness
 from homoflow._solvers import _gauss_legendre, _rodas5p as _rosenbrock

@@ -14,8 +14,8 @@ from jaxtyping import Array
 
 import homoflow as hf
 from homoflow._kinks import System, as_system
-from homoflow._kinks._loop import Carry, loop
-from homoflow._kinks._settle import arrival, loses_sliders
+from homoflow._kinks.filippov._loop import Carry, loop
+from homoflow._kinks.filippov._resolve_event import arrival, loses_sliders
 from homoflow._problem._problem import pose
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

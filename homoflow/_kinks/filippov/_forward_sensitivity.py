@@ -17,12 +17,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._jax._forward_mode_only import differentiated_once, forward_only
-from ._contact import LIFT
+from ..._jax._forward_mode_only import differentiated_once, forward_only
+from .._system import System
+from ._active_set import LIFT
 from ._loop import Carry, Loop, Solution, loop
+from ._saltation import Family, event_time_change, is_jump, vary
 from ._step import Pending, State
-from ._system import System
-from ._variation import Family, event_time_change, is_jump, vary
 
 #: The classical method's stages, then its end.
 _STAGES = np.array(

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._system import System
+from .._system import System
 
 #: |z| up to this times the largest |z| counts as 0.
 _ON_KINK = 1e-10

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._active_pairs import Slots
-from ._contact import Way, find_contact
+from .._active_pairs import Slots
+from .._system import System
+from ._active_set import Way, find_contact
 from ._counts import Counts, how_many
-from ._couplings import might_stay
-from ._field import Groups, Point, evaluate, group
-from ._log import NOTHING, EventKind
-from ._mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
-from ._system import System
+from ._event_log import NOTHING, EventKind
+from ._nonuniqueness import might_stay
+from ._sliding_field import Groups, Point, evaluate, group
+from ._sliding_mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
 
 #: Evaluations at one point while base slopes adapt to the mode.
 _ROUNDS = 6

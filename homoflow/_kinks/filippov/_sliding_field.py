@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._active_pairs import Slots
-from ._system import Rows, System
+from .._active_pairs import Slots
+from .._system import Rows, System
 
 #: Rows whose directions agree to this much belong to kinks that coincide.
 _PARALLEL = 1e-9

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._field import Groups, Point, multipliers, widths
-from ._system import System
+from .._system import System
+from ._sliding_field import Groups, Point, multipliers, widths
 
 _PIVOTS = 100
 #: Pivots in which all violated groups move at once; after them comes the descent.

@@ -13,9 +13,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._active_pairs import Slots
-from ._contact import Way
-from ._events import (
+from .._active_pairs import Slots
+from .._system import System
+from ._active_set import Way
+from ._event_location import (
     BRACKET_PASSES,
     Bracket,
     Path,
@@ -24,8 +25,7 @@ from ._events import (
     locate,
     watch,
 )
-from ._settle import Target
-from ._system import System
+from ._resolve_event import Target
 
 _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])
 #: Stage i has the weight Σ_j _WEIGHTS[i, j] θ^(j+1) at θ.

@@ -8,8 +8,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._contact import LIFT
-from ._system import System
+from .._system import System
+from ._active_set import LIFT
 
 #: z is interpolated from this many Chebyshev points of a step …
 _NODES = (1 - np.cos(np.arange(5) * np.pi / 4)) / 2

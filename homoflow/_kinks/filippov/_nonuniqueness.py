@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._field import Point, gram_solver
-from ._mode import Mode, held_rate, rate_of_change
+from ._sliding_field import Point, gram_solver
+from ._sliding_mode import Mode, held_rate, rate_of_change
 
 #: For which parts of the time that a pair is on its multiplier is looked at.
 _PARTS = np.linspace(0, 1, 33)

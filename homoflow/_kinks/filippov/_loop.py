@@ -10,10 +10,11 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._active_pairs import Slots
+from .._active_pairs import Slots
+from .._system import System
 from ._counts import Counts, how_many
-from ._log import NOTHING, Log, empty_log, numbers_of, side_changes
-from ._settle import (
+from ._event_log import NOTHING, Log, empty_log, numbers_of, side_changes
+from ._resolve_event import (
     Outcome,
     Settled,
     Target,
@@ -34,7 +35,6 @@ from ._step import (
     stage_target,
     with_stage,
 )
-from ._system import System
 
 _ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 3.0

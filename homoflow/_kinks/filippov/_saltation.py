@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._active_pairs import Slots
-from ._field import evaluate, gram_solver, group, velocity
-from ._system import System
+from .._active_pairs import Slots
+from .._system import System
+from ._sliding_field import evaluate, gram_solver, group, velocity
 
 #: Conditions of pairs that coincide must agree to this much, relative to their sizes.
 _AGREES = 1e-6

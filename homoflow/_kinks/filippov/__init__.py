@@ -1,0 +1,1 @@
+"""The exact, sliding flow of networks with kinks."""
