@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._diffrax_flow import diffrax_flow
 from ._dynamics._base import AbstractDynamics, State
 from ._jax._progress import Progress
 from ._laws import Law
-from ._method import choose_method, kinks_of
+from ._methods._diffrax import diffrax_flow
+from ._methods._diffrax_options import choose_method, kinks_of
 from ._observe._sharpness import Sharpness, sharpness_of
 from ._observe._time_grid import check_max_steps, checked_span
 from ._problem._checks import check_learning_rate, check_momentum

@@ -13,7 +13,7 @@ from toys import flat, relative_error, relu_regression
 
 import homoflow as hf
 from homoflow._kinks.averaging._time_fraction import share_above
-from homoflow._method import choose_method
+from homoflow._methods._diffrax_options import choose_method
 from homoflow._problem._problem import pose
 
 T1 = 10.0
@@ -28,7 +28,7 @@ def flow(seed=0, rtol=1e-4, **options):
 @pytest.fixture
 def shares(monkeypatch):
     """Small problems are solved as large ones are."""
-    monkeypatch.setattr("homoflow._method.MANY_PAIRS", 0)
+    monkeypatch.setattr("homoflow._methods._diffrax_options.MANY_PAIRS", 0)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def refused(monkeypatch):
     def compiled(*args, **keywords):
         pytest.fail("something was compiled")
 
-    monkeypatch.setattr("homoflow._diffrax_flow._solve", compiled)
+    monkeypatch.setattr("homoflow._methods._diffrax._solve", compiled)
     monkeypatch.setattr("homoflow._descent._descend._run", compiled)
 
     def assert_refused(call, message, error=ValueError):

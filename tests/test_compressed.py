@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import homoflow as hf
-from homoflow._compressed import _few_samples, compressed
 from homoflow._jaxpr import Degree, degree_in, inner_jaxprs
+from homoflow._methods._sample_reduction import _few_samples, compressed
 from homoflow._problem._problem import pose
 
 SAMPLES = 200

@@ -372,7 +372,7 @@ def test_what_cannot_be_done_is_refused(model, options, message, monkeypatch):
     def compiled(*args, **keywords):
         pytest.fail("something was compiled")
 
-    monkeypatch.setattr("homoflow._exact_flow._solve", compiled)
+    monkeypatch.setattr("homoflow._methods._exact._solve", compiled)
     with pytest.raises(ValueError, match=message):
         hf.flow(model, plain()[1], 1.0, solver=EXACT, **options)
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import homoflow as hf
+from homoflow._methods._projection_choice import kept_laws
 from homoflow._problem._problem import pose
-from homoflow._projected import kept_laws
 from homoflow._rescaling import Orbit
 from homoflow._solvers import OnOrbit, Remembered
 

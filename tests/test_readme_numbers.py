@@ -23,9 +23,14 @@ from benchmark import ratios
 from benchmark.report import ERRORS, markdown
 
 import homoflow as hf
-from homoflow import _endless_flow, _exact_flow, _method, _solver_choice
 from homoflow._kinks.filippov import _sliding_field as _field, _step
 from homoflow._laws import _completeness as _certificate
+from homoflow._methods import (
+    _choose_exact as _solver_choice,
+    _diffrax_options as _method,
+    _exact as _exact_flow,
+    _steady_state as _endless_flow,
+)
 from homoflow._observe import _sharpness
 from homoflow._solvers import _gauss_legendre, _rodas5p as _rosenbrock
 from homoflow._solvers.exponential_adams import (

@@ -116,7 +116,7 @@ def test_too_few_steps_and_ctrl_c_lose_nothing(monkeypatch, capsys):
         if segment.start > 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("homoflow._endless_flow._say", interrupted)
+    monkeypatch.setattr("homoflow._methods._steady_state._say", interrupted)
     with pytest.raises(KeyboardInterrupt) as stopped:
         end_of(SADDLE, (1.0, 1e-7), progress=True)
     assert isinstance(stopped.value, hf.TrajectoryInterrupt)

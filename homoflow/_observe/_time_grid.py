@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._jax._finite import all_finite
 from .._jax._tracing import is_concrete
-from .._method import tolerance_floor
+from .._methods._diffrax_options import tolerance_floor
 from .._problem._problem import Problem
 from .._results._trajectory import RESULTS
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from .._diffrax_flow import diffrax_flow
 from .._dynamics._base import GradientFlow
-from .._method import Method
+from .._methods._diffrax import diffrax_flow
+from .._methods._diffrax_options import Method
 from .._observe._time_grid import Span
 from .._problem._problem import Problem
 from .._results._trajectory import RESULTS, Trajectory

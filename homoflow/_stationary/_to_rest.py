@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._dynamics._base import GradientFlow
 from .._laws import Law
-from .._method import Method
+from .._methods._diffrax_options import Method
 from .._problem._problem import Problem
 from .._results._stationary_kind import VERDICTS
 from .._results._trajectory import RESULTS, Trajectory, TrajectoryInterrupt

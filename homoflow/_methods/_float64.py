@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._jax._tracing import is_untraced
-from ._observe._time_grid import Span
-from ._problem._problem import Problem
-from ._results._trajectory import Trajectory
+from .._jax._tracing import is_untraced
+from .._observe._time_grid import Span
+from .._problem._problem import Problem
+from .._results._trajectory import Trajectory
 
 
 def in_float64(

@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compressed import compressed
-from ._jax._progress import Progress
-from ._jax._tracing import is_concrete, is_untraced
-from ._kinks import Filippov
-from ._kinks.averaging._options import Averaged
-from ._method import Method, as_scalar, choose_method, kinks_of
-from ._observe._time_grid import checked_span
-from ._problem._problem import Problem
-from ._projected import kept_laws
-from ._results._trajectory import Trajectory
-from ._solvers import Rodas5P
-from ._stationary import Segment, flow_to_rest
+from .._jax._progress import Progress
+from .._jax._tracing import is_concrete, is_untraced
+from .._kinks import Filippov
+from .._kinks.averaging._options import Averaged
+from .._observe._time_grid import checked_span
+from .._problem._problem import Problem
+from .._results._trajectory import Trajectory
+from .._solvers import Rodas5P
+from .._stationary import Segment, flow_to_rest
+from ._diffrax_options import Method, as_scalar, choose_method, kinks_of
+from ._projection_choice import kept_laws
+from ._sample_reduction import compressed
 
 #: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow
 #: directions, on which flows to their end spend their time, are stiff.

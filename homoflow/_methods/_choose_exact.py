@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import diffrax as dfx
 import jax.numpy as jnp
 
-from ._exact_flow import exact_pairs, obstacle
-from ._jax._tracing import is_concrete
-from ._kinks import Filippov
-from ._kinks.averaging._options import Averaged
-from ._method import kinks_of
-from ._problem._problem import Problem
-from ._results._trajectory import RESULTS, Trajectory
+from .._jax._tracing import is_concrete
+from .._kinks import Filippov
+from .._kinks.averaging._options import Averaged
+from .._problem._problem import Problem
+from .._results._trajectory import RESULTS, Trajectory
+from ._diffrax_options import kinks_of
+from ._exact import exact_pairs, obstacle
 
 #: The exact flow's cost is set by its events, hardly by the tolerance: at looser ones
 #: averaging is cheaper.

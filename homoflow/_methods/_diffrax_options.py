@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._jax._structural_cache import known_by_structure
-from ._jax._tracing import is_concrete
-from ._jaxpr import nonsmooth_primitives
-from ._kinks import KinkShare, kinked_function
-from ._laws import Law
-from ._problem._losses import AbstractLoss, Risk
-from ._problem._problem import Problem, without_laws
-from ._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
+from .._jax._structural_cache import known_by_structure
+from .._jax._tracing import is_concrete
+from .._jaxpr import nonsmooth_primitives
+from .._kinks import KinkShare, kinked_function
+from .._laws import Law
+from .._problem._losses import AbstractLoss, Risk
+from .._problem._problem import Problem, without_laws
+from .._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
 #: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.

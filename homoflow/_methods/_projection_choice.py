@@ -6,13 +6,13 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 
-from ._in_float64 import widened
-from ._jax._tracing import is_untraced
-from ._laws import Law, known_laws, threshold, violations_at_random_weights
-from ._models import factorization_objective
-from ._problem._losses import Risk, SquaredLoss
-from ._problem._problem import Problem
-from ._rescaling import generating_laws
+from .._jax._tracing import is_untraced
+from .._laws import Law, known_laws, threshold, violations_at_random_weights
+from .._models import factorization_objective
+from .._problem._losses import Risk, SquaredLoss
+from .._problem._problem import Problem
+from .._rescaling import generating_laws
+from ._float64 import widened
 
 
 class Kept(NamedTuple):

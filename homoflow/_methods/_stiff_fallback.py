@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import equinox as eqx
 
-from ._method import MOST_EXPLICIT_STEPS, Method
-from ._results._trajectory import RESULTS, Trajectory
+from .._results._trajectory import RESULTS, Trajectory
+from ._diffrax_options import MOST_EXPLICIT_STEPS, Method
 
 Choose = Callable[[float | None], Method]
 Run = Callable[[Method, int], Trajectory]

@@ -8,29 +8,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._dynamics._base import AbstractDynamics, GradientFlow
-from ._equation import Equation, equation_of
-from ._error_estimate import with_error_estimate, without_derivatives
-from ._jax._compilation import quickly_compiled
-from ._jax._finite import all_finite
-from ._jax._precision import full_matmul_precision
-from ._jax._progress import Progress, as_meter
-from ._kinks import KinkShare, as_system, evaluations
-from ._method import Method, gradient_evaluations
-from ._observe._assemble import recorded_trajectory
-from ._observe._observables import Observation
-from ._observe._time_grid import Span, fault_of, time_reached
-from ._problem._problem import Problem
-from ._recording import Recorded, recording
-from ._rescaling import Orbit
-from ._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
-from ._solvers import (
+from .._dynamics._base import AbstractDynamics, GradientFlow
+from .._jax._compilation import quickly_compiled
+from .._jax._finite import all_finite
+from .._jax._precision import full_matmul_precision
+from .._jax._progress import Progress, as_meter
+from .._kinks import KinkShare, as_system, evaluations
+from .._observe._assemble import recorded_trajectory
+from .._observe._observables import Observation
+from .._observe._time_grid import Span, fault_of, time_reached
+from .._problem._problem import Problem
+from .._rescaling import Orbit
+from .._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
+from .._solvers import (
     AbstractTolerantSolver,
     ExponentialAdams,
     OnOrbit,
     Remembered,
     Rodas5P,
 )
+from ._diffrax_options import Method, gradient_evaluations
+from ._error_estimate import with_error_estimate, without_derivatives
+from ._save_plan import Recorded, recording
+from ._vector_field import Equation, equation_of
 
 #: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
 #: larger than what steps may do to the weights, whose error is the same as without waiting.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ._equation import Equation
+from ._vector_field import Equation
 
 #: Up to so many numbers the states at all times are kept.
 MOST_KEPT = 2**20

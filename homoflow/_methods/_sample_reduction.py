@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._jax._precision import full_matmul_precision
-from ._jax._structural_cache import known_by_structure
-from ._jaxpr import Degree, degree_in
-from ._method import kinks_of
-from ._problem._data import sample_shape
-from ._problem._losses import Risk, is_squared
-from ._problem._problem import Problem, without_laws
+from .._jax._precision import full_matmul_precision
+from .._jax._structural_cache import known_by_structure
+from .._jaxpr import Degree, degree_in
+from .._problem._data import sample_shape
+from .._problem._losses import Risk, is_squared
+from .._problem._problem import Problem, without_laws
+from ._diffrax_options import kinks_of
 
 #: How many times as many samples there have to be for the factorization to pay.
 _WORTH = 1.25

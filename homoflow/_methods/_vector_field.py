@@ -8,14 +8,14 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._dynamics._base import AbstractDynamics, GradientFlow
-from ._kinks import KinkShare, as_system
-from ._method import Method
-from ._observe._observables import observe
-from ._problem._losses import is_squared
-from ._problem._problem import Problem
-from ._problem._residual_jacobian import residual_slopes
-from ._rescaling import Orbit
+from .._dynamics._base import AbstractDynamics, GradientFlow
+from .._kinks import KinkShare, as_system
+from .._observe._observables import observe
+from .._problem._losses import is_squared
+from .._problem._problem import Problem
+from .._problem._residual_jacobian import residual_slopes
+from .._rescaling import Orbit
+from ._diffrax_options import Method
 
 
 class Equation(NamedTuple):

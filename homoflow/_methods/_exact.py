@@ -11,23 +11,23 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._jax._compilation import quickly_compiled
+from .._jax._precision import full_matmul_precision
+from .._jax._progress import Progress, as_meter
+from .._jax._tracing import is_concrete
+from .._jaxpr import nonsmooth_primitives
+from .._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
+from .._kinks._layers import kink_layers
+from .._observe._assemble import recorded_trajectory
+from .._observe._observables import observe
+from .._observe._time_grid import Span, fault_of, time_reached
+from .._problem._losses import AbstractLoss, Risk
+from .._problem._problem import Problem
+from .._results._events import Events
+from .._results._trajectory import RESULTS, Trajectory, with_facts
+from ._diffrax_options import COARSER_RTOL, check_tolerance, kinks_of
 from ._error_estimate import with_error_estimate, without_derivatives
-from ._in_float64 import in_float64, why_not_in_float64
-from ._jax._compilation import quickly_compiled
-from ._jax._precision import full_matmul_precision
-from ._jax._progress import Progress, as_meter
-from ._jax._tracing import is_concrete
-from ._jaxpr import nonsmooth_primitives
-from ._kinks import Filippov, Solution, System, as_system, integrate, kinked_function
-from ._kinks._layers import kink_layers
-from ._method import COARSER_RTOL, check_tolerance, kinks_of
-from ._observe._assemble import recorded_trajectory
-from ._observe._observables import observe
-from ._observe._time_grid import Span, fault_of, time_reached
-from ._problem._losses import AbstractLoss, Risk
-from ._problem._problem import Problem
-from ._results._events import Events
-from ._results._trajectory import RESULTS, Trajectory, with_facts
+from ._float64 import in_float64, why_not_in_float64
 
 #: Relative tolerance used when none is given.
 EXACT_RTOL = 1e-8
