@@ -31,13 +31,13 @@ from homoflow._methods import (
     _exact as _exact_flow,
     _steady_state as _endless_flow,
 )
+from homoflow._methods.stationary import _dense_hessian as _dense
 from homoflow._observe import _sharpness
 from homoflow._solvers import _gauss_legendre, _rodas5p as _rosenbrock
 from homoflow._solvers.exponential_adams import (
     _jacobian_update as _lessons,
     _solver as _adams,
 )
-from homoflow._stationary import _dense
 from homoflow.paper._report import overview_table
 
 ROOT = Path(__file__).resolve().parent.parent

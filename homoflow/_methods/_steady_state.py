@@ -16,10 +16,10 @@ from .._observe._time_grid import checked_span
 from .._problem._problem import Problem
 from .._results._trajectory import Trajectory
 from .._solvers import Rodas5P
-from .._stationary import Segment, flow_to_rest
 from ._diffrax_options import Method, as_scalar, choose_method, kinks_of
 from ._projection_choice import kept_laws
 from ._sample_reduction import compressed
+from .stationary import Segment, flow_to_rest
 
 #: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow
 #: directions, on which flows to their end spend their time, are stiff.

@@ -9,9 +9,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._jax._precision import full_matmul_precision
+from ..._jax._precision import full_matmul_precision
+from ._critical_point import STATIONARY, View
 from ._landscape import Landscape
-from ._view import STATIONARY, View
 
 #: Random directions, each with its opposite, and how far along them, relative to ‖w‖.
 _DIRECTIONS = 8

@@ -7,8 +7,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._problem._problem import Problem
-from .._results._trajectory import Trajectory
+from ..._problem._problem import Problem
+from ..._results._trajectory import Trajectory
 
 
 class Landscape(eqx.Module):

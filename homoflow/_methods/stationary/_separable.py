@@ -9,9 +9,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._jax._precision import full_matmul_precision
-from .._problem._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
-from .._problem._problem import Problem
+from ..._jax._precision import full_matmul_precision
+from ..._problem._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
+from ..._problem._problem import Problem
 
 #: The largest residual, relative to the outputs, of a direction that scales them.
 _SCALES = 1e-8

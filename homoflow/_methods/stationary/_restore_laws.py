@@ -7,11 +7,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._jax._compilation import quickly_compiled
-from .._jax._precision import full_matmul_precision
-from .._laws import Law
-from .._problem._problem import Problem
-from .._rescaling import Orbit
+from ..._jax._compilation import quickly_compiled
+from ..._jax._precision import full_matmul_precision
+from ..._laws import Law
+from ..._problem._problem import Problem
+from ..._rescaling import Orbit
 
 Keep = Callable[[np.ndarray], np.ndarray]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._view import Look, View
+from ._critical_point import Look, View
 
 _MOST_STEPS = 40
 #: What a step leaves of ‖∇L‖ where that is rounding.

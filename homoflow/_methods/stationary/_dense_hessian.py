@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._jax._compilation import quickly_compiled
-from .._jax._precision import full_matmul_precision
+from ..._jax._compilation import quickly_compiled
+from ..._jax._precision import full_matmul_precision
+from ._critical_point import Look, View, zero_curvature
 from ._landscape import Landscape
-from ._view import Look, View, zero_curvature
 
 #: Beyond this a Hessian and its eigenvalues take too long.
 MOST_WEIGHTS = 2000

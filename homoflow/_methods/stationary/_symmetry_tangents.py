@@ -10,11 +10,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._jax._precision import full_matmul_precision
-from .._laws import Law
-from .._laws._bilinear_forms import finest_laws
+from ..._jax._precision import full_matmul_precision
+from ..._laws import Law
+from ..._laws._bilinear_forms import finest_laws
+from ._critical_point import View
 from ._landscape import Landscape
-from ._view import View
 
 #: Singular values below this, relative to the largest, are rounding.
 _RANK = 1e-11

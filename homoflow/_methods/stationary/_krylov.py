@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._jax._compilation import quickly_compiled
-from .._jax._lanczos import Eigenpair, largest_eigenvalue
-from .._jax._precision import full_matmul_precision
+from ..._jax._compilation import quickly_compiled
+from ..._jax._lanczos import Eigenpair, largest_eigenvalue
+from ..._jax._precision import full_matmul_precision
+from ._critical_point import Look, View, zero_curvature
 from ._landscape import Landscape
-from ._view import Look, View, zero_curvature
 
 #: Residuals of the extreme eigenpairs, relative to ‖∇²L‖, and the curvature that they
 #: resolve: an eigenvalue's error is of second order in its residual.

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from .._dynamics._base import GradientFlow
-from .._methods._diffrax import diffrax_flow
-from .._methods._diffrax_options import Method
-from .._observe._time_grid import Span
-from .._problem._problem import Problem
-from .._results._trajectory import RESULTS, Trajectory
-from ._keeping import Keep
+from ..._dynamics._base import GradientFlow
+from ..._observe._time_grid import Span
+from ..._problem._problem import Problem
+from ..._results._trajectory import RESULTS, Trajectory
+from .._diffrax import diffrax_flow
+from .._diffrax_options import Method
 from ._landscape import raveled, with_weights
+from ._restore_laws import Keep
 
 #: Steps after which a segment ends before its time, so that records are as dense as
 #: steps are, and an interruption need not wait; and how many times it records.

@@ -8,22 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._dynamics._base import GradientFlow
-from .._laws import Law
-from .._methods._diffrax_options import Method
-from .._problem._problem import Problem
-from .._results._stationary_kind import VERDICTS
-from .._results._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
-from ._dense import MOST_WEIGHTS, dense_look
-from ._judge import judged
-from ._keeping import Keep, keeping
+from ..._dynamics._base import GradientFlow
+from ..._laws import Law
+from ..._problem._problem import Problem
+from ..._results._stationary_kind import VERDICTS
+from ..._results._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
+from .._diffrax_options import Method
+from ._classify import judged
+from ._critical_point import View
+from ._dense_hessian import MOST_WEIGHTS, dense_look
 from ._krylov import krylov_look
 from ._landscape import Landscape, raveled, with_weights
+from ._merge import joined, with_closer_looks
 from ._polish import polished
-from ._records import joined, with_closer_looks
+from ._restore_laws import Keep, keeping
 from ._segments import Pace, Segment, segments
 from ._separable import separation_loss
-from ._view import View
 
 #: The share of the loss's fall so far that would fall in as much time again, below which
 #: it is worth to look at the Hessian.

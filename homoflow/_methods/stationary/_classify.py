@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-from .._models import factorization_objective, regularized_factorization_objective
-from .._problem._losses import AbstractLoss, Risk
-from .._results._stationary_kind import VERDICTS
-from ._explained import explained_directions
+from ..._models import factorization_objective, regularized_factorization_objective
+from ..._problem._losses import AbstractLoss, Risk
+from ..._results._stationary_kind import VERDICTS
+from ._critical_point import View
+from ._degenerate import valley
 from ._landscape import Landscape
-from ._valley import valley
-from ._view import View
+from ._symmetry_tangents import explained_directions
 
 #: A loss below this, relative to that of the start, is as low as one that is never
 #: negative can be.
