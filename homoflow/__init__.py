@@ -2,9 +2,11 @@
 
 from ._descent._descend import descend as descend
 from ._descent._track import track as track, tracked as tracked
-from ._drift import DriftPrediction as DriftPrediction
-from ._flow import flow as flow
-from ._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
+from ._flows._drift_prediction import DriftPrediction as DriftPrediction
+from ._flows._flow import flow as flow
+from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
+from ._flows._modified_flow import modified_flow as modified_flow
+from ._flows._predict_drift import predict_drift as predict_drift
 from ._kinks import EventKind as EventKind, Filippov as Filippov
 from ._kinks._layers import KinkLayer as KinkLayer
 from ._kinks.averaging._options import Averaged as Averaged
@@ -41,9 +43,7 @@ from ._models import (
     factorization_objective as factorization_objective,
     regularized_factorization_objective as regularized_factorization_objective,
 )
-from ._modified_flow import modified_flow as modified_flow
 from ._observe._sharpness import sharpness as sharpness
-from ._predict_drift import predict_drift as predict_drift
 from ._problem._losses import (
     AbstractLoss as AbstractLoss,
     ExponentialLoss as ExponentialLoss,

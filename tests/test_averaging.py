@@ -148,7 +148,7 @@ def test_it_is_for_the_gradient_flow_itself(shares, monkeypatch, options, name):
     def stop(problem, span, method, **rest):
         raise Chosen(dict(method.facts)["solver"])
 
-    monkeypatch.setattr("homoflow._flow.diffrax_flow", stop)
+    monkeypatch.setattr("homoflow._flows._flow.diffrax_flow", stop)
     with pytest.raises(Chosen, match=name):
         flow(**options)
 

@@ -13,7 +13,7 @@ import pytest
 from toys import neuron, relu_regression, saved
 
 import homoflow as hf
-from homoflow._drift import _noise_of_batches
+from homoflow._flows._drift_prediction import _noise_of_batches
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SAMPLES, T1 = 12, 2.0

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._flow import flow
+from .._flows._flow import flow
 from .._kinks import Filippov
 from .._laws import Law, Laws, laws
 from .._models import MLP, AbstractNetwork, LeakyReLU, Linear, ReLU

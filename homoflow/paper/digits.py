@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._descent._descend import descend
-from .._flow import flow
+from .._flows._flow import flow
 from .._jax._progress import Progress
 from .._laws import Law
 from .._models import MLP, AbstractNetwork, Balanced, ConvNet, Gaussian

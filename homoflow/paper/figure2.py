@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._descent._descend import descend
-from .._flow import flow
+from .._flows._flow import flow
 from .._jax._progress import Progress
 from .._laws import Law
 from .._models import MLP, Gaussian

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._descent._descend import descend
-from .._flow import flow
+from .._flows._flow import flow
 from .._jax._progress import Progress
 from .._models import factorization_objective
 from ..plot import COLOURS

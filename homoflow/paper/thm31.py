@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._descent._descend import descend
-from .._flow import flow
+from .._flows._flow import flow
 from .._jax._arrays import tree_norm
 from .._jax._progress import Progress
 from .._models import MatrixFactorization, factorization_objective

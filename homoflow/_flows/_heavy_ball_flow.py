@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._dynamics._base import AbstractDynamics
-from ._jax._arrays import tree_norm
-from ._jax._progress import Progress
-from ._jax._tracing import is_concrete
-from ._laws import Law, Rotation, rotations_of, torque
-from ._methods._diffrax import diffrax_flow
-from ._methods._diffrax_options import as_scalar, choose_method
-from ._observe._time_grid import check_max_steps, checked_span
-from ._problem._checks import check_learning_rate, check_mass, check_momentum
-from ._problem._losses import LossLike, SquaredLoss
-from ._problem._problem import Objective, Problem, pose
-from ._problem._trainable import Trainable
-from ._results._trajectory import RESULTS, Trajectory, raise_unless_successful
+from .._dynamics._base import AbstractDynamics
+from .._jax._arrays import tree_norm
+from .._jax._progress import Progress
+from .._jax._tracing import is_concrete
+from .._laws import Law, Rotation, rotations_of, torque
+from .._methods._diffrax import diffrax_flow
+from .._methods._diffrax_options import as_scalar, choose_method
+from .._observe._time_grid import check_max_steps, checked_span
+from .._problem._checks import check_learning_rate, check_mass, check_momentum
+from .._problem._losses import LossLike, SquaredLoss
+from .._problem._problem import Objective, Problem, pose
+from .._problem._trainable import Trainable
+from .._results._trajectory import RESULTS, Trajectory, raise_unless_successful
 
 Number = float | int | Float[ArrayLike, ""]
 

@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._dynamics._base import AbstractDynamics, State
-from ._jax._progress import Progress
-from ._laws import Law
-from ._methods._diffrax import diffrax_flow
-from ._methods._diffrax_options import choose_method, kinks_of
-from ._observe._sharpness import Sharpness, sharpness_of
-from ._observe._time_grid import check_max_steps, checked_span
-from ._problem._checks import check_learning_rate, check_momentum
-from ._problem._losses import LossLike, SquaredLoss
-from ._problem._problem import Objective, Problem, pose
-from ._problem._trainable import Trainable
-from ._results._trajectory import RESULTS, Trajectory, raise_unless_successful
-from ._stability import warn_unless_trajectory_expands
+from .._dynamics._base import AbstractDynamics, State
+from .._jax._progress import Progress
+from .._laws import Law
+from .._methods._diffrax import diffrax_flow
+from .._methods._diffrax_options import choose_method, kinks_of
+from .._observe._sharpness import Sharpness, sharpness_of
+from .._observe._time_grid import check_max_steps, checked_span
+from .._problem._checks import check_learning_rate, check_momentum
+from .._problem._losses import LossLike, SquaredLoss
+from .._problem._problem import Objective, Problem, pose
+from .._problem._trainable import Trainable
+from .._results._trajectory import RESULTS, Trajectory, raise_unless_successful
+from ._expansion_checks import warn_unless_trajectory_expands
 
 
 def modified_flow(

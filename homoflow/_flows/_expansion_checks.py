@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ._jax._tracing import is_concrete
-from ._results._trajectory import Trajectory
+from .._jax._tracing import is_concrete
+from .._results._trajectory import Trajectory
 
 
 def warn_unless_trajectory_expands(

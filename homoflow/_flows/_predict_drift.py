@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._drift import DriftPrediction
-from ._dynamics._base import AbstractDynamics
-from ._jax._arrays import tree_norm
-from ._jax._progress import Progress
-from ._laws import Law, Laws
-from ._methods._diffrax import diffrax_flow
-from ._methods._diffrax_options import choose_method
-from ._methods._error_estimate import SAFETY
-from ._observe._sharpness import Sharpness, sharpness_of
-from ._observe._time_grid import check_max_steps, checked_span
-from ._problem._losses import LossLike, Risk, SquaredLoss
-from ._problem._problem import Objective, Problem, pose
-from ._problem._trainable import Trainable
-from ._results._trajectory import RESULTS, raise_unless_successful
+from .._dynamics._base import AbstractDynamics
+from .._jax._arrays import tree_norm
+from .._jax._progress import Progress
+from .._laws import Law, Laws
+from .._methods._diffrax import diffrax_flow
+from .._methods._diffrax_options import choose_method
+from .._methods._error_estimate import SAFETY
+from .._observe._sharpness import Sharpness, sharpness_of
+from .._observe._time_grid import check_max_steps, checked_span
+from .._problem._losses import LossLike, Risk, SquaredLoss
+from .._problem._problem import Objective, Problem, pose
+from .._problem._trainable import Trainable
+from .._results._trajectory import RESULTS, raise_unless_successful
+from ._drift_prediction import DriftPrediction
 
 #: Samples whose gradients are in memory at one time.
 _CHUNK = 64
