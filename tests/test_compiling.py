@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import homoflow._compiling
+import homoflow._jax._compilation
 from homoflow._jax._compilation import quickly_compiled
 
 
 @pytest.fixture(autouse=True)
 def forget():
-    homoflow._compiling._has_choice.cache_clear()
+    homoflow._jax._compilation._has_choice.cache_clear()
     yield
-    homoflow._compiling._has_choice.cache_clear()
+    homoflow._jax._compilation._has_choice.cache_clear()
 
 
 def twice():
@@ -33,7 +33,9 @@ def test_options_are_used_where_they_exist():
 
 
 def test_options_that_do_not_exist_are_left_out(monkeypatch):
-    monkeypatch.setattr(homoflow._compiling, "_OPTIONS", {"xla_no_such_option": False})
+    monkeypatch.setattr(
+        homoflow._jax._compilation, "_OPTIONS", {"xla_no_such_option": False}
+    )
     f = twice()
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         f.quick(X)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from toys import flat, midpoint, relative_error, relu_regression
 
 import homoflow as hf
-import homoflow._exact_flow
+import homoflow._methods._exact
 
 CASE = np.load(Path(__file__).parent / "data" / "relu_20_30_30_3.npz")
 EXACT = hf.Filippov(slots=40)
@@ -261,7 +261,7 @@ def test_new_values_do_not_compile_anew(flow):
 
 def solves() -> int:
     """How many forms of the solve JAX has compiled."""
-    solve = homoflow._exact_flow._solve
+    solve = homoflow._methods._exact._solve
     return sum(f._cached._cache_size() for f in (solve.plain, solve.quick))
 
 

@@ -14,10 +14,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 from clarke import gradients_around, least_around, least_element
+from paper import cor21
 from test_filippov_degenerate import CORNERS, Case
 
 import homoflow as hf
-from homoflow.paper import cor21
 
 DELTA = 1e-5
 #: Of the speed, relative to the initial one: as README says.

@@ -12,10 +12,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-from homoflow.paper import __main__ as command, digits, figure1, figure2
-from homoflow.paper._figure2_study import StudyConfig
-from homoflow.paper._report import as_text, load, overview_table, save
+from paper import __main__ as command, digits, figure1, figure2
+from paper._figure2_study import StudyConfig
+from paper._report import as_text, load, overview_table, save
 
 matplotlib.use("Agg")
 
@@ -162,10 +161,10 @@ def test_every_experiment_can_be_named(capsys):
 def test_an_interrupted_run_keeps_what_it_finished_and_goes_on(tmp_path, capsys):
     arguments = ["--quick", "--only", "figure1", "figure2", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "homoflow.paper", "--no-progress", *arguments],
+        [sys.executable, "-m", "paper", "--no-progress", *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": "scripts"},
     )
     assert process.stdout is not None
     for line in process.stdout:

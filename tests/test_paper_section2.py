@@ -9,15 +9,15 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-import homoflow as hf
-from homoflow.paper import cor21, footnote8, thm21, thm22, thm23
-from homoflow.paper._conservation import (
+from paper import cor21, footnote8, thm21, thm22, thm23
+from paper._conservation import (
     Setting,
     candidates,
     conservation_claim,
     relative_change,
 )
+
+import homoflow as hf
 
 matplotlib.use("Agg")
 

@@ -9,12 +9,12 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from paper import footnote11, lemma31, lemma32, thm31, thm32
+from paper._binomial import fraction
+from paper._factorizations import starts, target
+from paper._report import Claim, Report, load, save
 
 import homoflow as hf
-from homoflow.paper import footnote11, lemma31, lemma32, thm31, thm32
-from homoflow.paper._binomial import fraction
-from homoflow.paper._factorizations import starts, target
-from homoflow.paper._report import Claim, Report, load, save
 
 matplotlib.use("Agg")
 

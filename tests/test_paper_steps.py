@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paper import digits
+from paper._page import _shown_width, _text
+from paper._steps import account_of, norms_by_start, ratio
 
 import homoflow as hf
-from homoflow.paper import digits
-from homoflow.paper._page import _shown_width, _text
-from homoflow.paper._steps import account_of, norms_by_start, ratio
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -21,6 +21,7 @@ import test_filippov_inclusion
 import test_projection
 from benchmark import ratios
 from benchmark.report import ERRORS, markdown
+from paper._report import overview_table
 
 import homoflow as hf
 from homoflow._kinks.filippov import _sliding_field as _field, _step
@@ -38,7 +39,6 @@ from homoflow._solvers.exponential_adams import (
     _jacobian_update as _lessons,
     _solver as _adams,
 )
-from homoflow.paper._report import overview_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests/data"

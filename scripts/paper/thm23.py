@@ -10,10 +10,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._jax._progress import Progress
-from .._laws import Law, laws
-from .._models import ConvNet, SharedMLP
-from ..plot import COLOURS
+from homoflow import ConvNet, Law, SharedMLP, laws
+from homoflow.plot import COLOURS
+
 from ._conservation import (
     Data,
     conservation_claim,
@@ -24,6 +23,7 @@ from ._conservation import (
     relative_change,
     seeds_of,
 )
+from ._progress import Progress
 from ._report import Report, Table
 
 if TYPE_CHECKING:

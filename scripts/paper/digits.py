@@ -11,16 +11,23 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._descent._descend import descend
-from .._flows._flow import flow
-from .._jax._progress import Progress
-from .._laws import Law
-from .._models import MLP, AbstractNetwork, Balanced, ConvNet, Gaussian
-from .._problem._losses import SoftmaxCrossEntropy
-from .._results._trajectory import Trajectory
-from ..plot import COLOURS
+from homoflow import (
+    MLP,
+    AbstractNetwork,
+    Balanced,
+    ConvNet,
+    Gaussian,
+    Law,
+    SoftmaxCrossEntropy,
+    Trajectory,
+    descend,
+    flow,
+)
+from homoflow.plot import COLOURS
+
 from ._conservation import candidates
 from ._labels import DIFFERENCE, NORM
+from ._progress import Progress
 from ._report import Claim, Report, Table
 from ._steps import (
     ERRORS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._results._trajectory import Trajectory
+from homoflow import Trajectory
 
 #: Columns of equal length, by name.
 Table = Mapping[str, np.ndarray]

@@ -9,12 +9,23 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._flows._flow import flow
-from .._kinks import Filippov
-from .._laws import Law, Laws, laws
-from .._models import MLP, AbstractNetwork, LeakyReLU, Linear, ReLU
-from .._problem._losses import AbstractLoss, LogisticLoss, SquaredLoss
-from .._results._trajectory import Trajectory
+from homoflow import (
+    MLP,
+    AbstractLoss,
+    AbstractNetwork,
+    Filippov,
+    Law,
+    Laws,
+    LeakyReLU,
+    Linear,
+    LogisticLoss,
+    ReLU,
+    SquaredLoss,
+    Trajectory,
+    flow,
+    laws,
+)
+
 from ._report import Claim, Table
 
 if TYPE_CHECKING:

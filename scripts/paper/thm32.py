@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._descent._descend import descend
-from .._jax._progress import Progress
-from .._models import MatrixFactorization, factorization_objective
-from ..plot import COLOURS
+from homoflow import MatrixFactorization, descend, factorization_objective
+from homoflow.plot import COLOURS
+
 from ._binomial import fraction
 from ._factorizations import first_time, keys
+from ._progress import Progress
 from ._report import Claim, Report
 
 if TYPE_CHECKING:

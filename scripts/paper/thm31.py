@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
-from .._descent._descend import descend
-from .._flows._flow import flow
-from .._jax._arrays import tree_norm
-from .._jax._progress import Progress
-from .._models import MatrixFactorization, factorization_objective
-from .._results._trajectory import Trajectory
-from ..plot import COLOURS
+from homoflow import (
+    MatrixFactorization,
+    Trajectory,
+    descend,
+    factorization_objective,
+    flow,
+)
+from homoflow.plot import COLOURS
+
 from ._binomial import fraction, probable
 from ._factorizations import (
     distance,
@@ -28,6 +31,7 @@ from ._factorizations import (
     target,
 )
 from ._labels import DISTANCE, IMBALANCE
+from ._progress import Progress
 from ._report import Claim, Report
 from .lemma31 import literal_constant, literal_schedule
 
@@ -144,7 +148,7 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
     }
     later = flow(gd.model, matrix, config.t1, ts=ts, **options)
     beside = flow(model, matrix, gd.ts[-1], ts=gd.ts, laws=(), **options)
-    gap = tree_norm(jax.tree.map(jnp.subtract, gd.model, beside.model))
+    gap = optax.tree.norm(jax.tree.map(jnp.subtract, gd.model, beside.model))
     # Steps only get smaller: the first later one bounds all of them.
     step = schedule(jnp.asarray(float(config.steps)))
     smoothness = jnp.max(_smoothness(matrix, _models(later)))

@@ -7,10 +7,9 @@ import equinox as eqx
 import jax.random as jr
 import numpy as np
 
-from .._jax._progress import Progress
-from .._laws import Law
-from .._models import MLP
-from ..plot import COLOURS
+from homoflow import MLP, Law
+from homoflow.plot import COLOURS
+
 from ._conservation import (
     ACTIVATIONS,
     Data,
@@ -23,6 +22,7 @@ from ._conservation import (
     relative_change,
     seeds_of,
 )
+from ._progress import Progress
 from ._report import Report, Table
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .._jax._progress import Progress
-from .._results._trajectory import Trajectory
-from ..plot import COLOURS
+from homoflow import Trajectory
+from homoflow.plot import COLOURS
+
 from ._conservation import (
     ACTIVATIONS,
     Setting,
@@ -21,6 +21,7 @@ from ._conservation import (
     seeds_of,
     squared_size,
 )
+from ._progress import Progress
 from ._report import Report, Table
 
 if TYPE_CHECKING:

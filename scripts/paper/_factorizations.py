@@ -11,8 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from .._models import MatrixFactorization
-from .._results._trajectory import Trajectory
+from homoflow import MatrixFactorization, Trajectory
 
 #: Seeds in one batch: what is recorded of them fits in memory.
 BATCH = 125

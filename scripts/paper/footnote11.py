@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._descent._descend import descend
-from .._flows._flow import flow
-from .._jax._progress import Progress
-from .._models import factorization_objective
-from ..plot import COLOURS
+from homoflow import descend, factorization_objective, flow
+from homoflow.plot import COLOURS
+
 from ._binomial import fraction
 from ._factorizations import (
     distance,
@@ -23,6 +21,7 @@ from ._factorizations import (
     target,
 )
 from ._labels import DISTANCE, IMBALANCE
+from ._progress import Progress
 from ._report import Claim, Report
 
 if TYPE_CHECKING:

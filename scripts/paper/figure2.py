@@ -9,17 +9,13 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._descent._descend import descend
-from .._flows._flow import flow
-from .._jax._progress import Progress
-from .._laws import Law
-from .._models import MLP, Gaussian
-from .._results._compare import compare
-from .._results._trajectory import Trajectory
-from ..plot import COLOURS
+from homoflow import MLP, Gaussian, Law, Trajectory, compare, descend, flow
+from homoflow.plot import COLOURS
+
 from ._conservation import candidates
 from ._figure2_study import StudyConfig, draw_study, measure_study, study_claims
 from ._labels import DIFFERENCE, NORM, RATIO
+from ._progress import Progress
 from ._report import Claim, Report, Table
 from ._steps import ROUNDING, account_of, norms_by_start
 

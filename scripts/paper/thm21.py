@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .._descent._descend import descend
-from .._jax._progress import Progress
-from ..plot import COLOURS
+from homoflow import descend
+from homoflow.plot import COLOURS
+
 from ._conservation import (
     ACTIVATIONS,
     ALLOWANCE,
@@ -23,6 +23,7 @@ from ._conservation import (
     relative_change,
     seeds_of,
 )
+from ._progress import Progress
 from ._report import Claim, Report, Table
 
 if TYPE_CHECKING:

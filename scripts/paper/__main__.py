@@ -1,4 +1,4 @@
-"""`python -m homoflow.paper`: run the paper's statements and write what they show."""
+"""`python -m paper`: run the paper's statements and write what they show."""
 
 import argparse
 import dataclasses

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._laws import Law
-from .._problem._losses import AbstractLoss
-from .._results._trajectory import Trajectory
+from homoflow import AbstractLoss, Law, Trajectory
+
 from ._conservation import relative_change
 
 #: What is left over of a change counts as rounding up to this part of ‖w‖².

@@ -7,10 +7,9 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from .._jax._progress import Progress
-from .._models import MLP
-from .._results._trajectory import Trajectory
-from ..plot import COLOURS
+from homoflow import MLP, Trajectory
+from homoflow.plot import COLOURS
+
 from ._conservation import (
     ACTIVATIONS,
     Data,
@@ -22,6 +21,7 @@ from ._conservation import (
     seeds_of,
 )
 from ._labels import NORM, plain_ticks
+from ._progress import Progress
 from ._report import Claim, Report, Table
 
 if TYPE_CHECKING:

@@ -124,7 +124,7 @@ def _marked(text: str, good: bool) -> str:
 
 
 def _shown_width(png: bytes) -> int:
-    """The width at which to show a picture of `homoflow.paper`'s resolution."""
+    """The width at which to show a picture of `paper`'s resolution."""
     (pixels,) = struct.unpack(">I", png[16:20])
     return round(pixels / RESOLUTION * _PIXELS)
 

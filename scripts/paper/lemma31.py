@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._descent._descend import descend
-from .._jax._progress import Progress
-from .._models import factorization_objective
-from ..plot import COLOURS
+from homoflow import descend, factorization_objective
+from homoflow.plot import COLOURS
+
 from ._binomial import fraction, probable
 from ._factorizations import imbalance, in_batches, small_std, step_sizes, target
 from ._labels import IMBALANCE
+from ._progress import Progress
 from ._report import Claim, Report
 
 if TYPE_CHECKING:

@@ -11,20 +11,17 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._jax._lanczos import largest_eigenvalue
-from .._jax._progress import Progress
-from .._models import MatrixFactorization, factorization_objective
-from ..plot import COLOURS
+from homoflow import MatrixFactorization, factorization_objective
+from homoflow.plot import COLOURS
+
 from ._factorizations import keys
 from ._labels import DISTANCE
+from ._progress import Progress
 from ._report import Claim, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Residual of an eigenpair, relative to ‖∇²f‖. At 1e-7 one of 720 was a neighbouring
-#: eigenvalue: ‖p‖² = 100 makes ‖∇²f‖ 10⁵ times the one that is looked for.
-RTOL = 1e-10
 #: An eigenvalue below minus this is negative (the largest of the Hessian is about 1).
 NEGATIVE = 1e-6
 
@@ -50,7 +47,7 @@ class Points(NamedTuple):
 
     - `rank`: of UVᵀ; `excess`: ‖p‖²; `left_out`: σ_j, the largest that UVᵀ lacks.
     - `gradient`: ‖∇f‖; `imbalance`: ‖UᵀU − VᵀV‖_F; `distance`: ‖UVᵀ − M*‖_F.
-    - `curvature`: the smallest eigenvalue of ∇²f, by Lanczos.
+    - `curvature`: the smallest eigenvalue of ∇²f.
     """
 
     rank: np.ndarray | Array
@@ -165,7 +162,7 @@ def examine(
     gradient, product = jax.linearize(
         jax.grad(lambda w: factorization_objective(unravel(w), matrix)), flat
     )
-    lowest = largest_eigenvalue(lambda d: -product(d), flat.size, flat.dtype, RTOL)
+    hessian = jax.vmap(product)(jnp.eye(flat.size))
     imbalance = model.U.T @ model.U - model.V.T @ model.V
     return Points(
         rank,
@@ -174,7 +171,7 @@ def examine(
         jnp.linalg.norm(gradient),
         jnp.linalg.norm(imbalance),
         jnp.linalg.norm(model.U @ model.V.T - matrix),
-        -lowest.value,
+        jnp.linalg.eigvalsh(hessian)[0],
     )
 
 

@@ -11,10 +11,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._descent._descend import descend
-from .._models import MLP, Gaussian
-from .._results._trajectory import Trajectory
-from ..plot import COLOURS
+from homoflow import MLP, Gaussian, Trajectory, descend
+from homoflow.plot import COLOURS
+
 from ._conservation import candidates
 from ._labels import NORM, plain_ticks
 from ._report import Claim, Table

@@ -10,16 +10,17 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._descent._descend import descend
-from .._flows._flow import flow
-from .._jax._progress import Progress
-from .._models import (
+from homoflow import (
     MatrixFactorization,
+    descend,
     factorization_objective,
+    flow,
     regularized_factorization_objective,
 )
-from ..plot import COLOURS
+from homoflow.plot import COLOURS
+
 from ._labels import plain_ticks
+from ._progress import Progress
 from ._report import Claim, Report, Table
 
 if TYPE_CHECKING:

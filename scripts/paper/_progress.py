@@ -1,0 +1,5 @@
+"""How an experiment shows its progress: as `homoflow.flow` does."""
+
+import diffrax as dfx
+
+Progress = bool | dfx.AbstractProgressMeter
