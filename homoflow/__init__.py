@@ -7,8 +7,7 @@ from ._flows._flow import flow as flow
 from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from ._flows._modified_flow import modified_flow as modified_flow
 from ._flows._predict_drift import predict_drift as predict_drift
-from ._kinks import EventKind as EventKind, Filippov as Filippov
-from ._kinks._layers import KinkLayer as KinkLayer
+from ._kinks import Filippov as Filippov
 from ._kinks.averaging._options import Averaged as Averaged
 from ._laws import (
     Certificate as Certificate,
@@ -54,7 +53,9 @@ from ._problem._losses import (
 )
 from ._rescaling import balance as balance
 from ._results._compare import Comparison as Comparison, compare as compare
+from ._results._event_kind import EventKind as EventKind
 from ._results._events import Event as Event, Events as Events, Slide as Slide
+from ._results._kink_layer import KinkLayer as KinkLayer
 from ._results._ledger import (
     Account as Account,
     BatchSplit as BatchSplit,

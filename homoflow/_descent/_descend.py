@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from .._jax._finite import all_finite
+from .._jax._arrays import all_finite
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
 from .._jax._tracing import is_concrete

@@ -13,14 +13,14 @@ from .._kinks.averaging._options import Averaged
 from .._laws import Law
 from .._methods._choose_exact import after_giving_up, choose_between, gave_up
 from .._methods._diffrax import diffrax_flow
-from .._methods._diffrax_options import Method, as_scalar, choose_method
+from .._methods._diffrax_options import Method, choose_method
 from .._methods._exact import exact_flow
 from .._methods._projection_choice import kept_laws
 from .._methods._sample_reduction import compressed
 from .._methods._steady_state import endless_flow, is_endless
 from .._methods._stiff_fallback import run_until_held_up
-from .._observe._time_grid import check_max_steps, checked_span
-from .._problem._checks import check_weight_decay
+from .._observe._time_grid import checked_span
+from .._problem._checks import as_scalar, check_max_steps, check_weight_decay
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, pose
 from .._problem._trainable import Trainable

@@ -16,9 +16,15 @@ from .._jax._progress import Progress
 from .._jax._tracing import is_concrete
 from .._laws import Law, Rotation, rotations_of, torque
 from .._methods._diffrax import diffrax_flow
-from .._methods._diffrax_options import as_scalar, choose_method
-from .._observe._time_grid import check_max_steps, checked_span
-from .._problem._checks import check_learning_rate, check_mass, check_momentum
+from .._methods._diffrax_options import choose_method
+from .._observe._time_grid import checked_span
+from .._problem._checks import (
+    as_scalar,
+    check_learning_rate,
+    check_mass,
+    check_max_steps,
+    check_momentum,
+)
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable

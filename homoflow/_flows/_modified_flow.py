@@ -15,8 +15,8 @@ from .._laws import Law
 from .._methods._diffrax import diffrax_flow
 from .._methods._diffrax_options import choose_method, kinks_of
 from .._observe._sharpness import Sharpness, sharpness_of
-from .._observe._time_grid import check_max_steps, checked_span
-from .._problem._checks import check_learning_rate, check_momentum
+from .._observe._time_grid import checked_span
+from .._problem._checks import check_learning_rate, check_max_steps, check_momentum
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable

@@ -18,7 +18,8 @@ from .._methods._diffrax import diffrax_flow
 from .._methods._diffrax_options import choose_method
 from .._methods._error_estimate import SAFETY
 from .._observe._sharpness import Sharpness, sharpness_of
-from .._observe._time_grid import check_max_steps, checked_span
+from .._observe._time_grid import checked_span
+from .._problem._checks import check_max_steps
 from .._problem._losses import LossLike, Risk, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable

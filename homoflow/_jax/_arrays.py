@@ -1,10 +1,19 @@
-"""The Euclidean norm of all arrays in a pytree."""
+"""Norm and finiteness of all arrays in a pytree."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def tree_norm(tree: PyTree) -> Float[Array, ""]:
     """‖w‖₂ of a pytree of arrays."""
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(x**2) for x in jax.tree.leaves(tree)])))
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point array is free of NaN and inf."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    finite = [jnp.isfinite(leaf).ravel() for leaf in leaves]
+    # One reduction: XLA compiles two kernels for each.
+    return jnp.all(jnp.concatenate([jnp.ones(1, bool), *finite]))

@@ -6,7 +6,7 @@ from ._system import (
     kinked_function as kinked_function,
 )
 from .averaging._midpoint import KinkShare as KinkShare, evaluations as evaluations
-from .filippov._event_log import EventKind as EventKind, Log as Log
+from .filippov._event_log import Log as Log
 from .filippov._forward_sensitivity import integrate as integrate
 from .filippov._loop import Solution as Solution
 from .filippov._options import Filippov as Filippov

@@ -1,27 +1,12 @@
 """What to call the units of a model's kinked operations."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
 from .._jaxpr import Operation, with_kinks
 from .._models import AbstractNetwork
-
-
-class KinkLayer(NamedTuple):
-    """The units of one kinked operation of a model.
-
-    - `name`: of the operation, such as relu.
-    - `number`: of the hidden layer in homoflow's own networks, from 1; of the operation
-        in order of evaluation in other models.
-    - `label`: what to call it: "layer 1", "relu 2".
-    - `shape`: of its units, such as (channels, rows, columns).
-    """
-
-    name: str
-    number: int
-    label: str
-    shape: tuple[int, ...]
+from .._results._kink_layer import KinkLayer
 
 
 def kink_layers(model: Any, operations: tuple[Operation, ...]) -> tuple[KinkLayer, ...]:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics, GradientFlow
+from .._jax._arrays import all_finite
 from .._jax._compilation import quickly_compiled
-from .._jax._finite import all_finite
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
 from .._kinks import KinkShare, as_system, evaluations

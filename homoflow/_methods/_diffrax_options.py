@@ -7,7 +7,6 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._jax._structural_cache import known_by_structure
@@ -43,8 +42,6 @@ COARSER_STEP = 2.0
 #: each gets its share of a step. Below, Heun's method compiles in a fraction of the time,
 #: and a tight tolerance gets the exact flow.
 MANY_PAIRS = 20_000
-#: A tolerance below this many units of rounding cannot be reached.
-FLOOR_ULPS = 20
 
 
 class Method(eqx.Module):
@@ -144,7 +141,7 @@ def choose_method(
         _refuse_other_tolerances(solver, controller)
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_tolerance(name, value, dtype)
-    dt0 = _checked_step(dt0, dtype)
+    dt0 = checked_step(dt0, dtype)
     kinks = kinks_of(problem)
     averaging = solver is None and controller is None and bool(kinks)
     if averaging and may_share_kinks and _shares_pay(problem):
@@ -272,11 +269,6 @@ def _shares_pay(problem: Problem) -> bool:
     return function.count * samples > MANY_PAIRS and not function.refused
 
 
-def tolerance_floor(dtype: jnp.dtype) -> float:
-    """The smallest relative tolerance that the dtype can reach."""
-    return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
-
-
 def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
     """How often a one-step solver, explicit or ours, evaluated the field in `steps`.
 
@@ -318,42 +310,3 @@ def _default_rtol(
         return KINKED_RTOL
     is_adams = isinstance(solver, ExponentialAdams)
     return (ADAMS_RTOL if is_adams else SMOOTH_RTOL)[dtype.name]
-
-
-def check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
-    """`ValueError` for a tolerance that makes no sense or cannot be reached."""
-    if value is None:
-        return
-    if jnp.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be one number; got shape {jnp.shape(value)}.")
-    if not is_concrete(value):
-        return
-    value = float(value)
-    if not (np.isfinite(value) and (value > 0 or (name == "atol" and value == 0))):
-        raise ValueError(f"`{name}` must be positive and finite; got {value}.")
-    floor = tolerance_floor(dtype)
-    if name == "rtol" and value < floor:
-        help_ = (
-            " Float64 reaches tighter ones: run "
-            "`jax.config.update('jax_enable_x64', True)` before anything else, and make "
-            "the weights float64."
-            if dtype == jnp.float32
-            else ""
-        )
-        raise ValueError(
-            f"rtol = {value:g} is below {floor:.1e}, the tightest relative tolerance "
-            f"that {dtype.name} can reach.{help_}"
-        )
-
-
-def _checked_step(dt0: Any, dtype: jnp.dtype) -> Array | None:
-    if dt0 is None:
-        return None
-    if is_concrete(dt0) and not (np.isfinite(float(dt0)) and float(dt0) > 0):
-        raise ValueError(f"`dt0` must be positive and finite; got {dt0}.")
-    return as_scalar(dt0, dtype)
-
-
-def as_scalar(value: Any, dtype: jnp.dtype) -> Array | None:
-    """A number as an array of the weights' dtype."""
-    return None if value is None else jnp.asarray(value, dtype)

@@ -21,11 +21,12 @@ from .._kinks._layers import kink_layers
 from .._observe._assemble import recorded_trajectory
 from .._observe._observables import observe
 from .._observe._time_grid import Span, fault_of, time_reached
+from .._problem._checks import check_tolerance
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem
 from .._results._events import Events
 from .._results._trajectory import RESULTS, Trajectory, with_facts
-from ._diffrax_options import COARSER_RTOL, check_tolerance, kinks_of
+from ._diffrax_options import COARSER_RTOL, kinks_of
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._float64 import in_float64, why_not_in_float64
 

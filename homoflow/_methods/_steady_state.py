@@ -13,10 +13,11 @@ from .._jax._tracing import is_concrete, is_untraced
 from .._kinks import Filippov
 from .._kinks.averaging._options import Averaged
 from .._observe._time_grid import checked_span
+from .._problem._checks import as_scalar
 from .._problem._problem import Problem
 from .._results._trajectory import Trajectory
 from .._solvers import Rodas5P
-from ._diffrax_options import Method, as_scalar, choose_method, kinks_of
+from ._diffrax_options import Method, choose_method, kinks_of
 from ._projection_choice import kept_laws
 from ._sample_reduction import compressed
 from .stationary import Segment, flow_to_rest

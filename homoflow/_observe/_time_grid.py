@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._jax._finite import all_finite
+from .._jax._arrays import all_finite
 from .._jax._tracing import is_concrete
-from .._methods._diffrax_options import tolerance_floor
+from .._problem._checks import tolerance_floor
 from .._problem._problem import Problem
 from .._results._trajectory import RESULTS
 
@@ -53,12 +53,6 @@ def checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> Span:
                 f"[{values[0]:g}, {values[-1]:g}]."
             )
     return Span(end, times)
-
-
-def check_max_steps(max_steps: int) -> None:
-    """`ValueError` unless a solver can take that many steps."""
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
 
 
 def fault_of(problem: Problem, span: Span, rtol: Array | None) -> RESULTS:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from .._jax._tracing import is_concrete
 
@@ -57,3 +58,57 @@ def check_batch_size(batch_size: Any, samples: int) -> None:
 def _check_scalar(name: str, value: Any) -> None:
     if callable(value) or jnp.ndim(value) != 0:
         raise ValueError(f"`{name}` must be one number; got {value!r}.")
+
+
+#: A tolerance below this many units of rounding cannot be reached.
+FLOOR_ULPS = 20
+
+
+def tolerance_floor(dtype: jnp.dtype) -> float:
+    """The smallest relative tolerance that the dtype can reach."""
+    return FLOOR_ULPS * float(jnp.finfo(dtype).eps)
+
+
+def check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
+    """`ValueError` for a tolerance that makes no sense or cannot be reached."""
+    if value is None:
+        return
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"`{name}` must be one number; got shape {jnp.shape(value)}.")
+    if not is_concrete(value):
+        return
+    value = float(value)
+    if not (np.isfinite(value) and (value > 0 or (name == "atol" and value == 0))):
+        raise ValueError(f"`{name}` must be positive and finite; got {value}.")
+    floor = tolerance_floor(dtype)
+    if name == "rtol" and value < floor:
+        help_ = (
+            " Float64 reaches tighter ones: run "
+            "`jax.config.update('jax_enable_x64', True)` before anything else, and make "
+            "the weights float64."
+            if dtype == jnp.float32
+            else ""
+        )
+        raise ValueError(
+            f"rtol = {value:g} is below {floor:.1e}, the tightest relative tolerance "
+            f"that {dtype.name} can reach.{help_}"
+        )
+
+
+def checked_step(dt0: Any, dtype: jnp.dtype) -> Array | None:
+    if dt0 is None:
+        return None
+    if is_concrete(dt0) and not (np.isfinite(float(dt0)) and float(dt0) > 0):
+        raise ValueError(f"`dt0` must be positive and finite; got {dt0}.")
+    return as_scalar(dt0, dtype)
+
+
+def as_scalar(value: Any, dtype: jnp.dtype) -> Array | None:
+    """A number as an array of the weights' dtype."""
+    return None if value is None else jnp.asarray(value, dtype)
+
+
+def check_max_steps(max_steps: int) -> None:
+    """`ValueError` unless a solver can take that many steps."""
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._jax._tracing import is_concrete
-from .._kinks import EventKind
-from .._kinks._layers import KinkLayer
+from ._event_kind import EventKind
+from ._kink_layer import KinkLayer
 
 #: How many events a printed list shows.
 _SHOWN = 10

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..._results._event_kind import EventKind
 from .._active_pairs import Slots
 from .._system import System
 from ._active_set import Way, find_contact
 from ._counts import Counts, how_many
-from ._event_log import NOTHING, EventKind
+from ._event_log import NOTHING
 from ._nonuniqueness import might_stay
 from ._sliding_field import Groups, Point, evaluate, group
 from ._sliding_mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate

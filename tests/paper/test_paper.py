@@ -145,7 +145,7 @@ def test_summary_puts_the_papers_numbers_beside_ours(balancing):
 
 def test_readme_says_what_the_full_run_measured():
     # `summary.json` is the full run's own; `summary.md` beside it has the table to paste.
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parent.parent
     lines = json.loads((root / "data/summary.json").read_text(encoding="utf-8"))
     readme = (root.parent / "README.md").read_text(encoding="utf-8")
     assert f"\n\n{overview_table(lines)}\n\n" in readme

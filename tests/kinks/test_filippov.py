@@ -16,7 +16,7 @@ from toys import flat, midpoint, relative_error, relu_regression
 import homoflow as hf
 import homoflow._methods._exact
 
-CASE = np.load(Path(__file__).parent / "data" / "relu_20_30_30_3.npz")
+CASE = np.load(Path(__file__).parent.parent / "data" / "relu_20_30_30_3.npz")
 EXACT = hf.Filippov(slots=40)
 #: What README says of the case at t = 60: all stay below.
 ERROR, GRADIENTS, DRIFT = 1e-9, 18_000, 1e-10
