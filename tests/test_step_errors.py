@@ -36,7 +36,7 @@ def small_start() -> tuple[System, Array]:
     problem = pose(
         model, data, loss=hf.SquaredLoss(), objective=None, trainable=None, laws=()
     )
-    return as_system(problem), ravel_pytree(problem.weights())[0]
+    return as_system(problem), ravel_pytree(problem.weights)[0]
 
 
 def loses(system: System, carry: Carry) -> Array:

@@ -112,7 +112,7 @@ def descend(
     if not callable(learning_rate):
         _check_learning_rate(learning_rate)
         learning_rate = jnp.asarray(learning_rate, _time_dtype(problem))
-    factory, weights = _Factory.of(optimizer), problem.weights()
+    factory, weights = _Factory.of(optimizer), problem.weights
     accountant = None
     if ledger:
         accountant = Accountant(problem.laws, read_sources(factory, weights))
@@ -221,7 +221,7 @@ def _run(
 ) -> Trajectory:
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
         optimizer = optax.with_extra_args_support(plan.factory(learning_rate))
-        memory = optimizer.init(problem.weights())
+        memory = optimizer.init(problem.weights)
     accountant = plan.accountant
 
     def observed(state, loss, gradient):
@@ -293,7 +293,7 @@ def _run(
     if plan.batches is not None:
         assert key is not None
         order = plan.batches.init(key)
-    weights, sound = problem.weights(), _fault(problem) == RESULTS.successful
+    weights, sound = problem.weights, _fault(problem) == RESULTS.successful
     sums = None if accountant is None else accountant.start(weights)
     start = _State(weights, weights, memory, jnp.array(0), sound, order, sums)
     carry, history = jax.lax.scan(
@@ -348,7 +348,7 @@ def _fault(problem: Problem) -> RESULTS:
     fault = RESULTS.where(
         all_finite(problem.data), RESULTS.successful, RESULTS.bad_data
     )
-    return RESULTS.where(all_finite(problem.weights()), fault, RESULTS.bad_weights)
+    return RESULTS.where(all_finite(problem.weights), fault, RESULTS.bad_weights)
 
 
 def _time_dtype(problem: Problem) -> jnp.dtype:

@@ -211,7 +211,7 @@ def _dynamics(
             "the mass."
         )
     rotations = rotations_of(problem.laws)
-    rest = jax.tree.map(jnp.zeros_like, problem.weights())
+    rest = jax.tree.map(jnp.zeros_like, problem.weights)
     dtype = problem.dtype
     if mass is not None:
         check_mass(mass)
@@ -233,7 +233,7 @@ def _dynamics(
 
 
 def _checked_velocity(problem: Problem, velocity: PyTree) -> PyTree:
-    weights = problem.weights()
+    weights = problem.weights
     try:
         chosen = eqx.filter(velocity, problem.mask)
     except ValueError:

@@ -214,7 +214,7 @@ def _quadratic(laws: Laws, gradient: PyTree) -> dict[str, Array]:
 def _mean_square(problem: Problem, weights: PyTree) -> dict[str, Array]:
     """The mean over samples of q(∇L_i), where L is the mean of the L_i."""
     assert isinstance(problem.objective, Risk)
-    risk, frozen = problem.objective, problem.frozen()
+    risk, frozen = problem.objective, problem.frozen
     count = jax.tree.leaves(problem.data)[0].shape[0]
     scale = 1 if risk.is_mean else count
 

@@ -440,8 +440,8 @@ class _Hoisted(eqx.Module):
 
 def _opened(problem: Problem) -> tuple[KinkedFunction, PyTree, PyTree]:
     """The model with its kinks laid open, trained arrays, and all other arrays."""
-    weights = problem.weights()
-    arrays, rest = eqx.partition(problem.frozen(), eqx.is_array)
+    weights = problem.weights
+    arrays, rest = eqx.partition(problem.frozen, eqx.is_array)
 
     def predict(weights, arrays, x):
         return eqx.combine(weights, arrays, rest)(x)

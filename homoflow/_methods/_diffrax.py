@@ -183,7 +183,7 @@ def _solver_and_controller(
     if method.controller is not None:
         return method.solver, method.controller
     assert method.rtol is not None
-    size = _scale(problem.weights())
+    size = _scale(problem.weights)
     atol = method.rtol * size if method.atol is None else method.atol
     # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
     dtmin = jnp.finfo(t1.dtype).eps * t1

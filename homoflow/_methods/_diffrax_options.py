@@ -218,7 +218,7 @@ def kinks_of(problem: Problem) -> tuple[str, ...]:
     With one of homoflow's losses only the model is looked at: those losses have a
     continuous gradient, though formulas such as a stable log Σ exp do not show it.
     """
-    arrays, rest = eqx.partition((problem.frozen(), problem.data), eqx.is_array)
+    arrays, rest = eqx.partition((problem.frozen, problem.data), eqx.is_array)
 
     def minimized(weights: PyTree, arrays: PyTree):
         frozen, data = eqx.combine(arrays, rest)
@@ -228,7 +228,7 @@ def kinks_of(problem: Problem) -> tuple[str, ...]:
             return eqx.filter_vmap(model)(data[0])
         return objective(model, data)
 
-    return nonsmooth_primitives(minimized, problem.weights(), arrays)
+    return nonsmooth_primitives(minimized, problem.weights, arrays)
 
 
 def _why_adams(
@@ -256,7 +256,7 @@ def _products(problem: Problem) -> int:
     if not isinstance(problem.objective, Risk):
         return 0
     samples = jax.tree.leaves(problem.data)[0].shape[0]
-    return samples * sum(w.size for w in jax.tree.leaves(problem.weights()))
+    return samples * sum(w.size for w in jax.tree.leaves(problem.weights))
 
 
 def _shares_pay(problem: Problem) -> bool:

@@ -177,7 +177,7 @@ def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Traj
     sound = fault == RESULTS.successful
     t1, ts = jnp.where(sound, span.t1, 0), jnp.where(sound, span.times(), 0)
     system = as_system(problem)
-    w0, unravel = jax.flatten_util.ravel_pytree(problem.weights())
+    w0, unravel = jax.flatten_util.ravel_pytree(problem.weights)
 
     def record(laws, w, loss, velocity):
         seen = observe(laws, unravel(w), loss, unravel(-velocity))

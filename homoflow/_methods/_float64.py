@@ -26,7 +26,7 @@ def in_float64(
         trajectory = _cast(solved(*wide), np.float32, np.int32)
 
     def as_given(model: PyTree) -> PyTree:
-        return eqx.combine(eqx.filter(model, problem.mask), problem.frozen())
+        return eqx.combine(eqx.filter(model, problem.mask), problem.frozen)
 
     # What is not trained comes back in its own dtype.
     models = None if trajectory.models is None else as_given(trajectory.models)
@@ -56,7 +56,7 @@ def why_not_in_float64(problem: Problem) -> str | None:
     with jax.enable_x64(True):
         wide = widened(problem)
         try:
-            eqx.filter_eval_shape(wide.loss, wide.weights())
+            eqx.filter_eval_shape(wide.loss, wide.weights)
         except (TypeError, ValueError) as error:  # strict promotion raises either
             reason = str(error).strip().split("\n")[0]
             return f"the model cannot be evaluated in float64 ({reason})"

@@ -81,9 +81,7 @@ def _are_proven(problem: Problem, laws: tuple[Law, ...], are_given: bool) -> boo
 
 def _why_uncertified(problem: Problem, laws: tuple[Law, ...]) -> str | None:
     """Why laws are not certain for this objective; `None` if a certificate shows them."""
-    trained = {
-        path for path, _ in jax.tree_util.tree_leaves_with_path(problem.weights())
-    }
+    trained = {path for path, _ in jax.tree_util.tree_leaves_with_path(problem.weights)}
     if not all(law.paths() <= trained for law in laws):
         return "some of the laws involve arrays that are not trained"
     if not is_untraced(problem):

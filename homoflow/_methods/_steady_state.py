@@ -137,7 +137,7 @@ def _method(
     dt0: Any,
     max_steps: int,
 ) -> Method:
-    weights = sum(leaf.size for leaf in jax.tree.leaves(problem.weights()))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(problem.weights))
     is_small = weights <= _DENSE_WEIGHTS
     chosen = solver is None and controller is None and is_small
     if chosen:

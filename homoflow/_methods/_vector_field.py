@@ -49,9 +49,9 @@ class Equation(NamedTuple):
 def equation_of(
     problem: Problem, dynamics: AbstractDynamics, method: Method, save_models: bool
 ) -> Equation:
-    weights = problem.weights()
+    weights = problem.weights
     start, unravel = ravel_pytree(dynamics.start(problem, weights))
-    posed = eqx.tree_at(lambda p: p.model, problem, problem.frozen())
+    posed = eqx.tree_at(lambda p: p.weights, problem, None)
     arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
     given, places = jax.tree.flatten(arrays)
     orbit = Orbit(method.kept, weights, unravel) if method.kept else None

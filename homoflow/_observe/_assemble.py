@@ -30,7 +30,7 @@ def recorded_trajectory(
     To `numbers` and `facts` are added what every run can say of its laws.
     """
     violation = jnp.max(jnp.where(valid, seen.law_violation, 0))
-    frozen = problem.frozen()
+    frozen = problem.frozen
     trajectory = Trajectory(
         ts=ts,
         losses=seen.loss,

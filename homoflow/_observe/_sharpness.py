@@ -90,4 +90,4 @@ def sharpness(
 @eqx.filter_jit
 @full_matmul_precision()
 def _sharpness(problem: Problem) -> Float[Array, ""]:
-    return sharpness_of(problem, problem.weights()).value
+    return sharpness_of(problem, problem.weights).value

@@ -67,7 +67,7 @@ def fault_of(problem: Problem, span: Span, rtol: Array | None) -> RESULTS:
     good_time = jnp.isfinite(span.t1) & (span.t1 > 0)
     fault = RESULTS.where(good_time, fault, RESULTS.bad_time)
     fault = RESULTS.where(all_finite(problem.data), fault, RESULTS.bad_data)
-    return RESULTS.where(all_finite(problem.weights()), fault, RESULTS.bad_weights)
+    return RESULTS.where(all_finite(problem.weights), fault, RESULTS.bad_weights)
 
 
 def time_reached(result, ts, valid, reached, t1) -> Float[Array, ""]:

@@ -25,26 +25,28 @@ Objective = Callable[[PyTree, PyTree], Scalar]
 
 
 class Problem(eqx.Module):
-    """Minimize `objective(model, data)` over the arrays that `mask` selects."""
+    """Minimize `objective(model, data)` over the arrays that `mask` selects.
 
-    model: PyTree
+    - `weights`: the trained arrays, with `None` in place of everything else.
+    - `frozen`: everything that is not trained, with `None` in place of `weights`.
+    """
+
+    weights: PyTree
+    frozen: PyTree
     data: PyTree
     objective: Objective
     mask: PyTree[bool]
     laws: Laws
 
     @property
+    def model(self) -> PyTree:
+        """The model at `weights`."""
+        return eqx.combine(self.weights, self.frozen)
+
+    @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the trained weights, and of everything that follows them."""
-        return jax.tree.leaves(self.weights())[0].dtype
-
-    def weights(self) -> PyTree:
-        """The trained arrays, with `None` in place of everything else."""
-        return eqx.filter(self.model, self.mask)
-
-    def frozen(self) -> PyTree:
-        """Everything that is not trained."""
-        return eqx.filter(self.model, self.mask, inverse=True)
+        return jax.tree.leaves(self.weights)[0].dtype
 
     def loss(self, weights: PyTree) -> Float[Array, ""]:
         """L(w)."""
@@ -55,7 +57,7 @@ class Problem(eqx.Module):
 
         @with_quick_softplus
         def loss(weights: PyTree) -> Float[Array, ""]:
-            return self.objective(eqx.combine(weights, self.frozen()), data)
+            return self.objective(eqx.combine(weights, self.frozen), data)
 
         return loss(weights)
 
@@ -99,7 +101,8 @@ def pose(
         found = known_laws(model, example, loss, objective=objective, trainable=mask)
     else:
         found = as_laws(laws)
-    return Problem(model, data, problem_objective, mask, found)
+    frozen = eqx.filter(model, mask, inverse=True)
+    return Problem(weights, frozen, data, problem_objective, mask, found)
 
 
 def _common_dtype(weights: PyTree) -> jnp.dtype:

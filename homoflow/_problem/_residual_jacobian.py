@@ -24,7 +24,7 @@ def residual_slopes(
 
     @with_quick_softplus
     def predicted(weights: PyTree, x: PyTree) -> Array:
-        return jnp.ravel(eqx.combine(weights, problem.frozen())(x))
+        return jnp.ravel(eqx.combine(weights, problem.frozen)(x))
 
     slopes = jax.vmap(jax.jacrev(predicted), in_axes=(None, 0))(weights, x)
     scale = jnp.sqrt(1 / samples) if problem.objective.is_mean else 1.0

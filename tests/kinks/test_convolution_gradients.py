@@ -112,7 +112,7 @@ def test_rows_and_gradient_of_a_convolutional_network(is_shared):
     )  # fmt: skip
     system = as_system(problem)
     assert len(system.function.convolutions) == (1 if is_shared else 2)
-    w, _ = ravel_pytree(problem.weights())
+    w, _ = ravel_pytree(problem.weights)
     random, shape = np.random.default_rng(1), system.low.shape
     chosen = random.random(shape) < 0.1
 

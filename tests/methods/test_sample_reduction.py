@@ -73,7 +73,7 @@ def test_loss_and_gradient_are_the_same_to_rounding(name):
     smaller, facts = compressed(problem)
     assert smaller.data[0].shape == (few, *shape)
     assert f"200 samples as {few}" in dict(facts)["data"]
-    weights = jax.tree.map(lambda w: 1.5 * w + 0.1, problem.weights())
+    weights = jax.tree.map(lambda w: 1.5 * w + 0.1, problem.weights)
     value, gradient = jax.value_and_grad(problem.loss)(weights)
     value_of_few, gradient_of_few = jax.value_and_grad(smaller.loss)(weights)
     np.testing.assert_allclose(value_of_few, value, rtol=1e-13)
@@ -90,7 +90,7 @@ def test_a_loss_of_zero_stays_zero_to_rounding_squared():
     x = normal(3, SAMPLES, 6)
     problem = posed(model, x, x @ model.layers[0].weight.T)
     smaller, _ = compressed(problem)
-    assert abs(smaller.loss(problem.weights())) < 1e-28
+    assert abs(smaller.loss(problem.weights)) < 1e-28
 
 
 @jax.custom_jvp
@@ -154,7 +154,7 @@ def test_samples_stay_where_it_does_not_pay_or_is_not_the_same():
         assert same is problem
         assert facts == ()
     moved, _ = compressed(posed(linear, x, y, hf.SquaredLoss("sum")))
-    weights = moved.weights()
+    weights = moved.weights
     expected = posed(linear, x, y, hf.SquaredLoss("sum")).loss(weights)
     np.testing.assert_allclose(moved.loss(weights), expected, rtol=1e-13)
 
@@ -169,7 +169,7 @@ def test_derivatives_with_respect_to_data(rank):
 
     def velocity(data, prepare):
         problem = prepare(posed(model, *data))
-        return jax.tree.leaves(jax.grad(problem.loss)(problem.weights()))
+        return jax.tree.leaves(jax.grad(problem.loss)(problem.weights))
 
     def derivatives(prepare):
         def moved(data):
@@ -192,7 +192,7 @@ def test_second_derivatives_with_respect_to_data():
 
     def loss(x, prepare):
         problem = prepare(posed(model, x, jnp.sin(x[:, :1])))
-        return jnp.exp(problem.loss(problem.weights()))
+        return jnp.exp(problem.loss(problem.weights))
 
     x = normal(3, 9, 2)
     expected = jax.hessian(loss)(x, lambda p: p)
@@ -278,5 +278,5 @@ def test_float32():
     problem = posed(model, normal(3, SAMPLES, 6), normal(4, SAMPLES, 3))
     smaller, _ = compressed(problem)
     assert smaller.data[0].dtype == smaller.data[1].dtype == jnp.float32
-    weights = problem.weights()
+    weights = problem.weights
     np.testing.assert_allclose(smaller.loss(weights), problem.loss(weights), rtol=1e-6)

@@ -18,7 +18,7 @@ class Landscape(eqx.Module):
     weight_decay: Float[Array, ""] | None = None
 
     def height(self, flat: Float[Array, " size"]) -> Float[Array, ""]:
-        _, unravel = ravel_pytree(self.problem.weights())
+        _, unravel = ravel_pytree(self.problem.weights)
         height = self.problem.loss(unravel(flat))
         if self.weight_decay is None:
             return height
@@ -44,10 +44,10 @@ def raveled(problem: Problem, model: PyTree) -> np.ndarray:
 
 def with_weights(problem: Problem, flat: np.ndarray) -> PyTree:
     """The model with the trained weights of a row."""
-    leaves, structure = jax.tree.flatten(problem.weights())
+    leaves, structure = jax.tree.flatten(problem.weights)
     parts = np.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
     arrays = [
         jnp.asarray(part.reshape(leaf.shape))
         for part, leaf in zip(parts, leaves, strict=True)
     ]
-    return eqx.combine(jax.tree.unflatten(structure, arrays), problem.frozen())
+    return eqx.combine(jax.tree.unflatten(structure, arrays), problem.frozen)

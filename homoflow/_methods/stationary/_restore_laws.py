@@ -24,7 +24,7 @@ def keeping(problem: Problem, laws: tuple[Law, ...]) -> Keep:
     """
     if not laws:
         return lambda flat: flat
-    start = problem.weights()
+    start = problem.weights
     return lambda flat: np.asarray(_restored(laws, start, jnp.asarray(flat)))
 
 

@@ -88,8 +88,9 @@ class Pace:
     def next(self, segment: Segment) -> Problem:
         """The problem with the weights from which the flow goes on after a segment."""
         problem = segment.problem
-        weights = self.keep(raveled(problem, segment.trajectory.model))
-        return eqx.tree_at(lambda p: p.model, problem, with_weights(problem, weights))
+        flat = self.keep(raveled(problem, segment.trajectory.model))
+        weights = eqx.filter(with_weights(problem, flat), problem.mask)
+        return eqx.tree_at(lambda p: p.weights, problem, weights)
 
 
 def segments(

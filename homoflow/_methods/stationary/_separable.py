@@ -56,9 +56,9 @@ def _are_classes(targets: np.ndarray) -> bool:
 
 def _outputs_scale(problem: Problem) -> bool:
     """Whether Σ c_k ⟨∂f/∂w_k, w_k⟩ = f for some numbers c_k, one for each array."""
-    arrays = len(jax.tree.leaves(problem.weights()))
+    arrays = len(jax.tree.leaves(problem.weights))
     keys = jr.split(jr.key(0), arrays + 1)
-    found = _growth(problem.weights(), problem.frozen(), problem.data[0], keys)
+    found = _growth(problem.weights, problem.frozen, problem.data[0], keys)
     growth, outputs = map(np.asarray, found)
     growth, outputs = growth.reshape(arrays, -1).T, outputs.ravel()
     shares = np.linalg.lstsq(growth, outputs)[0]

@@ -68,7 +68,7 @@ def _tangents(
 
     As many as there are laws: random ones span what all of them span.
     """
-    weights = landscape.problem.weights()
+    weights = landscape.problem.weights
     _, unravel = ravel_pytree(weights)
     shapes = [jax.eval_shape(law.value, weights).shape for law in laws]
     draws = min(sum(math.prod(shape) for shape in shapes), flat.size)
