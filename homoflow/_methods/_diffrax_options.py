@@ -14,6 +14,7 @@ from .._jax._tracing import is_concrete
 from .._jaxpr import nonsmooth_primitives
 from .._kinks import KinkShare, kinked_function
 from .._laws import Law
+from .._problem._checks import as_scalar, check_tolerance, checked_step
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem, without_laws
 from .._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
