@@ -62,6 +62,11 @@ class AbstractDynamics(eqx.Module):
         """
         return True
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether weights alone do not say how a run goes on."""
+        return type(self).init is not AbstractDynamics.init
+
     def check(self, problem: Problem) -> None:
         """Raise `ValueError` where the equation's own numbers make no sense."""
         del problem

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from .._jax._tracing import is_concrete
 from .._laws import Laws
 from .._observe._base import AbstractObservable
 from .._observe._sharpness import Sharpness
@@ -39,6 +40,11 @@ class Modified(AbstractDynamics):
     @property
     def uses_samples(self) -> bool:
         return False
+
+    @property
+    def has_memory(self) -> bool:
+        momentum = self.momentum
+        return not (is_concrete(momentum) and bool(jnp.asarray(momentum) == 0))
 
     def obstacle(self, problem: Problem) -> str | None:
         kinks = kinks_of(problem)
