@@ -13,21 +13,14 @@ from .._jax._arrays import all_finite
 from .._jax._compilation import quickly_compiled
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
-from .._kinks import KinkShare, as_system, evaluations
 from .._observe._assemble import recorded_trajectory
 from .._observe._observables import Observation
 from .._observe._time_grid import Span, fault_of, time_reached
 from .._problem._problem import Problem
 from .._rescaling import Orbit
 from .._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
-from .._solvers import (
-    AbstractTolerantSolver,
-    ExponentialAdams,
-    OnOrbit,
-    Remembered,
-    Rodas5P,
-)
-from ._diffrax_options import Method, gradient_evaluations
+from .._solvers import OnOrbit, Remembered, as_flow_solver
+from ._diffrax_options import Method
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._save_plan import Recorded, recording
 from ._vector_field import Equation, equation_of
@@ -86,7 +79,7 @@ def diffrax_flow(
         return _solve(*still, options, dfx.NoProgressMeter())
 
     coarse, coarsest = at(coarser), None
-    if isinstance(method.solver, KinkShare):
+    if as_flow_solver(method.solver).num_coarse_solves > 1:
         coarsest = at(_coarser(coarser)).trajectory
     estimated = with_error_estimate(
         run.trajectory, coarse.trajectory, problem.mask, coarsest
@@ -125,9 +118,8 @@ def _solve(
     solver, orbit = plain, equation.orbit
     if orbit is not None and not _remembers_much(plain, equation):
         solver = OnOrbit(plain, orbit, _unnoticed(method, t1))
-    records = recording(
-        equation, ts, t1, options.adjoint, has_memory=_tells_more(method)
-    )
+    uses_memory = as_flow_solver(solver).uses_memory
+    records = recording(equation, ts, t1, options.adjoint, has_memory=uses_memory)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(equation.field),
         solver,
@@ -159,7 +151,7 @@ def _solve(
         "steps": solution.stats["num_accepted_steps"],
         "rejected_steps": solution.stats["num_rejected_steps"],
         "time_reached": time_reached(result, times, valid, reached, span.t1),
-        **_costs(problem, plain, solution, times.shape[0]),
+        **_costs(solver, solution, equation.args, times.shape[0]),
     }
     if removed is not None:
         numbers["law_drift_removed"] = removed
@@ -190,15 +182,14 @@ def _solver_and_controller(
     forced = method.most_steps is not None
     if method.most_steps is not None:
         dtmin = t1 / method.most_steps
-    if isinstance(method.solver, AbstractTolerantSolver):
-        solver = method.solver.at(method.rtol, atol)
-        if isinstance(solver, ExponentialAdams) and equation.curvature is not None:
-            solver = solver.informed(equation.curvature)
-        return solver, solver.controller(dtmin=dtmin, force_dtmin=forced)
-    controller = dfx.PIDController(
-        rtol=method.rtol, atol=atol, dtmin=dtmin, force_dtmin=forced
+    solver = as_flow_solver(method.solver)
+    controller = solver.make_controller(
+        method.rtol, atol, dtmin=dtmin, force_dtmin=forced
     )
-    return method.solver, controller
+    stepper = solver.with_tolerances(method.rtol, atol)
+    if equation.curvature is not None:
+        stepper = as_flow_solver(stepper).with_curvature(equation.curvature)
+    return stepper, controller
 
 
 def _scale(weights: PyTree) -> Float[Array, ""]:
@@ -217,9 +208,8 @@ def _unnoticed(method: Method, t1: Array) -> Float[Array, ""]:
 
 
 def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
-    if not isinstance(solver, ExponentialAdams):
-        return False
-    return 2 * (solver.most_order + 1) * equation.start.size > MOST_REMEMBERED
+    numbers = as_flow_solver(solver).num_remembered(equation.start.size)
+    return numbers > MOST_REMEMBERED
 
 
 def _removed(orbit: Orbit, recorded: Recorded, memory: PyTree) -> Float[Array, ""]:
@@ -231,11 +221,6 @@ def _removed(orbit: Orbit, recorded: Recorded, memory: PyTree) -> Float[Array, "
     size = orbit.size(recorded.final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
     return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
-
-
-def _tells_more(method: Method) -> bool:
-    """Whether the solver's memory says more of a run than Diffrax counts."""
-    return bool(method.kept) or isinstance(method.solver, ExponentialAdams)
 
 
 def _event(adjoint, method: Method) -> dfx.Event | None:
@@ -280,31 +265,18 @@ def _valid(
 
 
 def _costs(
-    problem: Problem, solver, solution: dfx.Solution, recorded: int
+    solver: dfx.AbstractSolver, solution: dfx.Solution, args: PyTree, recorded: int
 ) -> dict[str, Array]:
     """Evaluations as far as they are known, with those for what is `recorded`."""
-    costs = _costs_of_steps(problem, solver, solution)
+    costs = as_flow_solver(solver).cost(
+        num_accepted=solution.stats["num_accepted_steps"],
+        num_rejected=solution.stats["num_rejected_steps"],
+        num_steps=solution.stats["num_steps"],
+        solver_state=solution.solver_state,
+        args=args,
+    )
     if "gradient_evaluations" in costs:
         costs["gradient_evaluations"] += recorded
-    return costs
-
-
-def _costs_of_steps(problem: Problem, solver, solution) -> dict[str, Array]:
-    steps, memory = solution.stats["num_steps"], solution.solver_state
-    if isinstance(solver, KinkShare):
-        return {"gradient_evaluations": evaluations(as_system(problem), steps)}
-    if isinstance(solver, ExponentialAdams):
-        # `BacksolveAdjoint` keeps no memory.
-        if memory is None:
-            return {}
-        if isinstance(memory, Remembered):
-            memory = memory.inner
-        accepted = solution.stats["num_accepted_steps"]
-        return solver.counted(accepted, solution.stats["num_rejected_steps"], memory)
-    count = gradient_evaluations(solver, steps)
-    costs = {} if count is None else {"gradient_evaluations": count}
-    if isinstance(solver, Rodas5P):
-        costs["jacobian_evaluations"] = steps
     return costs
 
 

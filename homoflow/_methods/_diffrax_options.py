@@ -17,15 +17,12 @@ from .._laws import Law
 from .._problem._checks import as_scalar, check_tolerance, checked_step
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem, without_laws
-from .._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
+from .._solvers import AbstractFlowSolver, ExponentialAdams, as_flow_solver
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
 #: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
 SMOOTH_RTOL = {"float64": 1e-10, "float32": 1e-5}
 KINKED_RTOL = 1e-4
-#: Exponential Adams interpolates as accurately as it steps, and its steps have errors of a
-#: few times the tolerance.
-ADAMS_RTOL = {"float64": 1e-11, "float32": 3e-6}
 #: From so many products of samples and weights on, a gradient takes longer than the rest
 #: of an exponential Adams step (about 25 µs on a core): then the fewest gradients win.
 MANY_PRODUCTS = 30_000
@@ -70,7 +67,7 @@ class Method(eqx.Module):
     @property
     def may_be_held_up(self) -> bool:
         """Whether it is an explicit method for smooth flows, with steps of its choice."""
-        is_explicit = isinstance(self.solver, dfx.Tsit5 | dfx.Dopri8)
+        is_explicit = as_flow_solver(self.solver).is_explicit
         return is_explicit and self.controller is None and not self.is_averaging
 
     def told(self, facts: tuple[tuple[str, str], ...]) -> "Method":
@@ -138,7 +135,7 @@ def choose_method(
             "`rtol` and `atol` belong to homoflow's own step size controller: give them "
             "to your `stepsize_controller` instead."
         )
-    if isinstance(solver, AbstractTolerantSolver):
+    if isinstance(solver, AbstractFlowSolver) and solver.scales_errors:
         _refuse_other_tolerances(solver, controller)
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_tolerance(name, value, dtype)
@@ -197,7 +194,7 @@ def choose_method(
 
 
 def _refuse_other_tolerances(
-    solver: AbstractTolerantSolver, controller: dfx.AbstractStepSizeController | None
+    solver: AbstractFlowSolver, controller: dfx.AbstractStepSizeController | None
 ) -> None:
     name = type(solver).__name__
     if controller is not None:
@@ -205,7 +202,7 @@ def _refuse_other_tolerances(
             f"{name} estimates its errors in units of the tolerance, for its own step "
             "size controller: leave `stepsize_controller` out and give `rtol`."
         )
-    if solver.rtol is not None or solver.atol is not None:
+    if solver.has_tolerances:
         raise ValueError(
             f"Give `rtol` and `atol` to `flow`, not to {name}: its default `atol` depends "
             "on the weights."
@@ -270,25 +267,6 @@ def _shares_pay(problem: Problem) -> bool:
     return function.count * samples > MANY_PAIRS and not function.refused
 
 
-def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
-    """How often a one-step solver, explicit or ours, evaluated the field in `steps`.
-
-    `None` for other solvers, which do not say. A first-same-as-last solver evaluates
-    once more each time its very first step is rejected, which Diffrax does not report.
-    """
-    if isinstance(solver, dfx.Euler):
-        return steps
-    if isinstance(solver, Rodas5P):
-        return solver.evaluations_per_step * steps
-    if not isinstance(solver, dfx.AbstractERK):
-        return None
-    tableau = solver.tableau
-    if isinstance(tableau, dfx.MultiButcherTableau):
-        return None
-    per_step = tableau.num_stages - int(tableau.fsal)
-    return per_step * steps + int(tableau.fsal)
-
-
 def _default_solver(
     kinks: tuple[str, ...], dtype: jnp.dtype, rtol: Any
 ) -> tuple[dfx.AbstractSolver, str]:
@@ -309,5 +287,5 @@ def _default_rtol(
 ) -> float:
     if kinks:
         return KINKED_RTOL
-    is_adams = isinstance(solver, ExponentialAdams)
-    return (ADAMS_RTOL if is_adams else SMOOTH_RTOL)[dtype.name]
+    own = as_flow_solver(solver).default_rtol(dtype.name)
+    return SMOOTH_RTOL[dtype.name] if own is None else own

@@ -9,12 +9,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics, GradientFlow
-from .._kinks import KinkShare, as_system
 from .._observe._observables import observe
 from .._problem._losses import is_squared
 from .._problem._problem import Problem
 from .._problem._residual_jacobian import residual_slopes
 from .._rescaling import Orbit
+from .._solvers import as_flow_solver
 from ._diffrax_options import Method
 
 
@@ -83,7 +83,7 @@ def equation_of(
         return jax.vmap(lambda row: ravel_pytree(row)[0])(slopes)
 
     has_residuals = isinstance(dynamics, GradientFlow) and is_squared(problem.objective)
-    system = as_system(problem) if isinstance(method.solver, KinkShare) else None
+    system = as_flow_solver(method.solver).problem_args(problem)
     return Equation(
         start,
         (given, system, None if orbit is None else orbit.values(start)),
