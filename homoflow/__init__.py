@@ -55,20 +55,21 @@ from ._rescaling import balance as balance
 from ._results._compare import Comparison as Comparison, compare as compare
 from ._results._event_kind import EventKind as EventKind
 from ._results._events import Event as Event, Events as Events, Slide as Slide
+from ._results._failure import (
+    TrajectoryError as TrajectoryError,
+    TrajectoryInterrupt as TrajectoryInterrupt,
+)
 from ._results._kink_layer import KinkLayer as KinkLayer
 from ._results._ledger import (
     Account as Account,
     BatchSplit as BatchSplit,
     Ledger as Ledger,
 )
-from ._results._stationary_kind import VERDICTS as VERDICTS
-from ._results._trajectory import (
-    RESULTS as RESULTS,
-    Stats as Stats,
-    Trajectory as Trajectory,
-    TrajectoryError as TrajectoryError,
-    TrajectoryInterrupt as TrajectoryInterrupt,
-)
+from ._results._reason import Reason as Reason
+from ._results._stationary_kind import StationaryKind as StationaryKind
+from ._results._stats import Stats as Stats
+from ._results._status import RESULTS as RESULTS
+from ._results._trajectory import Trajectory as Trajectory
 from ._solvers import (
     ExponentialAdams as ExponentialAdams,
     GaussLegendre as GaussLegendre,

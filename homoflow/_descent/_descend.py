@@ -22,12 +22,10 @@ from .._observe._observables import Observation, observe
 from .._problem._losses import LossLike, Risk, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable
+from .._results._failure import raise_unless_successful
 from .._results._ledger import Ledger
-from .._results._trajectory import (
-    RESULTS,
-    Trajectory,
-    raise_unless_successful,
-)
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 from ._batches import Batches, Order
 from ._clock import Clock, read_clock
 from ._law_budget import Accountant, Step, Sums
@@ -61,7 +59,7 @@ def descend(
     With the default `optax.sgd` a step of learning rate η is a step of Euler's method
     for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). For
     optimizers without a gradient-flow limit (Adam) the clock adds up learning rates, and
-    `stats["clock"]` says so.
+    `stats["time_unit"]` says so.
 
     **Arguments:**
 
@@ -85,7 +83,7 @@ def descend(
 
     **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
-    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `clock`.
+    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `time_unit`.
 
     If the loss becomes inf or NaN the result is `diverged`: `model` keeps the last weights
     with a finite loss and everything recorded afterwards is NaN.
@@ -408,7 +406,7 @@ def _trajectory(
     }
     facts = (
         ("optimizer", plan.factory.name),
-        ("clock", plan.clock.fact),
+        ("time_unit", plan.clock.fact),
     )
     return recorded_trajectory(
         problem,

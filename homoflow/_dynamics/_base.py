@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS
+from .._results._status import RESULTS
 
 State = PyTree
 

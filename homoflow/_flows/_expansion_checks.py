@@ -63,7 +63,7 @@ def _warn_beyond(
     *,
     stacklevel: int,
 ) -> None:
-    sharpness = trajectory.sharpness
+    sharpness = trajectory.observed.get("sharpness")
     known = is_concrete((sharpness, learning_rate, momentum))
     if sharpness is None or not known or sharpness.ndim != 1:
         return

@@ -24,7 +24,8 @@ from .._problem._checks import as_scalar, check_max_steps, check_weight_decay
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, pose
 from .._problem._trainable import Trainable
-from .._results._trajectory import Trajectory, raise_unless_successful
+from .._results._failure import raise_unless_successful
+from .._results._trajectory import Trajectory
 
 
 def flow(
@@ -63,18 +64,19 @@ def flow(
     tolerance. Otherwise, and by default, the answer is *approximate*
     (`homoflow.Averaged`): the method averages over kinks at a tolerance that never
     stalls, and solves once more at a coarser one to report an `error_estimate` in
-    `stats`. Either can be asked for by name; `stats["why"]` tells which it was and why.
+    `stats`. Either can be asked for by name; `stats["solver_reason"]` tells which it was
+    and why.
 
     **Arguments:**
 
     - `model`: any Equinox module that maps one sample to one output.
     - `data`: `(x, y)` with shapes `(m, …)`, cast to the dtype of the model's weights;
-        with `objective`, whatever that takes. Where the model is linear in x (affine: with
-        biases), by its operations, and the loss is `SquaredLoss`, the flow is computed on
-        at most n + k + 1 samples that have the same loss for all weights (n inputs, k
-        outputs), by a QR factorization: `stats["data"]` says so. Losses, laws and
-        derivatives are the same to rounding, at a cost that does not depend on m. (Not
-        with biases and a loss that is summed over samples.)
+        with `objective`, whatever that takes. Where the model is linear in x (affine:
+        with biases), by its operations, and the loss is `SquaredLoss`, the flow is
+        computed on at most n + k + 1 samples that have the same loss for all weights (n
+        inputs, k outputs), by a QR factorization: `stats["sample_reduction"]` says so.
+        Losses, laws and derivatives are the same to rounding, at a cost that does not
+        depend on m. (Not with biases and a loss that is summed over samples.)
     - `t1`: the final time, in the flow's units (a step of gradient descent with learning
         rate η takes time η); or `jnp.inf`, see below.
     - `loss`: `(prediction, target) -> scalar`, averaged over samples.
@@ -119,7 +121,7 @@ def flow(
         fourth step is projected if a law has drifted by `rtol`·‖w‖² by then (not those of
         `ExponentialAdams` on networks of more than about 40,000 weights, where what it
         remembers would have to be gone through once more); what was removed, from steps
-        and at the end, is `stats["law_drift_removed"]`, relative to ‖w‖², an error estimate
+        and at the end, is `stats["projected_drift"]`, relative to ‖w‖², an error estimate
         for free. The laws then show nothing of the solver's accuracy, nor whether they are
         laws: `law_violation` does. Default: wherever homoflow chose the solver (not with
         `stepsize_controller`) and the laws in `laws` are certain for this loss, these
@@ -145,47 +147,48 @@ def flow(
     **To the end of training.** With `t1=jnp.inf` the flow of a smooth model goes on to a
     stationary point. The flow is integrated in segments until it is 1e-5·‖w‖ from one, by
     the Hessian's eigenvalues, and no negative one leads away from there: saddles and
-    plateaus are passed. Newton's method, with the least steps (none along flat directions),
-    then takes the weights to ‖∇L‖ of rounding, and laws that are projected back to their
-    initial values. `model` is that point; `ts` ends where the flow did, with 101 times
-    chosen such that much the same happens between them, or is what you gave (finite times
-    that the flow passes). `stats` say what kind of point it is: `verdict`, a member of
-    `homoflow.VERDICTS`, with the `smallest_eigenvalue` and `largest_eigenvalue` of ∇²L
-    there, the number of `zero_eigenvalues` (of at most `eigenvalue_threshold`, 1e-12 of the
-    largest) and of those that are `explained_zero_eigenvalues`, by the symmetries behind
-    the laws; `gradient_norm`, `stationary_loss`, and `polish_distance`, what Newton's
-    method has moved, relative to ‖w‖. Zero eigenvalues that no law explains are looked into
-    along random directions: what is flat is a minimum, what falls a saddle. A start at a
+    plateaus are passed. Newton's method, with the least steps (none along flat
+    directions), then takes the weights to ‖∇L‖ of rounding, and laws that are projected
+    back to their initial values. `model` is that point; `ts` ends where the flow did,
+    with 101 times chosen such that much the same happens between them, or is what you
+    gave (finite times that the flow passes). `stats` say what kind of point it is:
+    `stationary_kind`, a member of `homoflow.StationaryKind`, with the
+    `smallest_eigenvalue` and `largest_eigenvalue` of ∇²L there, the number of
+    `zero_eigenvalues` (of at most `eigenvalue_threshold`, 1e-12 of the largest) and of
+    those that are `symmetry_zero_eigenvalues`, by the symmetries behind the laws;
+    `gradient_norm`, `stationary_loss`, and `polish_distance`, what Newton's method has
+    moved, relative to ‖w‖. Zero eigenvalues that no law explains are looked into along
+    random directions: what is flat is a minimum, what falls a saddle. A start at a
     stationary point, such as w = 0, stays there, and a flow that comes to a strict saddle
     because of zeros in its start stays too; that only another symmetry keeps it there
     (equal columns) is lost in rounding. Where the loss (logistic, exponential, or
-    cross-entropy with classes) has fallen below log(2)/m (1/m for the exponential one) and
-    the outputs scale with the weights, all m samples are separated for good and there is no
-    stationary point: `RESULTS.no_stationary_point`. Weights that run off to infinity
-    otherwise end with `max_steps`, which counts all segments. Up to 500 weights the default
-    solver is `Rodas5P` at an `rtol` of 1e-8; beyond 2,000, extreme eigenvalues are found by
-    Lanczos iterations, zero ones are not counted, and only a loss of 0 makes a minimum
-    decided. With `weight_decay` all this is about L + ½λ‖w‖². It takes float64, and no
-    `adjoint` or `estimate_error`; and it decides in Python: outside of jit and vmap, where
-    a loop over seeds compiles once. Ctrl-C raises `homoflow.TrajectoryInterrupt` with the
-    `trajectory` so far.
+    cross-entropy with classes) has fallen below log(2)/m (1/m for the exponential one)
+    and the outputs scale with the weights, all m samples are separated for good and there
+    is no stationary point: `RESULTS.no_stationary_point`. Weights that run off to
+    infinity otherwise end with `max_steps`, which counts all segments. Up to 500 weights
+    the default solver is `Rodas5P` at an `rtol` of 1e-8; beyond 2,000, extreme
+    eigenvalues are found by Lanczos iterations, zero ones are not counted, and only a
+    loss of 0 makes a minimum decided. With `weight_decay` all this is about L + ½λ‖w‖².
+    It takes float64, and no `adjoint` or `estimate_error`; and it decides in Python:
+    outside of jit and vmap, where a loop over seeds compiles once. Ctrl-C raises
+    `homoflow.TrajectoryInterrupt` with the `trajectory` so far.
 
     **Returns:** a `homoflow.Trajectory`. Its `stats` hold `steps`, `rejected_steps`,
     `gradient_evaluations` (explicit Runge–Kutta solvers, `ExponentialAdams`, which needs
-    no Hessians, and `Rodas5P`, which has
-    `jacobian_evaluations`, the number of Hessians, besides; those of a solver that was
-    held up are included), `time_reached`,
+    no Hessians, and `Rodas5P`, which has `jacobian_evaluations`, the number of Hessians,
+    besides; those of a solver that was held up are included), `time_reached`,
     `law_violation`, `error_estimate` (relative error of the final weights),
-    `loss_error_estimate` (largest absolute error of `losses`), `solver`, `why`, `kinks`.
-    Those of `Filippov` also hold `crossings`, `entries` and `exits` (pairs of a sample
-    and a unit that cross their kink, begin or cease to slide on it),
-    `largest_sliding_set`, `forward_passes`; `non_unique`: of how many different pairs the
-    side was chosen, once or more often, where another was found that solves the inclusion
-    as well, or where dependent kinks met and that was not looked into; `leaps`: how often
-    no way on was found at a point, and it was passed by a straight step of 3e-8·‖w‖ with
-    the last velocity tried; and the time `first_choice` of the first choice or leap (NaN:
-    none). Who did what, and what was chosen, is in `events` if `Filippov(events=…)` asks
-    for it; a choice that lasts is there once.
+    `loss_error_estimate` (largest absolute error of `losses`), `solver`, `solver_reason`,
+    `nonsmooth_ops`. Those of `Filippov` also hold `crossings`, `entries` and `exits`
+    (pairs of a sample and a unit that cross their kink, begin or cease to slide on it),
+    `largest_sliding_set`, `forward_passes`; `num_nonunique_pairs`: of how many different
+    pairs the side was chosen, once or more often, where another was found that solves the
+    inclusion as well, or where dependent kinks met and that was not looked into;
+    `forced_steps`: how often no way on was found at a point, and it was passed by a
+    straight step of 3e-8·‖w‖ with the last velocity tried; and `first_nonunique_time`,
+    the time of the first choice or forced step (NaN: none). Who did what, and what was
+    chosen, is in `events` if `Filippov(events=…)` asks for it; a choice that lasts is
+    there once.
 
     **Raises:** `ValueError` for bad input, before anything is compiled;
     `homoflow.TrajectoryError`, which holds what was computed, if the run does not finish.
@@ -198,7 +201,7 @@ def flow(
     drift = flow.laws["neurons[1]"][-1] - flow.laws["neurons[1]"][0]
 
     end = hf.flow(model, (x, x[:, :1]), t1=jnp.inf)
-    print(hf.VERDICTS[end.stats["verdict"]])  # A minimum: …
+    print(hf.StationaryKind[end.stats["stationary_kind"]])  # A minimum: …
     ```
     """
     problem = pose(

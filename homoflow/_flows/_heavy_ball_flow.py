@@ -28,7 +28,9 @@ from .._problem._checks import (
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable
-from .._results._trajectory import RESULTS, Trajectory, raise_unless_successful
+from .._results._failure import raise_unless_successful
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 
 Number = float | int | Float[ArrayLike, ""]
 

@@ -20,7 +20,9 @@ from .._problem._checks import check_learning_rate, check_max_steps, check_momen
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable
-from .._results._trajectory import RESULTS, Trajectory, raise_unless_successful
+from .._results._failure import raise_unless_successful
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 from ._expansion_checks import warn_unless_trajectory_expands
 
 
@@ -71,18 +73,19 @@ def modified_flow(
     - all others: as for `homoflow.flow`.
 
     **Returns:** a `homoflow.Trajectory`. `losses` are L, not the modified loss, and
-    `grad_norms` are ‖∇L‖. `sharpness` is λ_max(∇²L) at `ts`, with which the expansion
-    is checked (see `homoflow.sharpness` for its accuracy): each time costs tens of
-    Hessian-vector products, which at 101 times is most of the run. Record at fewer `ts`
-    to save it. `stats["gradient_evaluations"]` counts evaluations of the
-    equation, each one gradient and one Hessian-vector product, and
+    `grad_norms` are ‖∇L‖. `observed["sharpness"]` is λ_max(∇²L) at `ts`, with which the
+    expansion is checked (see `homoflow.sharpness` for its accuracy): each time costs tens
+    of Hessian-vector products, which at 101 times is most of the run. Record at fewer
+    `ts` to save it. `stats["gradient_evaluations"]` counts evaluations of the equation,
+    each one gradient and one Hessian-vector product, and
     `stats["hessian_vector_products"]` all such products, but for those behind the
     Jacobians of an implicit solver.
 
     **Warns:** if η λ_max goes beyond (1 − √μ)² (1 without momentum) along the run. On a
     quadratic the expansion in η converges up to there, and beyond gradient descent
     overshoots in the sharpest direction, which no flow does; it is unstable from
-    2(1 + μ). (Not under jit or vmap, where values are unknown: look at `sharpness`.)
+    2(1 + μ). (Not under jit or vmap, where values are unknown: look at
+    `observed["sharpness"]`.)
 
     **Raises:** `ValueError` for bad input, and for models whose gradient jumps (ReLU,
     |·|, max): there an expansion in η does not hold, because each crossing of a kink
@@ -197,7 +200,9 @@ def _refuse_kinks(problem: Problem) -> None:
 
 def _with_sharpness(trajectory: Trajectory, curvature: Sharpness) -> Trajectory:
     products = jnp.nansum(curvature.products)
-    if "gradient_evaluations" in trajectory.stats:
-        products = products + trajectory.stats["gradient_evaluations"]
+    evaluations = trajectory.stats["gradient_evaluations"]
+    if evaluations is not None:
+        products = products + evaluations
     stats = trajectory.stats.with_numbers(hessian_vector_products=products)
-    return dataclasses.replace(trajectory, sharpness=curvature.value, stats=stats)
+    observed = {"sharpness": curvature.value}
+    return dataclasses.replace(trajectory, observed=observed, stats=stats)

@@ -23,7 +23,8 @@ from .._problem._checks import check_max_steps
 from .._problem._losses import LossLike, Risk, SquaredLoss
 from .._problem._problem import Objective, Problem, pose
 from .._problem._trainable import Trainable
-from .._results._trajectory import RESULTS, raise_unless_successful
+from .._results._failure import raise_unless_successful
+from .._results._status import RESULTS
 from ._drift_prediction import DriftPrediction
 
 #: Samples whose gradients are in memory at one time.
@@ -74,13 +75,12 @@ def predict_drift(
         gradient for each of them.
     - all others: as for `homoflow.flow`.
 
-    **Returns:** a `homoflow.DriftPrediction`. Its `flow.sharpness` is λ_max(∇²L) at the
-    recorded times, each at the cost of tens of Hessian-vector products (see
-    `homoflow.sharpness`), which at 101 times is most of the run. At kinks there is no
-    Hessian, and it is that beside them.
-    Where the flow is solved a second time for an error estimate (with kinks, always),
-    `flow.stats["drift_error_estimate"]` is twice the largest difference of the
-    integrals, relative to the largest of each law.
+    **Returns:** a `homoflow.DriftPrediction`. Its `flow.observed["sharpness"]` is
+    λ_max(∇²L) at the recorded times, each at the cost of tens of Hessian-vector products
+    (see `homoflow.sharpness`), which at 101 times is most of the run. At kinks there is
+    no Hessian, and it is that beside them. Where the flow is solved a second time for an
+    error estimate (with kinks, always), `flow.stats["drift_error_estimate"]` is twice the
+    largest difference of the integrals, relative to the largest of each law.
 
     **Raises:** `ValueError` for bad input; `homoflow.TrajectoryError`, which holds what
     was computed of the flow, if the run does not finish.
@@ -134,7 +134,8 @@ def predict_drift(
     if coarse is not None:
         estimate = _relative_difference(watched, coarse)
         stats = stats.with_numbers(drift_error_estimate=estimate)
-    flow = dataclasses.replace(flow, stats=stats, sharpness=watched.sharpness.value)
+    observed = {"sharpness": watched.sharpness.value}
+    flow = dataclasses.replace(flow, stats=stats, observed=observed)
     if throw:
         flow = raise_unless_successful(flow)
     return DriftPrediction(flow, watched.mean, watched.noise, _sample_count(problem))

@@ -10,7 +10,9 @@ from .._jax._tracing import is_concrete
 from .._kinks import Filippov
 from .._kinks.averaging._options import Averaged
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS, Trajectory
+from .._results._reason import REQUESTED, Reason
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 from ._diffrax_options import kinks_of
 from ._exact import exact_pairs, obstacle
 
@@ -29,7 +31,7 @@ class Choice(NamedTuple):
     """Whether to follow kinks exactly, and why, for `stats`."""
 
     is_exact: bool
-    why: str | None
+    why: Reason | None
 
 
 def choose_between(
@@ -47,32 +49,33 @@ def choose_between(
                 f"`{given[0]}` is for Diffrax's solvers: `homoflow.Filippov` takes "
                 "`rtol` and `max_steps` only."
             )
-        return Choice(True, "asked for")
+        return Choice(True, REQUESTED)
     if solver is not None or not kinks_of(problem):
         return Choice(False, None)
     if given:
-        return Choice(False, f"{NOT_EXACT}: `{given[0]}` is for Diffrax's solvers")
+        return _not_exact("diffrax_option", f"`{given[0]}` is for Diffrax's solvers")
     if not is_concrete(rtol):
-        return Choice(False, f"{NOT_EXACT}: rtol is not known before the run")
+        return _not_exact("unknown_rtol", "rtol is not known before the run")
     if rtol is None or jnp.ndim(rtol) != 0 or not 0 < float(rtol) <= LOOSEST_RTOL:
-        return Choice(
-            False, f"{NOT_EXACT}: it is considered at rtol ≤ {LOOSEST_RTOL:g}"
-        )
+        return _not_exact("loose_rtol", f"it is considered at rtol ≤ {LOOSEST_RTOL:g}")
     reason = obstacle(problem)
     if reason is not None:
-        return Choice(False, f"{NOT_EXACT}: {reason}")
+        return _not_exact("obstacle", reason)
     pairs = exact_pairs(problem)
     if pairs > MOST_PAIRS:
-        return Choice(
-            False,
-            f"{NOT_EXACT}: {pairs:,} pairs of a sample and a kink are more than "
-            f"{MOST_PAIRS:,}",
+        return _not_exact(
+            "many_pairs",
+            f"{pairs:,} pairs of a sample and a kink are more than {MOST_PAIRS:,}",
         )
-    return Choice(
-        True,
+    text = (
         f"rtol ≤ {LOOSEST_RTOL:g} and {pairs:,} pairs of a sample and a kink: each is "
-        "followed",
+        "followed"
     )
+    return Choice(True, Reason("nonsmooth_exact", text))
+
+
+def _not_exact(code: str, text: str) -> Choice:
+    return Choice(False, Reason(code, f"{NOT_EXACT}: {text}"))
 
 
 def gave_up(trajectory: Trajectory) -> bool:
@@ -94,4 +97,4 @@ def after_giving_up(trajectory: Trajectory) -> Choice:
     """To average, and where the exact flow came to its end."""
     reached = float(trajectory.stats["time_reached"])
     reason = str(RESULTS[trajectory.result]).split(". ")[0].split(":")[0]
-    return Choice(False, f"{NOT_EXACT}: at t = {reached:.4g}, {reason}")
+    return _not_exact("gave_up", f"at t = {reached:.4g}, {reason}")

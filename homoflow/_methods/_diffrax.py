@@ -19,7 +19,8 @@ from .._observe._observables import Observation
 from .._observe._time_grid import Span, fault_of, time_reached
 from .._problem._problem import Problem
 from .._rescaling import Orbit
-from .._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory, nan_unless, with_facts
 from .._solvers import (
     AbstractTolerantSolver,
     ExponentialAdams,
@@ -162,7 +163,7 @@ def _solve(
         **_costs(problem, plain, solution, times.shape[0]),
     }
     if removed is not None:
-        numbers["law_drift_removed"] = removed
+        numbers["projected_drift"] = removed
     trajectory = recorded_trajectory(
         problem,
         times,
@@ -172,7 +173,7 @@ def _solve(
         saved=saved,
         result=result,
         numbers=numbers,
-        facts=(("clock", "flow time"),),
+        facts=(("time_unit", "flow time"),),
     )
     return Run(trajectory, nan_unless(valid, watched))
 

@@ -17,6 +17,8 @@ from .._laws import Law
 from .._problem._checks import as_scalar, check_tolerance, checked_step
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem, without_laws
+from .._results._reason import REQUESTED, Reason
+from .._results._stats import Facts
 from .._solvers import AbstractTolerantSolver, ExponentialAdams, Rodas5P
 
 #: Relative tolerances used when none is given. Between its steps a solver interpolates,
@@ -60,7 +62,7 @@ class Method(eqx.Module):
     atol: Array | None
     dt0: Array | None
     most_steps: Array | None
-    facts: tuple[tuple[str, str], ...] = eqx.field(static=True)
+    facts: Facts = eqx.field(static=True)
     kept: tuple[Law, ...] = ()
 
     @property
@@ -73,7 +75,7 @@ class Method(eqx.Module):
         is_explicit = isinstance(self.solver, dfx.Tsit5 | dfx.Dopri8)
         return is_explicit and self.controller is None and not self.is_averaging
 
-    def told(self, facts: tuple[tuple[str, str], ...]) -> "Method":
+    def told(self, facts: Facts) -> "Method":
         """The same method, with more facts for `stats`."""
         return dataclasses.replace(self, facts=(*self.facts, *facts))
 
@@ -115,7 +117,7 @@ def choose_method(
     may_share_kinks: bool = False,
     may_take_adams: bool = False,
     held_up_at: float | None = None,
-    note: str | None = None,
+    note: Reason | None = None,
 ) -> Method:
     """The method for a problem: what the user asked for, defaults for the rest.
 
@@ -147,10 +149,11 @@ def choose_method(
     averaging = solver is None and controller is None and bool(kinks)
     if averaging and may_share_kinks and _shares_pay(problem):
         solver = KinkShare()
-        why = (
+        why = Reason(
+            "nonsmooth_many_pairs",
             f"the gradient jumps at {', '.join(kinks)}, for more than {MANY_PAIRS:,} "
             "pairs of a sample and a kink: the slope of each is averaged over the step; "
-            "the result is approximate"
+            "the result is approximate",
         )
     elif (
         solver is None
@@ -162,9 +165,9 @@ def choose_method(
     elif solver is None:
         solver, why = _default_solver(kinks, dtype, rtol)
     else:
-        why = "asked for"
+        why = REQUESTED
     if note is not None:
-        why = f"{why} ({note})"
+        why = Reason(why.code, f"{why} ({note})")
     if controller is None and not isinstance(solver, dfx.AbstractAdaptiveSolver):
         if dt0 is None:
             raise ValueError(
@@ -181,8 +184,8 @@ def choose_method(
         rtol = _default_rtol(solver, kinks, dtype)
     facts = (
         ("solver", type(solver).__name__),
-        ("why", why),
-        ("kinks", ", ".join(kinks) or "none found"),
+        ("solver_reason", why),
+        ("nonsmooth_ops", ", ".join(kinks) or "none found"),
     )
     return Method(
         solver,
@@ -234,21 +237,23 @@ def kinks_of(problem: Problem) -> tuple[str, ...]:
 
 def _why_adams(
     problem: Problem, kinks: tuple[str, ...], held_up_at: float | None
-) -> str | None:
+) -> Reason | None:
     """What speaks for exponential Adams; `None` if nothing does."""
     if kinks:
         return None
     if held_up_at is not None:
-        return (
+        return Reason(
+            "stiff_restart",
             f"smooth and stiff: {MOST_EXPLICIT_STEPS:,} explicit steps came to t = "
-            f"{held_up_at:.3g} only"
+            f"{held_up_at:.3g} only",
         )
     products = _products(problem)
     if products < MANY_PRODUCTS:
         return None
-    return (
+    return Reason(
+        "many_products",
         f"smooth, with {products:,} products of samples and weights: it takes the "
-        "fewest gradients, also where the flow is stiff"
+        "fewest gradients, also where the flow is stiff",
     )
 
 
@@ -291,17 +296,19 @@ def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | No
 
 def _default_solver(
     kinks: tuple[str, ...], dtype: jnp.dtype, rtol: Any
-) -> tuple[dfx.AbstractSolver, str]:
+) -> tuple[dfx.AbstractSolver, Reason]:
     if kinks:
-        return dfx.Heun(), (
+        return dfx.Heun(), Reason(
+            "nonsmooth_averaged",
             f"the gradient jumps at {', '.join(kinks)}: Heun's method compares the two "
-            "ends of a step and averages over kinks; the result is approximate"
+            "ends of a step and averages over kinks; the result is approximate",
         )
     if dtype == jnp.float32:
-        return dfx.Tsit5(), "smooth problem in float32"
+        return dfx.Tsit5(), Reason("smooth_float32", "smooth problem in float32")
     if rtol is not None and is_concrete(rtol) and float(rtol) >= LOOSE_RTOL:
-        return dfx.Tsit5(), f"smooth problem, rtol ≥ {LOOSE_RTOL:g}"
-    return dfx.Dopri8(), "smooth problem in float64"
+        text = f"smooth problem, rtol ≥ {LOOSE_RTOL:g}"
+        return dfx.Tsit5(), Reason("loose_tolerance", text)
+    return dfx.Dopri8(), Reason("smooth_float64", "smooth problem in float64")
 
 
 def _default_rtol(

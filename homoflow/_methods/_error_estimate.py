@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._results._trajectory import RESULTS, Trajectory
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 
 #: The estimate is this factor times the difference to a coarser solve: with kinks the
 #: error does not always fall in proportion, and where the two solves become unrelated

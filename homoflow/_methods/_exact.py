@@ -25,7 +25,9 @@ from .._problem._checks import check_tolerance
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem
 from .._results._events import Events
-from .._results._trajectory import RESULTS, Trajectory, with_facts
+from .._results._reason import REQUESTED, Reason
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory, with_facts
 from ._diffrax_options import COARSER_RTOL, kinks_of
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._float64 import in_float64, why_not_in_float64
@@ -48,7 +50,7 @@ def exact_flow(
     max_steps: int,
     save_models: bool,
     estimate_error: bool = False,
-    why: str = "asked for",
+    why: Reason = REQUESTED,
     progress: Progress = False,
 ) -> Trajectory:
     """The flow of `problem` as a differential inclusion.
@@ -62,8 +64,8 @@ def exact_flow(
     check_tolerance("rtol", rtol, problem.dtype)
     facts = (
         ("solver", "Filippov"),
-        ("why", why),
-        ("kinks", ", ".join(kinks_of(problem))),
+        ("solver_reason", why),
+        ("nonsmooth_ops", ", ".join(kinks_of(problem))),
     )
 
     def solved(problem: Problem, span: Span) -> Trajectory:
@@ -227,9 +229,9 @@ def _trajectory(
         "entries": counts["entries"],
         "exits": counts["exits"],
         "largest_sliding_set": counts["largest_sliding_set"],
-        "non_unique": solution.non_unique,
-        "leaps": counts["leaps"],
-        "first_choice": jnp.where(
+        "num_nonunique_pairs": solution.non_unique,
+        "forced_steps": counts["leaps"],
+        "first_nonunique_time": jnp.where(
             jnp.isfinite(solution.first_choice), solution.first_choice, jnp.nan
         ),
         "gradient_evaluations": _in_gradients(problem, counts),
@@ -245,7 +247,7 @@ def _trajectory(
         saved=jax.vmap(unravel)(saved) if options.save_models else None,
         result=result,
         numbers=numbers,
-        facts=(("clock", "flow time"),),
+        facts=(("time_unit", "flow time"),),
         events=_events(problem, system, sound, solution),
     )
 

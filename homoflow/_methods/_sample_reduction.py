@@ -49,7 +49,7 @@ def compressed(problem: Problem) -> Compressed:
         " in its input and the loss is squared"
     )
     smaller = eqx.tree_at(lambda p: p.data, problem, few)
-    return Compressed(smaller, (("data", told),))
+    return Compressed(smaller, (("sample_reduction", told),))
 
 
 @known_by_structure(of=without_laws)

@@ -15,6 +15,7 @@ from .._kinks.averaging._options import Averaged
 from .._observe._time_grid import checked_span
 from .._problem._checks import as_scalar
 from .._problem._problem import Problem
+from .._results._reason import Reason
 from .._results._trajectory import Trajectory
 from .._solvers import Rodas5P
 from ._diffrax_options import Method, choose_method, kinks_of
@@ -26,9 +27,10 @@ from .stationary import Segment, flow_to_rest
 #: directions, on which flows to their end spend their time, are stiff.
 _DENSE_WEIGHTS = 500
 _DENSE_RTOL = 1e-8
-_WHY_DENSE = (
+_WHY_DENSE = Reason(
+    "few_weights_steady_state",
     "smooth problem of few weights, to its end: steps with a dense Hessian pass plateaus "
-    "and follow slow directions"
+    "and follow slow directions",
 )
 
 
@@ -154,7 +156,7 @@ def _method(
     )
     if not chosen:
         return method
-    facts = {**dict(method.facts), "why": _WHY_DENSE}
+    facts = {**dict(method.facts), "solver_reason": _WHY_DENSE}
     return dataclasses.replace(method, facts=tuple(facts.items()))
 
 

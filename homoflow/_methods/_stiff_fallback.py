@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import equinox as eqx
 
-from .._results._trajectory import RESULTS, Trajectory
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 from ._diffrax_options import MOST_EXPLICIT_STEPS, Method
 
 Choose = Callable[[float | None], Method]

@@ -7,7 +7,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._problem._problem import Problem
 from .._results._events import Events
 from .._results._ledger import Ledger
-from .._results._trajectory import RESULTS, Stats, Trajectory, masked_after
+from .._results._stats import Facts, Stats
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory, masked_after
 from ._observables import Observation
 
 
@@ -21,7 +23,7 @@ def recorded_trajectory(
     saved: PyTree | None,
     result: RESULTS,
     numbers: dict[str, Array],
-    facts: tuple[tuple[str, str], ...],
+    facts: Facts,
     events: Events | None = None,
     ledger: Ledger | None = None,
 ) -> Trajectory:
@@ -42,7 +44,7 @@ def recorded_trajectory(
         result=result,
         stats=Stats(
             {**numbers, "law_violation": violation},
-            (*facts, ("laws", problem.laws.note)),
+            (*facts, ("laws_note", problem.laws.note)),
         ),
         events=events,
         ledger=ledger,

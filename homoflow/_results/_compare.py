@@ -9,7 +9,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from .._jax._arrays import tree_norm
 from .._jax._tracing import is_concrete
 from .._problem._data import cast_floats
-from ._trajectory import RESULTS, Trajectory
+from ._status import RESULTS
+from ._trajectory import Trajectory
 
 #: Times closer than this fraction of the whole span are the same time.
 _SAME_TIME = 1e-5
@@ -151,11 +152,12 @@ def _notes(name: str, t: Trajectory) -> list[str]:
     if message:
         reached = float(t.stats["time_reached"])
         notes.append(f"{name} did not finish (it got to t = {reached:g}). {message}")
-    clock = str(t.stats["clock"])
-    if clock != "flow time":
-        notes.append(f"The clock of {name}: {clock}")
-    if "error_estimate" in t.stats:
-        error = float(t.stats["error_estimate"])
+    time_unit = str(t.stats["time_unit"])
+    if time_unit != "flow time":
+        notes.append(f"The clock of {name}: {time_unit}")
+    estimate = t.stats["error_estimate"]
+    if estimate is not None:
+        error = float(estimate)
         notes.append(
             f"{name} is an approximate flow ({t.stats['solver']} over kinks): the "
             f"relative error of its final weights is estimated at {error:.1g}."

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..._observe._time_grid import DEFAULT_TIMES
-from ..._results._trajectory import RESULTS, Stats, Trajectory
+from ..._results._stats import Stats
+from ..._results._status import RESULTS
+from ..._results._trajectory import Trajectory
 from ._segments import RECORDS, Pace, Segment
 
 #: The change of the loss between two records, relative to its range, for which to look

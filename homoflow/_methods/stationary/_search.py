@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 from ..._dynamics._base import GradientFlow
 from ..._laws import Law
 from ..._problem._problem import Problem
-from ..._results._stationary_kind import VERDICTS
-from ..._results._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
+from ..._results._failure import TrajectoryInterrupt
+from ..._results._stationary_kind import StationaryKind
+from ..._results._status import RESULTS
+from ..._results._trajectory import Trajectory
 from .._diffrax_options import Method
 from ._classify import judged
 from ._critical_point import View
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
     """
 
     result: RESULTS
-    verdict: VERDICTS = VERDICTS.not_reached
+    verdict: StationaryKind = StationaryKind.not_reached
     view: View | None = None
     explained: int = -1
     distance: float = np.nan
@@ -153,18 +155,18 @@ def _outcome(
         if segment.end - segment.start <= _CLOCK * segment.end:
             return Outcome(RESULTS.step_size_too_small)
         if flow.losses[-1] < search.separation_loss:
-            return Outcome(RESULTS.no_stationary_point, VERDICTS.diverges)
+            return Outcome(RESULTS.no_stationary_point, StationaryKind.diverges)
         if segment.end >= next_look and _is_slow(parts, search):
             sight = _look_around(parts, search)
             next_look = segment.end + min(sight.wait, segment.end)
             found = sight.outcome
-            if found.verdict in (VERDICTS.minimum, VERDICTS.strict_saddle):
+            if found.verdict in (StationaryKind.minimum, StationaryKind.strict_saddle):
                 return found
-            if found.verdict != VERDICTS.not_reached:
+            if found.verdict != StationaryKind.not_reached:
                 flat_since = min(flat_since, segment.end)
                 if segment.end >= _PATIENCE * flat_since:
                     return found
-            if found.verdict == VERDICTS.undecided:
+            if found.verdict == StationaryKind.undecided:
                 undecided = found
         steps += segment.steps
         if steps >= max_steps:
@@ -213,7 +215,7 @@ def _look_around(parts: list[Segment], search: _Search) -> _Sight:
         rest = on_laws
     highest = landscape.recorded_height(parts[0].trajectory, 0)
     verdict, explained = judged(landscape, rest, highest)
-    if verdict == VERDICTS.strict_saddle:
+    if verdict == StationaryKind.strict_saddle:
         away = rest.unstable_part(rest.weights + rest.step - weights)
         if away > search.resolution:
             return _Sight(nothing, 1 / abs(rest.lowest))
@@ -231,13 +233,13 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
 
     zeros = -1 if view is None or view.zeros is None else view.zeros
     return {
-        "verdict": outcome.verdict,
+        "stationary_kind": outcome.verdict,
         "stationary_loss": of_view("loss"),
         "gradient_norm": of_view("grad_norm"),
         "smallest_eigenvalue": of_view("lowest"),
         "largest_eigenvalue": of_view("largest"),
         "eigenvalue_threshold": of_view("zero"),
         "zero_eigenvalues": jnp.asarray(zeros),
-        "explained_zero_eigenvalues": jnp.asarray(outcome.explained),
+        "symmetry_zero_eigenvalues": jnp.asarray(outcome.explained),
         "polish_distance": jnp.asarray(outcome.distance),
     }

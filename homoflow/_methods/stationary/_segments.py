@@ -12,7 +12,8 @@ from jaxtyping import Float
 from ..._dynamics._base import GradientFlow
 from ..._observe._time_grid import Span
 from ..._problem._problem import Problem
-from ..._results._trajectory import RESULTS, Trajectory
+from ..._results._status import RESULTS
+from ..._results._trajectory import Trajectory
 from .._diffrax import diffrax_flow
 from .._diffrax_options import Method
 from ._landscape import raveled, with_weights
