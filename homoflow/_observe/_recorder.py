@@ -70,9 +70,7 @@ class LawViolation(eqx.Module):
     def __call__(self, point: Point) -> Float[Array, ""]:
         if not len(self.laws):
             return jnp.zeros_like(point.loss)
-        violations = relative_violation(
-            self.laws.items, point.weights, point.gradient
-        )
+        violations = relative_violation(self.laws.items, point.weights, point.gradient)
         return lax.stop_gradient(jnp.max(violations))
 
 
