@@ -38,15 +38,16 @@ def top_eigenvalues(
 ) -> TopEigenpairs:
     """The k largest (not the largest absolute) eigenvalues of `product`.
 
-    By Rayleigh–Ritz in a basis that begins with the `guess` and one random vector and
+    By Rayleigh–Ritz in a basis that begins with the `guess` and as many random vectors and
     grows by the residual of the worst of the first k + 1 Ritz vectors. Without a
     preconditioner this is Davidson's method, and spans what block Lanczos does; a full
     basis is thinned out to its best vectors [Stathopoulos, Saad & Wu 1998]. It stops at
     residuals ‖Hv − θv‖ ≤ `rtol`·‖H‖ (‖H‖ as seen so far): then an eigenvalue lies within
     that of each θ, and usually far closer, since their errors are of second order.
 
-    The random vector, and the pair that follows the k wanted ones, are there to find a
-    larger eigenvalue that the guess knows nothing of. That none was missed is not proved.
+    The random vectors, and the pair that follows the k wanted ones, are there to find
+    larger eigenvalues that the guess knows nothing of: from each vector the basis can see
+    one of several that are equal. That none was missed is not proved.
     """
     k, size = guess.shape
     num_watched = min(k + 1, size)
@@ -106,11 +107,11 @@ class _Search(NamedTuple):
     def start(self, guess: Float[Array, "k size"], room: int) -> _Subspace:
         """The guess and random vectors, made orthonormal."""
         size, dtype = guess.shape[1], guess.dtype
-        stray = jr.normal(jr.key(0), (self.num_watched - self.k, size), dtype)
+        stray = jr.normal(jr.key(0), (min(self.k, size - self.k), size), dtype)
         first = jnp.linalg.qr(jnp.concatenate([guess, stray]).T)[0].T
         empty = jnp.zeros((room, size), dtype)
         images = lax.map(self.product, first)
-        num = self.num_watched
+        num = first.shape[0]
         projected = jnp.zeros((room, room), dtype)
         return self._look(
             empty.at[:num].set(first),
@@ -190,7 +191,7 @@ class _Search(NamedTuple):
         is_below = values + residuals <= values[self.k - 1]
         is_wanted = jnp.arange(self.num_watched) < self.k
         is_good = jnp.all(is_small | (~is_wanted & is_below))
-        num_needed = min(basis.shape[1], self.num_watched + _MIN_STEPS)
+        num_needed = min(basis.shape[1], 2 * self.k + _MIN_STEPS)
         is_done = is_good & (num_products >= num_needed)
         return _Subspace(
             basis,

@@ -11,7 +11,7 @@ from .._results._events import Events
 from .._results._ledger import Ledger
 from .._results._stats import Stats
 from .._results._status import RESULTS
-from .._results._trajectory import Trajectory, masked_after
+from .._results._trajectory import Trajectory, masked_after, nan_unless
 from ._recorder import STANDARD, Recorder, Values
 
 
@@ -45,7 +45,10 @@ def make_trajectory(
         observed=observed,
         observed_every=tuple((name, recorder.every[name]) for name in observed),
         model=problem.model_at(final),
-        models=None if saved is None else eqx.combine(saved, problem.frozen),
+        # What is not trained is there once, and as good after a failure as before.
+        models=None
+        if saved is None
+        else eqx.combine(nan_unless(valid, saved), problem.frozen),
         result=result,
         stats=Stats(
             {**numbers, "law_violation": violation},

@@ -32,7 +32,8 @@ class Trajectory(eqx.Module):
         the model, such as `layers[0].weight`.
     - `observed`: name → what that observable had, a pytree with time as the leading axis.
     - `model`: the final model; where the run ended if it did not finish.
-    - `models`: the models at `ts`, stacked, if `save_models`; otherwise `None`.
+    - `models`: the models at `ts` if `save_models`, their trained arrays stacked; otherwise
+        `None`.
     - `result`: how it ended, a member of `homoflow.RESULTS`.
     - `stats`: numbers and facts about the run.
     - `events`: of the exact flow, what its kinks did: `homoflow.Events`, if asked for with
@@ -112,7 +113,7 @@ def with_facts(trajectory: Trajectory, facts: Facts) -> Trajectory:
 
 
 def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
-    """The trajectory with NaN in place of every observable that is not `valid`."""
+    """The trajectory with NaN in place of all that was recorded where not `valid`."""
 
     def over_time(t: Trajectory):
         return (t.losses, t.laws, t.grad_norms, t.squared_norms)
@@ -125,17 +126,13 @@ def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
         for name, values in trajectory.observed.items()
     }
     trajectory = dataclasses.replace(trajectory, observed=observed)
-    if trajectory.ledger is not None:
-        accounts = _known_accounts(trajectory.ledger, valid)
-        trajectory = eqx.tree_at(
-            lambda t: t.ledger.accounts,  # pyright: ignore[reportOptionalMemberAccess]
-            trajectory,
-            accounts,
-        )
-    if trajectory.models is None:
+    if trajectory.ledger is None:
         return trajectory
-    models = nan_unless(valid, trajectory.models)
-    return eqx.tree_at(lambda t: t.models, trajectory, models)
+    return eqx.tree_at(
+        lambda t: t.ledger.accounts,  # pyright: ignore[reportOptionalMemberAccess]
+        trajectory,
+        _known_accounts(trajectory.ledger, valid),
+    )
 
 
 def _known_accounts(ledger: Ledger, valid: Array) -> dict[str, Account]:
