@@ -19,7 +19,7 @@ def member_indices(item: Any) -> np.ndarray:
 
 def names_of(item: Any, enumeration: type[eqx.Enumeration]) -> np.ndarray:
     """The name of a member, or an array of names under vmap."""
-    return np.asarray(member_names(enumeration))[member_indices(item)]
+    return np.asarray(np.asarray(member_names(enumeration))[member_indices(item)])
 
 
 def member_at(indices: Any, enumeration: type[eqx.Enumeration]) -> Any:

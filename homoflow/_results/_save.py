@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 from typing import Any
 
@@ -61,15 +60,13 @@ def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     contents = {"header": text, **{str(i): a for i, a in enumerate(arrays)}}
     path = pathlib.Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **contents)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
@@ -162,12 +159,13 @@ def _name(path: Any) -> str:
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The header and the arrays of a file; `ValueError` if it is not one of ours."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             # Every entry is read: its checksum shows whether it is whole.
-            contents = {name: file[name] for name in file.files}
+            contents = {name: archive[name] for name in archive.files}
         header = json.loads(contents.pop("header").tobytes())
-        is_ours = header["format"] == _FORMAT
-    except FileNotFoundError:
+        arrays = [contents[str(i)] for i in range(len(contents))]
+        is_ours = header["format"] == _FORMAT and header["version"] <= _VERSION
+    except (FileNotFoundError, PermissionError):
         raise
     except (
         AttributeError, KeyError, TypeError, ValueError, EOFError, OSError,
@@ -177,9 +175,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[np.ndarray
             f"{path} is not a trajectory of `homoflow.save`, or not all of it is there "
             f"({error})."
         ) from error
-    if not is_ours or header["version"] > _VERSION:
+    if not is_ours:
         raise ValueError(
             f"{path} was written by another version of homoflow, or by another program: "
-            f"format {header['format']!r}, version {header.get('version')}."
+            f"format {header['format']!r}, version {header['version']}."
         )
-    return header, [contents[str(i)] for i in range(len(contents))]
+    return header, arrays

@@ -7,9 +7,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from points import point_of
 
 import homoflow as hf
-from homoflow._observe._base import Point
 from homoflow._observe._margin import Margin
 from homoflow._observe._ntk import NTK
 from homoflow._observe._outputs import Outputs
@@ -23,12 +23,6 @@ X = jr.normal(jr.key(1), (6, 3))
 def model(seed=0, sizes=(3, 4, 2), dtype=jnp.float64, **options):
     options = {"activation": jnp.tanh, **options}
     return hf.MLP(sizes, key=jr.key(seed), dtype=dtype, **options)
-
-
-def point_of(problem, weights=None) -> Point:
-    weights = problem.weights if weights is None else weights
-    loss, gradient = jax.value_and_grad(problem.loss)(weights)
-    return Point(jnp.zeros(()), problem, weights, loss, gradient, weights, lambda: None)
 
 
 def regression(net=None, **options):

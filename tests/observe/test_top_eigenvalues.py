@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from test_observables import point_of
+from points import point_of
 
 import homoflow as hf
 from homoflow._jax._top_eigenvalues import top_eigenvalues
