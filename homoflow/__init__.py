@@ -78,6 +78,7 @@ from ._results._ledger import (
     Ledger as Ledger,
 )
 from ._results._reason import Reason as Reason
+from ._results._save import load as load, save as save
 from ._results._stationary_kind import StationaryKind as StationaryKind
 from ._results._stats import Stats as Stats
 from ._results._status import RESULTS as RESULTS

@@ -11,7 +11,7 @@ from .._results._events import Events
 from .._results._ledger import Ledger
 from .._results._stats import Stats
 from .._results._status import RESULTS
-from .._results._trajectory import Trajectory, masked_after
+from .._results._trajectory import Trajectory, masked_after, nan_unless
 from ._recorder import STANDARD, Recorder, Values
 
 
@@ -36,16 +36,20 @@ def make_trajectory(
     added what every run can say of its laws.
     """
     violation = jnp.max(jnp.where(valid, values["law_violation"], 0))
+    observed = {k: v for k, v in values.items() if k not in STANDARD}
     trajectory = Trajectory(
         ts=ts,
         losses=values["losses"],
         laws=values["laws"],
         grad_norms=values["grad_norms"],
         squared_norms=values["squared_norms"],
-        observed={k: v for k, v in values.items() if k not in STANDARD},
-        observed_every=tuple((k, n) for k, n in recorder.every.items() if n > 1),
+        observed=observed,
+        observed_every=tuple((name, recorder.every[name]) for name in observed),
         model=problem.model_at(final),
-        models=None if saved is None else eqx.combine(saved, problem.frozen),
+        # What is not trained is there once, and as good after a failure as before.
+        models=None
+        if saved is None
+        else eqx.combine(nan_unless(valid, saved), problem.frozen),
         result=result,
         stats=Stats(
             {**numbers, "law_violation": violation},

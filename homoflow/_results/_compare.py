@@ -115,7 +115,7 @@ def compare(
     shared = [name for name in a.laws if name in b.laws]
     weight_distance = _weight_distance(a.model, b.model)
     along = exact and a.models is not None and b.models is not None
-    models = (read_a(a.models), read_b(b.models)) if along else None
+    models = (_models_at(a, index_a), _models_at(b, index_b)) if along else None
     return Comparison(
         ts=ts,
         losses_a=read_a(a.losses),
@@ -195,11 +195,22 @@ def _coarser_times(a: Trajectory, b: Trajectory) -> Array:
 
 def _picker(index: np.ndarray):
     def pick(tree):
-        return jax.tree.map(
-            lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree
-        )
+        return jax.tree.map(lambda leaf: leaf[index], tree)
 
     return pick
+
+
+def _models_at(trajectory: Trajectory, index: np.ndarray) -> PyTree:
+    """The models at some of the times, all their arrays stacked."""
+
+    def pick(stacked, single):
+        if not eqx.is_array(stacked):
+            return stacked
+        if stacked.ndim > single.ndim:
+            return stacked[index]
+        return jnp.broadcast_to(stacked, (len(index), *stacked.shape))
+
+    return jax.tree.map(pick, trajectory.models, trajectory.model)
 
 
 def _interpolator(ts: Array, at: Array):

@@ -102,8 +102,8 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
         "law_violation": Statistic(
             "number",
             ROUTES,
-            "How far the objective is from having the recorded laws: the largest relative part of "
-            "the gradient along which one would change.",
+            "How far the objective is from having the recorded laws: the largest "
+            "relative part of the gradient along which one would change.",
         ),
         "projected_drift": Statistic(
             "number",
@@ -143,12 +143,12 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
         "num_nonunique_pairs": Statistic(
             "integer",
             ("exact",),
-            "How many pairs of a sample and a unit had, or may have had, a choice of sides.",
+            "How many pairs of a sample and a unit had, or may have had, a choice.",
         ),
         "forced_steps": Statistic(
             "integer",
             ("exact",),
-            "How often no way to go on was found and the last velocity was followed a little.",
+            "How often no way on was found and the last velocity was followed.",
         ),
         "first_nonunique_time": Statistic(
             "time",

@@ -1,6 +1,9 @@
 """What both halves of the library return: observables over time, and how it ended."""
 
 import dataclasses
+import html
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,9 +13,10 @@ from jaxtyping import Array, Float, PyTree
 from .._jax._tracing import is_concrete
 from ._events import Events
 from ._ledger import Account, Ledger
-from ._stationary_kind import StationaryKind
 from ._stats import Facts, Stats
 from ._status import RESULTS
+from ._summary import as_html, as_text, summary_rows
+from ._xarray import make_dataset
 
 
 class Trajectory(eqx.Module):
@@ -28,7 +32,8 @@ class Trajectory(eqx.Module):
         the model, such as `layers[0].weight`.
     - `observed`: name → what that observable had, a pytree with time as the leading axis.
     - `model`: the final model; where the run ended if it did not finish.
-    - `models`: the models at `ts`, stacked, if `save_models`; otherwise `None`.
+    - `models`: the models at `ts` if `save_models`, their trained arrays stacked; otherwise
+        `None`.
     - `result`: how it ended, a member of `homoflow.RESULTS`.
     - `stats`: numbers and facts about the run.
     - `events`: of the exact flow, what its kinks did: `homoflow.Events`, if asked for with
@@ -57,27 +62,44 @@ class Trajectory(eqx.Module):
     observed_every: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
 
     def __repr__(self) -> str:
-        if not is_concrete((self.ts, self.result)) or self.ts.ndim != 1:
+        if not is_concrete(self):
             return f"Trajectory(shape of ts: {self.ts.shape}, laws: {list(self.laws)})"
-        ended = RESULTS[self.result] or "successful"
-        kind = self.stats["stationary_kind"]
-        if kind is not None:
-            ended = str(StationaryKind[kind]).split(":")[0]
-        pairs, forced = (
-            int(self.stats[name] or 0)
-            for name in ("num_nonunique_pairs", "forced_steps")
-        )
-        if pairs or forced:
-            ended += (
-                f"; one of several solutions, maybe, from t = "
-                f"{float(self.stats['first_nonunique_time']):.4g} on: {pairs} pairs with a "
-                f"choice, {forced} forced steps"
-            )
-        return (
-            f"Trajectory({self.ts.shape[0]} times to t = {float(self.ts[-1]):g}, loss "
-            f"{float(self.losses[0]):.4g} → {float(self.losses[-1]):.4g}, laws: "
-            f"{list(self.laws)}, {ended})"
-        )
+        return as_text(summary_rows(self))
+
+    def _repr_html_(self) -> str:
+        if not is_concrete(self):
+            return html.escape(repr(self))
+        return as_html(summary_rows(self))
+
+    def to_xarray(self, batch_dims: Sequence[str] | None = None) -> Any:
+        """Everything that was recorded, as an `xarray.Dataset`.
+
+        The first dimension is `time`; in front of it come those of a batch. `losses`,
+        `grad_norms`, `squared_norms` (over `array`, labelled by their paths) and every law
+        and observable are variables. A law's axes are called `unit`, or `row` and `column`,
+        after its name; the parts of an observable have names such as `sharpness.values`,
+        and one that was not recorded at every time has a time of its own, such as `time of
+        sharpness`. `result` and the numbers of `stats` are variables without time; the
+        facts are attributes. Models, events and ledger are left out. xarray is imported
+        when this is called.
+
+        **Arguments:**
+
+        - `batch_dims`: what to call the axes of a batch, in order; by default a single
+            one is `seed`.
+
+        **Raises:** `ImportError` without xarray; `ValueError` if `batch_dims` are not as
+        many as the batch has axes.
+
+        ```python
+        model = hf.MLP((3, 8, 1), key=jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (20, 3))
+        flow = hf.flow(model, (x, x[:, :1]), t1=5.0)
+        data = flow.to_xarray()
+        data["losses"].sel(time=2.5)
+        ```
+        """
+        return make_dataset(self, batch_dims)
 
 
 def with_facts(trajectory: Trajectory, facts: Facts) -> Trajectory:
@@ -92,7 +114,7 @@ def with_facts(trajectory: Trajectory, facts: Facts) -> Trajectory:
 
 
 def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
-    """The trajectory with NaN in place of every observable that is not `valid`."""
+    """The trajectory with NaN in place of all that was recorded where not `valid`."""
 
     def over_time(t: Trajectory):
         return (t.losses, t.laws, t.grad_norms, t.squared_norms)
@@ -105,17 +127,13 @@ def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
         for name, values in trajectory.observed.items()
     }
     trajectory = dataclasses.replace(trajectory, observed=observed)
-    if trajectory.ledger is not None:
-        accounts = _known_accounts(trajectory.ledger, valid)
-        trajectory = eqx.tree_at(
-            lambda t: t.ledger.accounts,  # pyright: ignore[reportOptionalMemberAccess]
-            trajectory,
-            accounts,
-        )
-    if trajectory.models is None:
+    if trajectory.ledger is None:
         return trajectory
-    models = nan_unless(valid, trajectory.models)
-    return eqx.tree_at(lambda t: t.models, trajectory, models)
+    return eqx.tree_at(
+        lambda t: t.ledger.accounts,  # pyright: ignore[reportOptionalMemberAccess]
+        trajectory,
+        _known_accounts(trajectory.ledger, valid),
+    )
 
 
 def _known_accounts(ledger: Ledger, valid: Array) -> dict[str, Account]:
