@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike, Float, PyTree
 
 from .._dynamics._base import GradientFlow
 from .._jax._progress import Progress
-from .._jax._tracing import is_untraced
+from .._jax._tracing import is_concrete_call
 from .._kinks import Filippov
 from .._kinks.averaging._options import Averaged
 from .._laws import Law
@@ -301,7 +301,7 @@ def flow(
         stepsize_controller is None
         and not isinstance(solver, dfx.AbstractSolver)
         and not isinstance(adjoint, dfx.BacksolveAdjoint)
-        and is_untraced((problem, span, rtol, atol, dt0, weight_decay))
+        and is_concrete_call((problem, span, rtol, atol, dt0, weight_decay))
     )
     trajectory = run_until_held_up(choose, run, max_steps, may_change)
     return raise_unless_successful(trajectory) if throw else trajectory

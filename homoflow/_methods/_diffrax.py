@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics, GradientFlow
 from .._jax._arrays import all_finite
-from .._jax._compilation import quickly_compiled
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
 from .._observe._assemble import recorded_trajectory
@@ -19,7 +19,7 @@ from .._observe._time_grid import Span, fault_of, time_reached
 from .._problem._problem import Problem
 from .._rescaling import Orbit
 from .._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
-from .._solvers import OnOrbit, Remembered, as_flow_solver
+from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
 from ._diffrax_options import Method
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._save_plan import Recorded, recording
@@ -93,7 +93,7 @@ class _Options(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _solve(
     problem: Problem,
@@ -117,7 +117,7 @@ def _solve(
     plain, controller = _solver_and_controller(problem, method, equation, t1)
     solver, orbit = plain, equation.orbit
     if orbit is not None and not _remembers_much(plain, equation):
-        solver = OnOrbit(plain, orbit, _unnoticed(method, t1))
+        solver = ProjectedSolver(plain, orbit, _unnoticed(method, t1))
     uses_memory = as_flow_solver(solver).uses_memory
     records = recording(equation, ts, t1, options.adjoint, has_memory=uses_memory)
     solution = dfx.diffeqsolve(
@@ -216,8 +216,8 @@ def _removed(orbit: Orbit, recorded: Recorded, memory: PyTree) -> Float[Array, "
     """The largest of the drifts that were removed, relative to ‖w‖²."""
     ends = map(orbit.values, (recorded.last, recorded.final))
     drifts = jax.tree.map(jnp.subtract, *ends)
-    if isinstance(memory, Remembered):
-        drifts = jax.tree.map(jnp.add, memory.removed, drifts)
+    if isinstance(memory, ProjectedState):
+        drifts = jax.tree.map(jnp.add, memory.removed_drift, drifts)
     size = orbit.size(recorded.final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
     return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._jax._structural_cache import known_by_structure
+from .._jax._structural_cache import cached_by_structure
 from .._jax._tracing import is_concrete
 from .._jaxpr import nonsmooth_primitives
 from .._kinks import KinkShare, kinked_function
@@ -209,7 +209,7 @@ def _refuse_other_tolerances(
         )
 
 
-@known_by_structure(of=without_laws)
+@cached_by_structure(key=without_laws)
 def kinks_of(problem: Problem) -> tuple[str, ...]:
     """Names of the kinked operations between the weights and what is minimized.
 

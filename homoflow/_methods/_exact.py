@@ -11,7 +11,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._jax._compilation import quickly_compiled
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
 from .._jax._tracing import is_concrete
@@ -169,7 +169,7 @@ def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:
     return nonsmooth_primitives(objective.loss, prediction, y)
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Trajectory:
     fault = fault_of(problem, span, rtol)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax._progress import Progress
-from .._jax._tracing import is_concrete, is_untraced
+from .._jax._tracing import is_concrete, is_concrete_call
 from .._kinks import Filippov
 from .._kinks.averaging._options import Averaged
 from .._observe._time_grid import checked_span
@@ -92,7 +92,7 @@ def endless_flow(
 def _refuse_what_is_finite_only(
     problem: Problem, solver: Any, adjoint: Any, estimate_error: Any, progress: Any
 ) -> None:
-    if not is_untraced(problem):
+    if not is_concrete_call(problem):
         raise ValueError(
             "`t1=inf` decides between segments of the flow whether it is at its end, in "
             "Python: it cannot be inside of jit, vmap or grad. Loop over seeds in Python "
