@@ -28,10 +28,10 @@ from .._results._trajectory import (
     Trajectory,
     raise_unless_successful,
 )
-from ._batches import Batches, Order
+from ._batches import Batches, EpochOrder
 from ._clock import Clock, read_clock
-from ._law_budget import Accountant, Step, Sums
-from ._update_parts import read_sources
+from ._law_budget import BudgetTerms, LawBudget, Step
+from ._update_parts import probe_update_parts
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
@@ -115,7 +115,7 @@ def descend(
     factory, weights = _Factory.of(optimizer), problem.weights
     accountant = None
     if ledger:
-        accountant = Accountant(problem.laws, read_sources(factory, weights))
+        accountant = LawBudget(problem.laws, probe_update_parts(factory, weights))
     plan = _Plan(
         steps=steps,
         record_every=min(record_every, steps),
@@ -181,7 +181,7 @@ class _Plan(eqx.Module):
     save_models: bool = eqx.field(static=True)
     factory: _Factory
     clock: Clock
-    accountant: Accountant | None
+    accountant: LawBudget | None
 
     @property
     def blocks(self) -> int:
@@ -206,8 +206,8 @@ class _State(eqx.Module):
     memory: PyTree
     step: Int[Array, ""]
     alive: Bool[Array, ""]
-    order: Order | None
-    sums: Sums | None
+    order: EpochOrder | None
+    sums: BudgetTerms | None
 
 
 @eqx.filter_jit
@@ -367,7 +367,7 @@ def _times(
     recorded = plan.recorded_steps()
     if not callable(learning_rate):
         good = jnp.isfinite(learning_rate) & (learning_rate > 0)
-        times = learning_rate * jnp.asarray(recorded, dtype) * plan.clock.gain
+        times = learning_rate * jnp.asarray(recorded, dtype) * plan.clock.time_per_step
         return times, good
     with jax.numpy_dtype_promotion("standard"):
         rates = jax.lax.map(
@@ -376,7 +376,7 @@ def _times(
         )
     times = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(rates)])
     good = jnp.all(jnp.isfinite(rates) & (rates >= 0))
-    return times[recorded] * plan.clock.gain, good
+    return times[recorded] * plan.clock.time_per_step, good
 
 
 def _trajectory(
