@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._jax._compilation import quickly_compiled
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
 from .._jax._tracing import is_concrete
@@ -282,7 +282,7 @@ def _run_with_room(
         max_active *= 2
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _solve(call: _Call, options: _Options) -> Trajectory:
     problem, grid = call.problem, call.grid
