@@ -282,8 +282,8 @@ def constants() -> list[str]:
         f"Beyond {pairs} (sample, kink) pairs",
         f"is a multistep method, of order 1 to {_adams.HIGHEST_ORDER},",
         f"an explicit solver has taken {_method.MOST_EXPLICIT_STEPS:,} steps and is not",
-        f"is passed by a straight step of {short(_step.LEAP)}·‖w‖",
-        f"Where more than {_field.MOST_ON_ONE_THREAD} pairs are at their kinks",
+        f"is passed by a straight step of {short(_step.FORCED_STEP)}·‖w‖",
+        f"Where more than {_field.MAX_ON_ONE_THREAD} pairs are at their kinks",
         f"up to {_dense.MOST_WEIGHTS:,} weights the whole spectrum is computed",
         f"`hf.flow(model, data, t1, rtol={short(_exact_flow.EXACT_RTOL)})`",
         f"| smooth | `rtol={smooth['float64']}`, `diffrax.Dopri8` "
@@ -367,12 +367,12 @@ LIMITS = {
         f"`Rodas5P` at an `rtol` of {short(_endless_flow._DENSE_RTOL)}",
         f"beyond {_dense.MOST_WEIGHTS:,}, extreme eigenvalues",
         f"{short(_dense._ROUNDING)} of the largest",
-        f"passed by a straight step of {short(_step.LEAP)}·‖w‖",
+        f"passed by a straight step of {short(_step.FORCED_STEP)}·‖w‖",
     ),
     "Filippov": (
         f"By default {_exact_flow.FIRST_SLOTS},",
         f"up to {_exact_flow.MOST_SLOTS}.",
-        f"Where more than {_field.MOST_ON_ONE_THREAD} pairs are at their kinks",
+        f"Where more than {_field.MAX_ON_ONE_THREAD} pairs are at their kinks",
     ),
     "ExponentialAdams": (
         f"order (1 to {_adams.HIGHEST_ORDER})",

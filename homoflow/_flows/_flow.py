@@ -96,8 +96,8 @@ def flow(
         inside of jit or vmap, where no number decides: name it there); `Heun` with a
         smallest step of 2·t1/`max_steps` for models with kinks, and beyond 20,000 pairs of
         a sample and a kink (with a homoflow loss, and kinks that `Filippov` can follow) a
-        midpoint step with each pair's mean slope, `KinkShare` in `stats`. `dt0` is the
-        first step, or the constant one for a solver without error estimate.
+        midpoint step with each pair's mean slope, `AveragedMidpoint` in `stats`. `dt0` is
+        the first step, or the constant one for a solver without error estimate.
         `homoflow.Rodas5P()` is an implicit method for up to about a thousand weights;
         `homoflow.GaussLegendre()` conserves quadratic laws by construction. Or
         `homoflow.Filippov()`, the exact flow through kinks, at an `rtol` of 1e-8 if none
@@ -135,9 +135,9 @@ def flow(
         forward mode only.
     - `estimate_error`: solve again at 4 times the tolerance (or with twice the constant
         step) and report twice the difference. Default: where homoflow averages over
-        kinks. `KinkShare` solves a third time, at 16 times the tolerance, and counts a
-        quarter of that difference if it is larger. An estimate above about 0.1 says that
-        the weights have not converged.
+        kinks. `AveragedMidpoint` solves a third time, at 16 times the tolerance, and
+        counts a quarter of that difference if it is larger. An estimate above about 0.1
+        says that the weights have not converged.
     - `max_steps`: of the solver.
     - `throw`: raise if the run does not finish; otherwise see `result`.
     - `progress`: `True` for a progress bar, or a Diffrax progress meter.

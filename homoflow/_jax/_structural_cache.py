@@ -20,7 +20,7 @@ def known_by_structure(
     """Computes what traces the functions that it is given once for each structure.
 
     That is everything but the values of arrays, in what `of` takes from the arguments, and
-    what JAX is told of dtypes. An error is not remembered.
+    what JAX is told of dtypes and precision. An error is not remembered.
     """
 
     def remembering(find: Callable[..., _Fact]) -> Callable[..., _Fact]:
@@ -28,7 +28,7 @@ def known_by_structure(
 
         @functools.wraps(find)
         def found(*given: Any) -> _Fact:
-            structure = _structure(of(*given)), _dtype_rules()
+            structure = _structure(of(*given)), _settings()
             if not _is_hashable(structure):
                 return find(*given)
             if structure not in known:
@@ -43,8 +43,13 @@ def known_by_structure(
     return remembering
 
 
-def _dtype_rules() -> tuple[Any, ...]:
-    names = "jax_enable_x64", "jax_numpy_dtype_promotion"
+def _settings() -> tuple[Any, ...]:
+    """The settings of JAX that change what a trace holds."""
+    names = (
+        "jax_enable_x64",
+        "jax_numpy_dtype_promotion",
+        "jax_default_matmul_precision",
+    )
     return tuple(getattr(jax.config, name) for name in names)
 
 

@@ -13,7 +13,7 @@ from .._jax._arrays import all_finite
 from .._jax._compilation import quickly_compiled
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
-from .._kinks import KinkShare, as_system, evaluations
+from .._kinks import AveragedMidpoint, as_system, count_gradients
 from .._observe._assemble import recorded_trajectory
 from .._observe._observables import Observation
 from .._observe._time_grid import Span, fault_of, time_reached
@@ -86,7 +86,7 @@ def diffrax_flow(
         return _solve(*still, options, dfx.NoProgressMeter())
 
     coarse, coarsest = at(coarser), None
-    if isinstance(method.solver, KinkShare):
+    if isinstance(method.solver, AveragedMidpoint):
         coarsest = at(_coarser(coarser)).trajectory
     estimated = with_error_estimate(
         run.trajectory, coarse.trajectory, problem.mask, coarsest
@@ -291,8 +291,8 @@ def _costs(
 
 def _costs_of_steps(problem: Problem, solver, solution) -> dict[str, Array]:
     steps, memory = solution.stats["num_steps"], solution.solver_state
-    if isinstance(solver, KinkShare):
-        return {"gradient_evaluations": evaluations(as_system(problem), steps)}
+    if isinstance(solver, AveragedMidpoint):
+        return {"gradient_evaluations": count_gradients(as_system(problem), steps)}
     if isinstance(solver, ExponentialAdams):
         # `BacksolveAdjoint` keeps no memory.
         if memory is None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from .._jax._structural_cache import known_by_structure
 from .._jax._tracing import is_concrete
 from .._jaxpr import nonsmooth_primitives
-from .._kinks import KinkShare, kinked_function
+from .._kinks import AveragedMidpoint, kinked_function
 from .._laws import Law
 from .._problem._checks import as_scalar, check_tolerance, checked_step
 from .._problem._losses import AbstractLoss, Risk
@@ -146,7 +146,7 @@ def choose_method(
     kinks = kinks_of(problem)
     averaging = solver is None and controller is None and bool(kinks)
     if averaging and may_share_kinks and _shares_pay(problem):
-        solver = KinkShare()
+        solver = AveragedMidpoint()
         why = (
             f"the gradient jumps at {', '.join(kinks)}, for more than {MANY_PAIRS:,} "
             "pairs of a sample and a kink: the slope of each is averaged over the step; "

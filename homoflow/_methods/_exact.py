@@ -35,7 +35,7 @@ EXACT_RTOL = 1e-8
 
 
 #: Slots to begin with where their number is left open, and to grow to. The first number
-#: is less than `MOST_ON_ONE_THREAD` in `_kinks/filippov/_sliding_field.py`.
+#: is less than `MAX_ON_ONE_THREAD` in `_kinks/filippov/_sliding_field.py`.
 FIRST_SLOTS, MOST_SLOTS = 120, 960
 
 
@@ -71,7 +71,9 @@ def exact_flow(
         options = _Options(
             FIRST_SLOTS, solver.events, max_steps, save_models, as_meter(progress)
         )
-        trajectory = _solved(problem, span, goal, solver.slots, options, estimate_error)
+        trajectory = _solved(
+            problem, span, goal, solver.max_active, options, estimate_error
+        )
         return with_facts(trajectory, facts)
 
     if problem.dtype == jnp.float64:
@@ -194,9 +196,9 @@ def _solve(problem: Problem, rtol: Array, span: Span, options: _Options) -> Traj
         ts,
         record,
         rtol=rtol,
-        room=min(options.slots, system.low.size),
+        capacity=min(options.slots, system.low.size),
         max_steps=options.max_steps,
-        events=options.events,
+        log_capacity=options.events,
         meter=options.meter,
     )
     return _trajectory(problem, span, options, fault, system, solution, unravel)
@@ -216,10 +218,10 @@ def _trajectory(
     sound = fault == RESULTS.successful
     result = RESULTS.where(sound, _result(solution, span), fault)
     ts = span.times()
-    recorded = sound & (jnp.arange(ts.size) < solution.recorded)
+    recorded = sound & (jnp.arange(ts.size) < solution.num_recorded)
     valid = recorded & solution.is_finite
     reached = jnp.where(sound, solution.t, -jnp.inf)
-    counts = solution.counts
+    counts, first_time = solution.counts, solution.first_nonunique_time
     numbers = {
         "steps": solution.steps,
         "rejected_steps": solution.rejected,
@@ -227,11 +229,9 @@ def _trajectory(
         "entries": counts["entries"],
         "exits": counts["exits"],
         "largest_sliding_set": counts["largest_sliding_set"],
-        "non_unique": solution.non_unique,
-        "leaps": counts["leaps"],
-        "first_choice": jnp.where(
-            jnp.isfinite(solution.first_choice), solution.first_choice, jnp.nan
-        ),
+        "non_unique": solution.num_nonunique_pairs,
+        "leaps": counts["forced_steps"],
+        "first_choice": jnp.where(jnp.isfinite(first_time), first_time, jnp.nan),
         "gradient_evaluations": _in_gradients(problem, counts),
         "forward_passes": counts["forward"],
         "time_reached": time_reached(result, ts, valid, reached, span.t1),
@@ -253,7 +253,7 @@ def _trajectory(
 def _events(
     problem: Problem, system: System, sound: Array, solution: Solution
 ) -> Events | None:
-    log, kinks = solution.log, system.kinks
+    log, kinks = solution.log, system.num_kinks
     if log is None:
         return None
     room = log.pair.size
@@ -268,7 +268,7 @@ def _events(
         dropped=jnp.maximum(log.seen - room, 0),
         complete_until=jnp.minimum(log.overflowed_at, reached),
         layers=kink_layers(problem.model, system.function.operations),
-        sample_count=system.samples,
+        sample_count=system.num_samples,
     )
 
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics, GradientFlow
-from .._kinks import KinkShare, as_system
+from .._kinks import AveragedMidpoint, as_system
 from .._observe._observables import observe
 from .._problem._losses import is_squared
 from .._problem._problem import Problem
@@ -83,7 +83,7 @@ def equation_of(
         return jax.vmap(lambda row: ravel_pytree(row)[0])(slopes)
 
     has_residuals = isinstance(dynamics, GradientFlow) and is_squared(problem.objective)
-    system = as_system(problem) if isinstance(method.solver, KinkShare) else None
+    system = as_system(problem) if isinstance(method.solver, AveragedMidpoint) else None
     return Equation(
         start,
         (given, system, None if orbit is None else orbit.values(start)),

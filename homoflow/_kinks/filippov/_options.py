@@ -19,7 +19,7 @@ class Filippov(eqx.Module):
 
     **Arguments:**
 
-    - `slots`: how many pairs may be at their kinks at one time. A run that needs more
+    - `max_active`: how many pairs may be at their kinks at one time. A run that needs more
         ends with a result that says so. Time and memory grow with its square. By
         default 120, and outside of jit and vmap a run that needs more is done again
         with twice as many, up to 960. Where more than 127 pairs are at their kinks LAPACK
@@ -59,25 +59,25 @@ class Filippov(eqx.Module):
     have none; those of the times in `events` are NaN. Reverse mode (`jax.grad`) and
     second derivatives are refused.
 
-    **Raises:** `ValueError` if `slots` is not a positive integer, or `events` a negative
-    number or not an integer; in reverse mode `NotImplementedError`.
+    **Raises:** `ValueError` if `max_active` is not a positive integer, or `events` not an
+    integer of 0 or more; in reverse mode `NotImplementedError`.
 
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (20, 3))
-    flow = hf.flow(model, (x, x[:, :1]), 5.0, solver=hf.Filippov(slots=32, events=500))
+    flow = hf.flow(model, (x, x[:, :1]), 5.0, solver=hf.Filippov(max_active=32, events=500))
     print(flow.stats["crossings"], flow.stats["largest_sliding_set"])
     print(flow.events)
     ```
     """
 
-    slots: int | None = eqx.field(static=True, default=None)
+    max_active: int | None = eqx.field(static=True, default=None)
     events: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
-        slots = self.slots
-        if slots is not None and (not isinstance(slots, int) or slots < 1):
-            raise ValueError(f"`slots` must be a positive integer; got {slots!r}.")
+        most = self.max_active
+        if most is not None and (not isinstance(most, int) or most < 1):
+            raise ValueError(f"`max_active` must be a positive integer; got {most!r}.")
         if type(self.events) is not int or self.events < 0:
             raise ValueError(
                 f"`events` must be an integer, 0 or more; got {self.events!r}."
