@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._jaxpr import KinkedFunction, with_kinks
+from .._jaxpr import PiecewiseSmoothFunction, expose_kinks
 from .._problem._losses import Risk
 from .._problem._problem import Problem
 from ._active_pairs import Slots
@@ -68,7 +68,7 @@ class System(eqx.Module):
     below and above each kink.
     """
 
-    function: KinkedFunction = eqx.field(static=True)
+    function: PiecewiseSmoothFunction = eqx.field(static=True)
     loss_of_sample: Callable[[Any, Any], Array]
     is_mean: bool = eqx.field(static=True)
     others: PyTree
@@ -209,7 +209,7 @@ class System(eqx.Module):
         weights, lift = self.unravel(w), jnp.zeros(self.kinks, w.dtype)
 
         def of_sample(slopes, x):
-            return self.function.opened(weights, slopes, lift, self.others, x)
+            return self.function.evaluate(weights, slopes, lift, self.others, x)
 
         return jax.vmap(of_sample)(slopes, self.x)
 
@@ -249,7 +249,7 @@ class System(eqx.Module):
                 leaf if i in factored else next(given) for i, leaf in enumerate(leaves)
             ]
             weights = jax.tree.unflatten(structure, all_leaves)
-            prediction, z = self.function.tapped(
+            prediction, z = self.function.evaluate_with_taps(
                 weights, taps, slopes, lift, self.others, x
             )
             products = jax.tree.map(jnp.vdot, start.seeds, prediction)
@@ -392,7 +392,7 @@ def _flat(arrays: list[Array], dtype) -> Array:
     return jnp.concatenate([jnp.zeros(0, dtype), *(a.ravel() for a in arrays)])
 
 
-def kinked_function(problem: Problem) -> KinkedFunction:
+def kinked_function(problem: Problem) -> PiecewiseSmoothFunction:
     """The model of a problem with its kinks laid open, from shapes alone."""
     return _opened(problem)[0]
 
@@ -438,7 +438,7 @@ class _Hoisted(eqx.Module):
         return self.fn(*arguments, *self.captured)
 
 
-def _opened(problem: Problem) -> tuple[KinkedFunction, PyTree, PyTree]:
+def _opened(problem: Problem) -> tuple[PiecewiseSmoothFunction, PyTree, PyTree]:
     """The model with its kinks laid open, trained arrays, and all other arrays."""
     weights = problem.weights
     arrays, rest = eqx.partition(problem.frozen, eqx.is_array)
@@ -454,7 +454,7 @@ def _opened(problem: Problem) -> tuple[KinkedFunction, PyTree, PyTree]:
         arrays, captured = others
         return hoisted.fn(weights, arrays, x, *captured)
 
-    return with_kinks(predict_with, weights, others, shapes[1]), weights, others
+    return expose_kinks(predict_with, weights, others, shapes[1]), weights, others
 
 
 def _shape(a: Array) -> jax.ShapeDtypeStruct:

@@ -267,7 +267,7 @@ def _shares_pay(problem: Problem) -> bool:
         return False
     function = kinked_function(problem)
     samples = jax.tree.leaves(problem.data)[0].shape[0]
-    return function.count * samples > MANY_PAIRS and not function.refused
+    return function.count * samples > MANY_PAIRS and not function.unsupported
 
 
 def gradient_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:

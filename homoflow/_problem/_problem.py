@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._jax._tracing import is_concrete
-from .._jaxpr import with_quick_softplus
+from .._jaxpr import use_fast_softplus
 from .._laws import Law, Laws, known_laws
 from ._data import (
     as_objective_data,
@@ -55,7 +55,7 @@ class Problem(eqx.Module):
     def loss_of(self, weights: PyTree, data: PyTree) -> Float[Array, ""]:
         """L(w) for other data."""
 
-        @with_quick_softplus
+        @use_fast_softplus
         def loss(weights: PyTree) -> Float[Array, ""]:
             return self.objective(eqx.combine(weights, self.frozen), data)
 

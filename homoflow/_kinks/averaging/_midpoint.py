@@ -192,7 +192,7 @@ def _gradient(system: System, w: Array, rule, tables: PyTree[Array]) -> _Seen:
                 low_, high_ = (a[part].reshape(z.shape) for a in (low, high))
                 return low_ + place * (high_ - low_)
 
-            prediction, z, images = system.function.opened(
+            prediction, z, images = system.function.evaluate(
                 weights, slope, lift, system.others, x
             )
             seen = z, jnp.concatenate(places), images
