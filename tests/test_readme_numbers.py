@@ -25,7 +25,7 @@ from paper._report import overview_table
 
 import homoflow as hf
 from homoflow._kinks.filippov import _sliding_field as _field, _step
-from homoflow._laws import _completeness as _certificate
+from homoflow._laws import _completeness
 from homoflow._methods import (
     _choose_exact as _solver_choice,
     _diffrax_options as _method,
@@ -381,7 +381,7 @@ LIMITS = {
     "Rodas5P": (f"more than {_rosenbrock.MAX_WEIGHTS:,} numbers",),
     "GaussLegendre": (f"more than {_gauss_legendre.MAX_UNKNOWNS:,} unknowns",),
     "sharpness": (f"until ‖Hv − λv‖ ≤ {short(_sharpness.RESIDUAL)}·‖H‖",),
-    "certify": (f"more than {_certificate._MOST_PARAMETERS} parameters",),
+    "certify": (f"more than {_completeness._MAX_PARAMETERS} parameters",),
 }
 
 

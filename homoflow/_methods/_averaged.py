@@ -103,4 +103,4 @@ def _has_many_pairs(problem: Problem) -> bool:
         return False
     function, samples = kinked_function(problem), problem.num_samples
     assert samples is not None
-    return function.count * samples > MAX_FOLLOWED_PAIRS and not function.refused
+    return function.count * samples > MAX_FOLLOWED_PAIRS and not function.unsupported

@@ -194,7 +194,7 @@ def obstacle(problem: Problem) -> str | None:
             "show; give a `loss` over samples"
         )
     function = kinked_function(problem)
-    named = (*function.refused, *_loss_kinks(problem, objective))
+    named = (*function.unsupported, *_loss_kinks(problem, objective))
     if named:
         return (
             f"it has {', '.join(named)}, and the kinks that can be followed are those "
