@@ -16,6 +16,14 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Most of the suite's time is the compilation of programs that were compiled before: by the
+# other worker, or in an earlier run. They are kept here; JAX's key of a program has its
+# operations, options and XLA's version. Files that no version reads can be deleted.
+PROGRAMS = Path(__file__).resolve().parent.parent / ".cache" / f"jax-{jax.__version__}"
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 # Tracing makes many small objects that live on. Looking through them as often as Python
 # does by default takes a twentieth of the time.
 gc.set_threshold(100_000, 20, 10)

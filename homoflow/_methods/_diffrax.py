@@ -13,6 +13,7 @@ from .._jax._arrays import all_finite
 from .._jax._compilation import quickly_compiled
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import Progress, as_meter
+from .._jax._runtime_checks import without_time_checks
 from .._kinks import KinkShare, as_system, evaluations
 from .._observe._assemble import recorded_trajectory
 from .._observe._observables import Observation
@@ -102,6 +103,7 @@ class _Options(eqx.Module):
 
 @quickly_compiled
 @full_matmul_precision()
+@without_time_checks()
 def _solve(
     problem: Problem,
     dynamics: AbstractDynamics,
