@@ -54,6 +54,5 @@ def without_time_checks() -> Iterator[None]:
 
 
 # A version of Diffrax without this name keeps its checks, which costs time only.
-_namespace = vars(integrate)
-if "eqxi" in _namespace:
-    _namespace["eqxi"] = _EquinoxInternal(_namespace["eqxi"])
+if hasattr(integrate, "eqxi"):
+    integrate.__dict__["eqxi"] = _EquinoxInternal(integrate.__dict__["eqxi"])
