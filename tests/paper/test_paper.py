@@ -16,7 +16,7 @@ from paper._report import as_text, load, save
 
 matplotlib.use("Agg")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 
 @pytest.fixture(scope="module")
