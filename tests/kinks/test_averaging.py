@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from toys import flat, relative_error, relu_regression
+from problems import flat, relative_error, relu_regression
 
 import homoflow as hf
 from homoflow._kinks.averaging._time_fraction import fraction_above

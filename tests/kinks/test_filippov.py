@@ -11,15 +11,17 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jaxtyping import Array
-from toys import flat, midpoint, relative_error, relu_regression
+from oracles import midpoint
+from problems import asserted, flat, relative_error, relu_regression
 
 import homoflow as hf
 import homoflow._methods._exact
 
 CASE = np.load(Path(__file__).parent.parent / "data" / "relu_20_30_30_3.npz")
-EXACT = hf.Filippov(max_active=40)
-#: What README says of the case at t = 60: all stay below.
-ERROR, GRADIENTS, DRIFT = 1e-9, 18_000, 1e-10
+EXACT = hf.Filippov(slots=40)
+#: What the case at t = 60 stays below.
+BOUNDS = asserted("exact flow")
+ERROR, GRADIENTS, DRIFT = (BOUNDS[k] for k in ("error", "gradients", "drift"))
 
 
 class Scaled(eqx.Module):

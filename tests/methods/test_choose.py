@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jaxtyping import Array
-from toys import flat, linear_regression, relative_error, relu_regression
+from problems import flat, linear_regression, relative_error, relu_regression
 
 import homoflow as hf
 

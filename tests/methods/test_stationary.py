@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from oracles import compilations
+from problems import arrays_of, saved
 from stationary import faults_of, problem
-from test_transformations import compilations
-from toys import arrays_of, saved
 
 import homoflow as hf
 from homoflow._methods.stationary._separable import separation_loss

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from problems import asserted
 
 import homoflow as hf
 from homoflow._methods._projection_choice import kept_laws
@@ -21,8 +22,8 @@ from homoflow._rescaling import Orbit
 from homoflow._solvers import ProjectedSolver, ProjectedState
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
-#: The most that a recorded law changes, relative to ‖w‖²: as README says.
-DRIFT = 1e-13
+#: The most that a recorded law changes, relative to ‖w‖².
+DRIFT = asserted("projection")["drift"]
 
 
 def conv_net(activation):
