@@ -2,29 +2,38 @@
 
 from homoflow._results._stats import ROUTES, SCHEMA
 
-#: How a route is called in the table's heads.
-_HEADS = {
-    "smooth": "smooth",
-    "averaged": "averaged",
-    "exact": "exact",
-    "stationary": "t1=inf",
-    "modified": "modified",
-    "heavy_ball": "heavy ball",
-    "drift": "drift",
-    "descend": "descend",
+#: What a kind of run is called in the table.
+_NAMES = {
+    "smooth": "smooth flow",
+    "averaged": "averaged flow",
+    "exact": "exact flow",
+    "stationary": "`t1=inf`",
+    "modified": "`modified_flow`",
+    "heavy_ball": "`heavy_ball_flow`",
+    "drift": "`predict_drift`",
+    "descend": "`descend`",
 }
 
 
 def stats_table() -> str:
-    """One row for each key, with a dot for each kind of run that may know it."""
-    heads = [_HEADS.get(route, route) for route in ROUTES]
-    rows = [
-        f"| key | meaning | type | {' | '.join(heads)} |",
-        f"|---|---|---|{':-:|' * len(heads)}",
-    ]
+    """One row for each key, with the kinds of runs that may know it."""
+    rows = ["| key | meaning | value | after |", "|---|---|---|---|"]
     for key, statistic in SCHEMA.items():
-        dots = ["●" if route in statistic.routes else "" for route in ROUTES]
         rows.append(
-            f"| `{key}` | {statistic.meaning} | {statistic.type} | {' | '.join(dots)} |"
+            f"| `{key}` | {statistic.meaning} | {statistic.type} | "
+            f"{_runs(statistic.routes)} |"
         )
     return "\n".join(rows)
+
+
+def _runs(routes: tuple[str, ...]) -> str:
+    others = [route for route in ROUTES if route not in routes]
+    if not others:
+        return "all"
+    if len(others) <= 2:
+        return f"all but {_listed(others)}"
+    return _listed(route for route in ROUTES if route in routes)
+
+
+def _listed(routes) -> str:
+    return ", ".join(_NAMES[route] for route in routes)
