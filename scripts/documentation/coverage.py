@@ -28,8 +28,15 @@ def undocumented() -> list[str]:
     names = public_names()
     return [
         *(f"{name} is not in docs/api" for name in sorted(set(names) - listed)),
-        *(f"{name} has no docstring" for name in names if not _has_docstring(names[name])),
-        *(f"{name}, in docs/api, is not public" for name in sorted(listed - set(names))),
+        *(
+            f"{name} has no docstring"
+            for name in names
+            if not _has_docstring(names[name])
+        ),
+        *(
+            f"{name}, in docs/api, is not public"
+            for name in sorted(listed - set(names))
+        ),
     ]
 
 

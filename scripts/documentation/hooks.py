@@ -48,11 +48,11 @@ def on_page_markdown(
     return markdown.replace("<!-- stats table -->", stats_table())
 
 
-def on_page_content(
-    html: str, page: Page, config: MkDocsConfig, files: Files
-) -> str:
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Set the formulas, and let wide tables scroll."""
-    html = re.sub(r"(<table>.*?</table>)", r'<div class="table">\1</div>', html, flags=re.S)
+    html = re.sub(
+        r"(<table>.*?</table>)", r'<div class="table">\1</div>', html, flags=re.S
+    )
     return set_formulas(html)
 
 

@@ -21,9 +21,7 @@ CACHE = ROOT / "build" / PICTURES
 def draw_pictures() -> dict[str, Path]:
     """Every picture's place in the site, and its file; drawn if something changed."""
     wanted = {page: _folder(page) for page in pages() if picture_names(page)}
-    missing = [
-        (page, folder) for page, folder in wanted.items() if not folder.is_dir()
-    ]
+    missing = [(page, folder) for page, folder in wanted.items() if not folder.is_dir()]
     # Each page has a process of its own; the threads only wait for them.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_draw_in_process, *zip(*missing, strict=True)) if missing else ())
