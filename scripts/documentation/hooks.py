@@ -49,10 +49,7 @@ def on_page_markdown(
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Set the formulas, and let wide tables scroll."""
-    html = re.sub(
-        r"(<table>.*?</table>)", r'<div class="table">\1</div>', html, flags=re.S
-    )
+    """Set the formulas."""
     return set_formulas(html)
 
 
