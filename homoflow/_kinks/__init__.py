@@ -9,4 +9,3 @@ from .averaging._midpoint import KinkShare as KinkShare, evaluations as evaluati
 from .filippov._event_log import Log as Log
 from .filippov._forward_sensitivity import integrate as integrate
 from .filippov._loop import Solution as Solution
-from .filippov._options import Filippov as Filippov

@@ -1,7 +1,9 @@
 """Whether the numbers in an equation make sense, where they are known."""
 
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -43,6 +45,14 @@ def check_mass(mass: Any) -> None:
     _check_scalar("mass", mass)
     if is_concrete(mass) and not (np.isfinite(float(mass)) and float(mass) > 0):
         raise ValueError(f"`mass` must be positive and finite; got {float(mass)}.")
+
+
+def check_count(name: str, count: Any) -> None:
+    """`ValueError` unless it is a positive integer."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        raise ValueError(f"`{name}` must be an integer; got {count!r}.")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1; got {count}.")
 
 
 def check_batch_size(batch_size: Any, samples: int) -> None:
@@ -112,3 +122,20 @@ def check_max_steps(max_steps: int) -> None:
     """`ValueError` unless a solver can take that many steps."""
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
+
+
+def as_coefficient(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """A converter for a coefficient of an equation: checked, and an array.
+
+    As an array, a new value does not compile anything anew.
+    """
+
+    def convert(value: Any) -> Array | None:
+        if value is None:
+            return None
+        check(value)
+        if eqx.is_array(value) and jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return jnp.asarray(value, jnp.result_type(float))
+
+    return convert

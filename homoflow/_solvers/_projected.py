@@ -1,6 +1,6 @@
 """A wrapper that keeps a solver's laws, by rescalings that leave the function alone."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox.internal as eqxi
@@ -10,29 +10,30 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._rescaling import Orbit, Rescaling
+from ._base import AbstractFlowSolver, as_flow_solver
 
-#: Where some drift may wait, every so manieth step is looked at: for layers as wide as
-#: long, their laws cost a part of a gradient that counts.
-LOOKED_AT = 4
+#: Where some drift may wait, laws are checked after so many steps: for square layers, to
+#: evaluate them takes a part of a gradient that counts.
+CHECK_EVERY = 4
 
 
-class Remembered(NamedTuple):
-    """What is remembered from step to step.
+class ProjectedState(NamedTuple):
+    """What is kept from step to step.
 
-    - `inner`: the wrapped solver's own memory.
+    - `inner`: the wrapped solver's own state.
     - `targets`: the laws at the start.
-    - `removed`: by how much they had drifted whenever they were restored, summed up.
-    - `passed`: how many steps have not been looked at since the last one that was.
+    - `removed_drift`: by how much they had drifted when they were restored, summed up.
+    - `steps_since_check`: how many steps were taken since laws were last checked.
     """
 
     inner: PyTree
     targets: tuple[Array, ...]
-    removed: tuple[Array, ...]
-    passed: Int[Array, ""]
+    removed_drift: tuple[Array, ...]
+    steps_since_check: Int[Array, ""]
 
 
-class OnOrbit(dfx.AbstractWrappedSolver):
-    """Any one-step solver of gradient flow, with drift of the laws undone after steps.
+class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
+    """Any one-step solver of gradient flow, with the laws restored after steps.
 
     After a step the weights are moved along the orbit of `orbit`'s rescalings to where
     the laws have their initial values: the function and the loss stay what they are, to
@@ -42,18 +43,28 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     It is for fields −∇L with L constant along the orbit. There the slope that a
     first-same-as-last Runge–Kutta method keeps goes along by g⁻ᵀ, at no evaluation. A
-    solver that remembers more is refused, unless it takes a step whose end is restored by
-    itself: `restored_step(restoring, *arguments)`, the arguments and the result those of
-    `step`, the result with the `Rescaling` that `restoring(state)` returned appended. That
-    one has the linear maps for what is like weights and for what is like gradients.
+    solver that remembers more is refused, unless it has its own `step_with_projection`
+    (see `AbstractFlowSolver`): a `Rescaling` has the linear maps for what is like weights
+    and for what is like gradients.
 
-    - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
-        left alone; 0 for rounding, else every fourth step is looked at.
+    - `max_drift`: while no law has drifted by more than this, relative to ‖w‖², steps are
+        left alone. 0 for rounding; otherwise laws are checked every fourth step.
     """
 
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     orbit: Orbit
-    beyond: Float[Array, ""] | float = 0.0
+    max_drift: Float[Array, ""] | float = 0.0
+
+    uses_memory: ClassVar[bool] = True
+
+    def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
+        return as_flow_solver(self.solver).cost(
+            num_accepted=num_accepted,
+            num_rejected=num_rejected,
+            num_steps=num_steps,
+            solver_state=None if solver_state is None else solver_state.inner,
+            args=args,
+        )
 
     @property
     def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -93,58 +104,38 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     def func(self, terms, t0, y0, args):
         return self.solver.func(terms, t0, y0, args)
 
-    def init(self, terms, t0, t1, y0, args) -> Remembered:
+    def init(self, terms, t0, t1, y0, args) -> ProjectedState:
         inner = self.solver.init(terms, t0, t1, y0, args)
-        if not (_restores_itself(self.solver) or _is_slope_of(self.solver, inner, y0)):
+        if not as_flow_solver(self.solver).can_project(inner, y0):
             raise ValueError(
                 f"{type(self.solver).__name__} remembers more of past steps than a slope: "
                 "after a projection its memory would be of another point. It would need "
-                "a method `restored_step`."
+                "a method `step_with_projection`."
             )
         targets = self.orbit.values(y0)
-        nothing = jax.tree.map(jnp.zeros_like, targets)
-        return Remembered(inner, targets, nothing, jnp.zeros((), jnp.int32))
+        zeros = jax.tree.map(jnp.zeros_like, targets)
+        return ProjectedState(inner, targets, zeros, jnp.zeros((), jnp.int32))
 
-    def step(self, terms, t0, t1, y0, args, solver_state: Remembered, made_jump):
-        inner, targets, removed, passed = solver_state
-        given = terms, t0, t1, y0, args, inner, made_jump
-        is_due = jnp.asarray(self.beyond == 0) | (passed + 1 >= LOOKED_AT)
-        is_due = eqxi.unvmap_any(is_due)
+    def step(self, terms, t0, t1, y0, args, solver_state: ProjectedState, made_jump):
+        inner, targets, removed_drift, steps_since_check = solver_state
+        is_due = jnp.asarray(self.max_drift == 0)
+        is_due = eqxi.unvmap_any(is_due | (steps_since_check + 1 >= CHECK_EVERY))
 
-        def restoring(y: PyTree) -> Rescaling:
+        def project(y: PyTree) -> Rescaling:
             return lax.cond(
                 is_due,
-                lambda: self.orbit.restoring(y, targets, self.beyond),
+                lambda: self.orbit.restoring(y, targets, self.max_drift),
                 lambda: self.orbit.leaving(y, targets),
             )
 
-        if _restores_itself(self.solver):
-            step = self.solver.restored_step  # pyright: ignore[reportAttributeAccessIssue]
-            y1, error, dense, inner, result, rescaling = step(restoring, *given)
-        else:
-            y1, error, dense, inner, result = self.solver.step(*given)
-            rescaling = restoring(y1)
-            y1 = rescaling.restored
-            if inner is not None:
-                inner = inner[0], rescaling.slopes(inner[1])
-        removed = tuple(
-            jnp.where(rescaling.is_one, old, old + new)
-            for old, new in zip(removed, rescaling.miss, strict=True)
+        step = as_flow_solver(self.solver).step_with_projection
+        y1, error, dense, inner, result, rescaling = step(
+            project, terms, t0, t1, y0, args, inner, made_jump
         )
-        passed = jnp.where(is_due, 0, passed + 1)
-        state = Remembered(inner, targets, removed, passed)
+        removed_drift = tuple(
+            jnp.where(rescaling.is_one, old, old + new)
+            for old, new in zip(removed_drift, rescaling.miss, strict=True)
+        )
+        steps_since_check = jnp.where(is_due, 0, steps_since_check + 1)
+        state = ProjectedState(inner, targets, removed_drift, steps_since_check)
         return y1, error, dense, state, result
-
-
-def _restores_itself(solver: dfx.AbstractSolver) -> bool:
-    return hasattr(solver, "restored_step")
-
-
-def _is_slope_of(solver: dfx.AbstractSolver, inner: PyTree, y0: PyTree) -> bool:
-    """Whether a solver's memory is nothing, or a Runge–Kutta method's last slope."""
-    if inner is None:
-        return True
-    if not isinstance(solver, dfx.AbstractRungeKutta):
-        return False
-    _, slope = inner
-    return jax.tree.structure(slope) == jax.tree.structure(y0)

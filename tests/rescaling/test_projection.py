@@ -18,7 +18,7 @@ import homoflow as hf
 from homoflow._methods._projection_choice import kept_laws
 from homoflow._problem._problem import pose
 from homoflow._rescaling import Orbit
-from homoflow._solvers import OnOrbit, Remembered
+from homoflow._solvers import ProjectedSolver, ProjectedState
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 #: The most that a recorded law changes, relative to ‖w‖²: as README says.
@@ -246,9 +246,7 @@ def test_what_was_removed_is_the_drift_of_the_run_without_projection(rtol):
     assert drift > 1e-4 * rtol
     # To a unit of rounding of ‖w‖², which drift is relative to.
     eps = np.finfo(float).eps
-    np.testing.assert_allclose(
-        run.stats["law_drift_removed"], drift, rtol=1e-5, atol=eps
-    )
+    np.testing.assert_allclose(run.stats["projected_drift"], drift, rtol=1e-5, atol=eps)
     np.testing.assert_allclose(run.losses, plain.losses, rtol=0, atol=10 * rtol)
 
 
@@ -269,7 +267,7 @@ def test_steps_that_are_long_to_go_through_are_left_alone_but_what_is_recorded()
     orbit = Orbit(hf.laws(free.model), arrays(free.model))
     drift = miss(orbit, free.model, orbit.values(arrays(model)))
     drift *= orbit.size(arrays(free.model)) / orbit.size(arrays(kept.model))
-    np.testing.assert_allclose(kept.stats["law_drift_removed"], drift, rtol=1e-8)
+    np.testing.assert_allclose(kept.stats["projected_drift"], drift, rtol=1e-8)
     np.testing.assert_allclose(kept.losses, free.losses, rtol=1e-12)
 
 
@@ -285,9 +283,9 @@ def test_what_each_step_removes_adds_up_to_the_drift(solver):
             saveat=dfx.SaveAt(t1=True, solver_state=True),
         )  # fmt: skip
 
-    memory = end(OnOrbit(solver, orbit)).solver_state
-    assert isinstance(memory, Remembered)
-    removed = memory.removed
+    memory = end(ProjectedSolver(solver, orbit)).solver_state
+    assert isinstance(memory, ProjectedState)
+    removed = memory.removed_drift
     final = jax.tree.map(lambda a: a[0], end(solver).ys)
     drift = jax.tree.map(jnp.subtract, orbit.values(final), orbit.values(start))
     assert largest(drift) > 1e-9
@@ -311,7 +309,7 @@ def test_batched_float32_runs_keep_their_laws():
         change = np.abs(values - values[:, :1]).reshape(3, -1).max(axis=1)
         assert np.all(change < 2e-5 * sizes), name
     # More than ten times as much as is left.
-    assert np.all(np.asarray(batch.stats["law_drift_removed"]) > 2e-4)
+    assert np.all(np.asarray(batch.stats["projected_drift"]) > 2e-4)
 
 
 def problem_of(model=None, **options):
@@ -422,7 +420,7 @@ def gradient_flow():
 
 def test_a_runge_kutta_methods_last_slope_goes_along():
     model, term, target = gradient_flow()
-    solver = OnOrbit(dfx.Tsit5(), Orbit(hf.laws(model), arrays(model)))
+    solver = ProjectedSolver(dfx.Tsit5(), Orbit(hf.laws(model), arrays(model)))
 
     @jax.jit
     def step(w):
@@ -440,13 +438,13 @@ def test_a_runge_kutta_methods_last_slope_goes_along():
 
 
 @pytest.mark.parametrize(
-    "solver", [dfx.Tsit5(), hf.ExponentialAdams(1e-3, 1e-3, most_order=3)]
+    "solver", [dfx.Tsit5(), hf.ExponentialAdams(1e-3, 1e-3, max_order=3)]
 )
 def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
     model, term, target = gradient_flow()
     orbit = Orbit(hf.laws(model), arrays(model))
     # Less than each step's drift.
-    solver = OnOrbit(solver, orbit, beyond=1e-12)
+    solver = ProjectedSolver(solver, orbit, max_drift=1e-12)
 
     @jax.jit
     def step(t, w, state):
@@ -467,7 +465,7 @@ def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
 
 def test_derivatives_of_a_projected_solve():
     model, term, target = gradient_flow()
-    solver = OnOrbit(dfx.Euler(), Orbit(hf.laws(model), arrays(model)))
+    solver = ProjectedSolver(dfx.Euler(), Orbit(hf.laws(model), arrays(model)))
 
     @jax.jit
     def end(shift):
@@ -488,7 +486,13 @@ def test_a_solver_with_a_longer_memory_is_refused():
     for solver in (dfx.LeapfrogMidpoint(), dfx.ReversibleHeun()):
         with pytest.raises(ValueError, match=f"{type(solver).__name__} remembers more"):
             dfx.diffeqsolve(
-                term, OnOrbit(solver, orbit), 0.0, 1.0, 0.1, arrays(model), args=target
+                term,
+                ProjectedSolver(solver, orbit),
+                0.0,
+                1.0,
+                0.1,
+                arrays(model),
+                args=target,
             )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..._jax._forward_mode_only import differentiated_once, forward_only
+from ..._jax._forward_mode_only import forbid_reverse_mode, forbid_second_derivatives
 from .._system import System
 from ._active_set import LIFT
 from ._loop import Carry, Loop, Solution, loop
@@ -101,7 +101,7 @@ def integrate(
 
     @solve.defjvp
     def solve_with_derivative(primals, tangents):
-        moving, w0, t1, _, rtol = primals = differentiated_once(primals)
+        moving, w0, t1, _, rtol = primals = forbid_second_derivatives(primals)
         change, dw0, dt1, dts, _ = tangents
         family = Family(moving[0], change[0], fixed[0])
 
@@ -176,7 +176,7 @@ class _Derivative(NamedTuple):
         # Event times do move, and by how much is not kept: NaN, not 0.
         log = jax.tree.map(_unknown_change, solution.log)
         change = no_change._replace(w=dw, t=dt1, records=c.records, log=log)
-        return solution, forward_only(change)
+        return solution, forbid_reverse_mode(change)
 
 
 def _no_change(a: Array) -> Any:
