@@ -18,7 +18,7 @@ import homoflow as hf
 import homoflow._methods._exact
 
 CASE = np.load(Path(__file__).parent.parent / "data" / "relu_20_30_30_3.npz")
-EXACT = hf.Filippov(slots=40)
+EXACT = hf.Filippov(max_active=40)
 #: What the case at t = 60 stays below.
 BOUNDS = asserted("exact flow")
 ERROR, GRADIENTS, DRIFT = (BOUNDS[k] for k in ("error", "gradients", "drift"))
