@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-import homoflow as hf
 from homoflow._kinks import as_system
 from homoflow._kinks.filippov._event_location import (
     _NODES,
@@ -15,7 +14,7 @@ from homoflow._kinks.filippov._event_location import (
     bracket_first_crossing,
     locate_crossing,
 )
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 
 class Curves(eqx.Module):
@@ -40,10 +39,8 @@ def brackets(curves):
     """
     pairs = curves.shape[1]
     data = curves[0], jnp.zeros(pairs)
-    problem = pose(
-        Curves(jnp.zeros(1)), data, loss=hf.SquaredLoss(), objective=None,
-        trainable=None, laws=(),
-    )  # fmt: skip
+    problem = make_problem(
+        Curves(jnp.zeros(1)), data)  # fmt: skip
     system = as_system(problem)
     ones, none = jnp.ones((pairs, 1)), jnp.zeros((pairs, 1), bool)
 

@@ -11,7 +11,6 @@ import pytest
 from problems import relu_regression
 from scipy.optimize import lsq_linear
 
-import homoflow as hf
 from homoflow._kinks import as_system
 from homoflow._kinks._rows import Rows
 from homoflow._kinks.filippov._sliding_field import (
@@ -21,7 +20,7 @@ from homoflow._kinks.filippov._sliding_field import (
     factorize_gram,
 )
 from homoflow._kinks.filippov._sliding_mode import find_mode
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 PAIRS, CAPACITY = 12, 14
 
@@ -47,13 +46,7 @@ def linearization(rows, gradient, width, is_used) -> Linearization:
 @pytest.fixture(scope="module")
 def search():
     """From J, g, widths, sides before, base sides: settled, multipliers, states."""
-    problem = pose(
-        *relu_regression(),
-        loss=hf.SquaredLoss(),
-        objective=None,
-        trainable=None,
-        laws=(),
-    )
+    problem = make_problem(*relu_regression())
     system = as_system(problem)
     slots = jnp.arange(CAPACITY, dtype=jnp.int32)
     is_used = slots < PAIRS

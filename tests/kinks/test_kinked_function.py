@@ -7,7 +7,7 @@ import numpy as np
 
 import homoflow as hf
 from homoflow._kinks import kinked_function
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 X = jnp.linspace(-1, 1, 12).reshape(4, 3)
 Y = jnp.ones((4, 2))
@@ -34,9 +34,7 @@ class Count(list):
 
 
 def problem_of(model, y=Y):
-    return pose(
-        model, (X, y), loss=hf.SquaredLoss(), objective=None, trainable=None, laws=()
-    )
+    return make_problem(model, (X, y))
 
 
 def test_a_second_problem_of_the_same_structure_is_not_traced():
