@@ -62,7 +62,7 @@ def runs():
     x = jax.random.normal(jax.random.key(1), (20, 3))
     exact = hf.flow(
         hf.MLP((3, 8, 1), key=jax.random.key(0)), (x, x[:, :1]), 5.0,
-        solver=hf.Filippov(slots=32, events=500),
+        solver=hf.Filippov(max_active=32, events=500),
     )  # fmt: skip
     return {"flow": gd, "gd": gd, "exact": exact}
 

@@ -36,7 +36,7 @@ from homoflow._methods.stationary import _dense_hessian as _dense
 from homoflow._observe import _sharpness
 from homoflow._solvers import _gauss_legendre, _rodas5p as _rosenbrock
 from homoflow._solvers.exponential_adams import (
-    _jacobian_update as _lessons,
+    _jacobian_update,
     _solver as _adams,
 )
 
@@ -280,11 +280,11 @@ def constants() -> list[str]:
     return [
         f"`rtol` ≤ {short(_solver_choice.LOOSEST_RTOL)}, ≤ {pairs} (sample, kink) pairs",
         f"Beyond {pairs} (sample, kink) pairs",
-        f"is a multistep method, of order 1 to {_adams.HIGHEST_ORDER},",
+        f"is a multistep method, of order 1 to {_adams.MAX_ORDER},",
         f"an explicit solver has taken {_method.MOST_EXPLICIT_STEPS:,} steps and is not",
         f"is passed by a straight step of {short(_step.LEAP)}·‖w‖",
         f"Where more than {_field.MOST_ON_ONE_THREAD} pairs are at their kinks",
-        f"up to {_dense.MOST_WEIGHTS:,} weights the whole spectrum is computed",
+        f"up to {_dense.MAX_WEIGHTS:,} weights the whole spectrum is computed",
         f"`hf.flow(model, data, t1, rtol={short(_exact_flow.EXACT_RTOL)})`",
         f"| smooth | `rtol={smooth['float64']}`, `diffrax.Dopri8` "
         f"| `rtol={smooth['float32']}`, `diffrax.Tsit5` |",
@@ -365,7 +365,7 @@ LIMITS = {
         f"at {_method.COARSER_RTOL**2:g} times the tolerance, and counts",
         f"Up to {_endless_flow._DENSE_WEIGHTS} weights the default solver is",
         f"`Rodas5P` at an `rtol` of {short(_endless_flow._DENSE_RTOL)}",
-        f"beyond {_dense.MOST_WEIGHTS:,}, extreme eigenvalues",
+        f"beyond {_dense.MAX_WEIGHTS:,}, extreme eigenvalues",
         f"{short(_dense._ROUNDING)} of the largest",
         f"passed by a straight step of {short(_step.LEAP)}·‖w‖",
     ),
@@ -375,11 +375,11 @@ LIMITS = {
         f"Where more than {_field.MOST_ON_ONE_THREAD} pairs are at their kinks",
     ),
     "ExponentialAdams": (
-        f"order (1 to {_adams.HIGHEST_ORDER})",
-        f"Default: {_lessons.MOST_DIRECTIONS}, less",
+        f"order (1 to {_adams.MAX_ORDER})",
+        f"Default: {_jacobian_update.MAX_DIRECTIONS}, less",
     ),
-    "Rodas5P": (f"more than {_rosenbrock.MOST_WEIGHTS:,} numbers",),
-    "GaussLegendre": (f"more than {_gauss_legendre.MOST_UNKNOWNS:,} unknowns",),
+    "Rodas5P": (f"more than {_rosenbrock.MAX_WEIGHTS:,} numbers",),
+    "GaussLegendre": (f"more than {_gauss_legendre.MAX_UNKNOWNS:,} unknowns",),
     "sharpness": (f"until ‖Hv − λv‖ ≤ {short(_sharpness.RESIDUAL)}·‖H‖",),
     "certify": (f"more than {_certificate._MOST_PARAMETERS} parameters",),
 }

@@ -498,7 +498,7 @@ def test_progress_is_shown_and_changes_no_number(half, capfd):
 
 def test_the_exact_flow_shows_progress(capfd):
     model, data = relu_regression()
-    flow = hf.flow(model, data, 1.0, solver=hf.Filippov(slots=24), progress=True)
+    flow = hf.flow(model, data, 1.0, solver=hf.Filippov(max_active=24), progress=True)
     jax.effects_barrier()
     captured = capfd.readouterr()
     assert "100" in captured.out + captured.err

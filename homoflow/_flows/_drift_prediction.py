@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from .._dynamics._expansion import warn_unless_drift_expands
 from .._problem._checks import check_batch_size, check_learning_rate, check_momentum
 from .._results._trajectory import Trajectory
-from ._expansion_checks import warn_unless_drift_expands
 
 
 class DriftPrediction(eqx.Module):

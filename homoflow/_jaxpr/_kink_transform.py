@@ -53,6 +53,11 @@ class KinkedFunction:
         """The products, then the convolutions."""
         return *self.products, *self.convolutions
 
+    @property
+    def has_constants(self) -> bool:
+        """Whether it holds values of arrays that `fn` closes over."""
+        return bool(self._closed.consts)
+
     def forward(
         self,
         weights: PyTree[Array],

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._jax._compilation import quickly_compiled
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
 from .._jax._tracing import is_concrete
 from .._jaxpr import nonsmooth_primitives
 from .._kinks import Solution, System, as_system, integrate, kinked_function
 from .._kinks._layers import kink_layers
+from .._kinks.filippov._counts import Counts
 from .._observe._assemble import make_trajectory
 from .._observe._base import Point
 from .._observe._recorder import STANDARD, Recorder, Values
@@ -103,8 +104,8 @@ class Filippov(AbstractMethod):
     have none; those of the times in `events` are NaN. Reverse mode (`jax.grad`) and
     second derivatives are refused.
 
-    **Raises:** `ValueError` if `max_active` is not a positive integer, or `events` a negative
-    number or not an integer; in reverse mode `NotImplementedError`.
+    **Raises:** `ValueError` if `max_active` is not a positive integer, or
+    `events` a negative number or not an integer; in reverse mode `NotImplementedError`.
 
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))
@@ -281,7 +282,7 @@ def _run_with_room(
         max_active *= 2
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _solve(call: _Call, options: _Options) -> Trajectory:
     problem, grid = call.problem, call.grid
@@ -314,16 +315,16 @@ def _solve(call: _Call, options: _Options) -> Trajectory:
         span.times() - span.t0,
         record,
         rtol=call.rtol,
-        room=min(options.max_active, system.low.size),
+        capacity=min(options.max_active, system.low.size),
         max_steps=options.max_steps,
-        events=options.events,
+        log_capacity=options.events,
         meter=options.meter,
     )
     if keeps_states:
-        values, saved = _observe_states(call, solution, unravel)
+        values, saved = _observe_states(call, solution, unravel, options.save_models)
     else:
         values, saved = solution.records
-    return _assemble(call, options, error, system, solution, values, saved, unravel)
+    return _assemble(call, error, system, solution, values, saved, unravel)
 
 
 def _point(
@@ -334,8 +335,11 @@ def _point(
 
 
 def _observe_states(
-    call: _Call, solution: Solution, unravel: Callable[[Array], PyTree]
-) -> tuple[Values, Array]:
+    call: _Call,
+    solution: Solution,
+    unravel: Callable[[Array], PyTree],
+    save_models: bool,
+) -> tuple[Values, Array | None]:
     """All observables of the states that were kept, one after the other."""
     states, losses, velocities = solution.records
     ts, recorder = call.grid.times(), call.recorder
@@ -351,12 +355,11 @@ def _observe_states(
     at = (ts, states, losses, velocities)
     carries = recorder.init(point_at(*(a[0] for a in at)))
     _, values = lax.scan(observe_next, carries, (jnp.arange(ts.size), *at))
-    return recorder.thin_out(values), states
+    return recorder.thin_out(values), states if save_models else None
 
 
 def _assemble(
     call: _Call,
-    options: _Options,
     error: RESULTS,
     system: System,
     solution: Solution,
@@ -368,10 +371,10 @@ def _assemble(
     is_sound = error == RESULTS.successful
     result = RESULTS.where(is_sound, _result(solution, grid), error)
     ts = grid.times()
-    recorded = is_sound & (jnp.arange(ts.size) < solution.recorded)
+    recorded = is_sound & (jnp.arange(ts.size) < solution.num_recorded)
     valid = recorded & solution.is_finite
     reached = jnp.where(is_sound, grid.t0 + solution.t, -jnp.inf)
-    first = solution.first_choice
+    first = solution.first_nonunique_time
     counts = solution.counts
     numbers = {
         "steps": solution.steps,
@@ -380,8 +383,8 @@ def _assemble(
         "entries": counts["entries"],
         "exits": counts["exits"],
         "largest_sliding_set": counts["largest_sliding_set"],
-        "num_nonunique_pairs": solution.non_unique,
-        "forced_steps": counts["leaps"],
+        "num_nonunique_pairs": solution.num_nonunique_pairs,
+        "forced_steps": counts["forced_steps"],
         "first_nonunique_time": jnp.where(
             jnp.isfinite(first), grid.t0 + first, jnp.nan
         ),
@@ -396,7 +399,7 @@ def _assemble(
         values,
         valid,
         final=unravel(solution.w),
-        saved=jax.vmap(unravel)(saved) if options.save_models else None,
+        saved=None if saved is None else jax.vmap(unravel)(saved),
         result=result,
         numbers=numbers,
         events=_events(call, system, is_sound, solution),
@@ -406,7 +409,7 @@ def _assemble(
 def _events(
     call: _Call, system: System, is_sound: Array, solution: Solution
 ) -> Events | None:
-    log, kinks, t0 = solution.log, system.kinks, call.grid.t0
+    log, kinks, t0 = solution.log, system.num_kinks, call.grid.t0
     if log is None:
         return None
     room = log.pair.size
@@ -421,21 +424,20 @@ def _events(
         dropped=jnp.maximum(log.seen - room, 0),
         complete_until=t0 + jnp.minimum(log.overflowed_at, reached),
         layers=kink_layers(call.problem.model, system.function.operations),
-        sample_count=system.samples,
+        sample_count=system.num_samples,
     )
 
 
-def _in_gradients(problem: Problem, counts: dict[str, Array]) -> Array:
+def _in_gradients(problem: Problem, counts: Counts) -> Array:
     """Evaluations of the whole gradient; a row is the gradient at one sample."""
+    assert problem.num_samples is not None
     rows = counts["rows"].astype(problem.dtype) / problem.num_samples
     return counts["gradients"].astype(problem.dtype) + rows
 
 
 def _result(solution: Solution, grid: TimeGrid) -> RESULTS:
     is_finished = solution.t >= grid.t1 - grid.t0
-    result = RESULTS.where(
-        is_finished, RESULTS.successful, RESULTS.max_steps_reached
-    )
+    result = RESULTS.where(is_finished, RESULTS.successful, RESULTS.max_steps_reached)
     ending = solution.ending
     for happened, member in (
         (ending.stuck, RESULTS.stuck_on_kinks),

@@ -28,6 +28,7 @@ def make_trajectory(
     numbers: dict[str, Any],
     events: Events | None = None,
     ledger: Ledger | None = None,
+    continuation: PyTree | None = None,
 ) -> Trajectory:
     """The trajectory of `values` over `ts`, NaN where not `valid`.
 
@@ -56,5 +57,6 @@ def make_trajectory(
         ),
         events=events,
         ledger=ledger,
+        continuation=continuation,
     )
     return masked_after(trajectory, valid)

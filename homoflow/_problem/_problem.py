@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._jax._structural_cache import known_by_structure
+from .._jax._structural_cache import cached_by_structure
 from .._jax._tracing import is_concrete
 from .._jaxpr import with_quick_softplus
 from ._data import (
@@ -141,7 +141,7 @@ def _check_loss(model: PyTree, data: tuple[PyTree[Array], Array], loss: LossLike
         loss.check_targets(y, prediction.size)
 
 
-@known_by_structure()
+@cached_by_structure()
 def _prediction_shape(model: PyTree, x: PyTree, y: Array, loss: LossLike):
     """The shape of one prediction; `ValueError` unless the loss of it is a number."""
     prediction = shape_of(model, sample_shape(x))

@@ -38,7 +38,7 @@ class RESULTS(eqx.Enumeration):
     )
     kink_slots_exceeded = (
         "More pairs of a sample and a unit were at their kinks at one time than the "
-        "exact flow had room for: pass `solver=homoflow.Filippov(slots=...)` with more, "
+        "exact flow had room for: pass `solver=homoflow.Filippov(max_active=...)` with more, "
         "or `solver=homoflow.Averaged()`."
     )
     kink_mode_unsettled = (

@@ -58,6 +58,7 @@ class Trajectory(eqx.Module):
     events: Events | None = None
     ledger: Ledger | None = None
     observed: dict[str, PyTree] = eqx.field(default_factory=dict)
+    continuation: PyTree | None = None
     observed_every: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
 
     def __repr__(self) -> str:

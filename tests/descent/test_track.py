@@ -15,7 +15,7 @@ from accounts import CLIP, DECAY, MOMENTUM, RATE, account, laws_and_others, netw
 from toys import arrays_of
 
 import homoflow as hf
-from homoflow._descent._update_parts import read_sources
+from homoflow._descent._update_parts import probe_update_parts
 
 STEPS = 5
 LAWS = laws_and_others()[2:]
@@ -230,29 +230,29 @@ def test_a_rate_that_is_traced_is_accounted_for_in_less_detail():
 @pytest.mark.parametrize(
     ("optimizer", "memory", "weights", "is_multiple"),
     [
-        (by_hand["sgd"][0], "absent", "absent", True),
-        (by_hand["schedule"][0], "absent", "absent", True),
-        (by_hand["heavy ball"][0], "adds", "absent", True),
-        (by_hand["injected rate"][0], "adds", "absent", True),
-        (by_hand["coupled decay"][0], "adds", "adds", True),
-        (by_hand["clipped norm"][0], "absent", "absent", True),
-        (by_hand["clipped"][0], "absent", "absent", False),
-        (by_hand["Adam"][0], "mixes", "absent", False),
-        (by_hand["AdamW"][0], "mixes", "adds", False),
-        (others["decay, then clipping"], "absent", "mixes", False),
-        (optax.MultiSteps(optax.sgd(0.1), 3), "adds", "absent", True),
-        (optax.polyak_sgd(), "absent", "absent", True),
+        (by_hand["sgd"][0], "none", "none", True),
+        (by_hand["schedule"][0], "none", "none", True),
+        (by_hand["heavy ball"][0], "additive", "none", True),
+        (by_hand["injected rate"][0], "additive", "none", True),
+        (by_hand["coupled decay"][0], "additive", "additive", True),
+        (by_hand["clipped norm"][0], "none", "none", True),
+        (by_hand["clipped"][0], "none", "none", False),
+        (by_hand["Adam"][0], "coupled", "none", False),
+        (by_hand["AdamW"][0], "coupled", "additive", False),
+        (others["decay, then clipping"], "none", "coupled", False),
+        (optax.MultiSteps(optax.sgd(0.1), 3), "additive", "none", True),
+        (optax.polyak_sgd(), "none", "none", True),
     ],
 )
 def test_sources_are_measured(optimizer, memory, weights, is_multiple):
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
-    read = read_sources(
+    read = probe_update_parts(
         lambda _: optimizer, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
     )
     assert (read.memory, read.weights) == (memory, weights)
     assert read.is_multiple == is_multiple
-    mixed = "mixes" in (memory, weights)
+    mixed = "coupled" in (memory, weights)
     assert (read.note != "") == mixed
 
 

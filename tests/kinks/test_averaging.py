@@ -1,4 +1,4 @@
-"""The averaged flow of large networks: every kink gets its share of a step."""
+"""The averaged flow of large networks: slopes of kinks averaged over each step."""
 
 import functools
 
@@ -12,7 +12,7 @@ import pytest
 from toys import flat, relative_error, relu_regression
 
 import homoflow as hf
-from homoflow._kinks.averaging._time_fraction import share_above
+from homoflow._kinks.averaging._time_fraction import fraction_above
 from homoflow._methods._diffrax_options import choose_method
 from homoflow._problem._problem import pose
 
@@ -68,9 +68,9 @@ def mean_slope(z: float, below: float, pull: float, step: float, parts=4_000) ->
     ],
 )
 @pytest.mark.parametrize("assumed", [0.0, 0.4, 1.0])
-def test_a_share_is_the_mean_slope_of_a_pair(z, below, pull, assumed):
+def test_a_time_fraction_is_the_mean_slope_of_a_pair(z, below, pull, assumed):
     velocity = below - assumed * pull
-    got = share_above(*map(jnp.asarray, (z, velocity, assumed, pull, 0.7)))
+    got = fraction_above(*map(jnp.asarray, (z, velocity, assumed, pull, 0.7)))
     np.testing.assert_allclose(got.above, mean_slope(z, below, pull, 0.7), atol=1e-3)
     assert got.slides == (below > 0 > below - pull and abs(z) < 1)
 
@@ -79,7 +79,7 @@ def test_its_error_falls_with_the_tolerance_and_is_never_understated(shares, exa
     medians = []
     for rtol in (1e-3, 1e-4, 1e-5):
         flows = [flow(seed, rtol, solver=hf.Averaged()) for seed in SEEDS]
-        assert {f.stats["solver"] for f in flows} == {"KinkShare"}
+        assert {f.stats["solver"] for f in flows} == {"AveragedMidpoint"}
         errors = np.array(
             [relative_error(f.model, w) for f, w in zip(flows, exact, strict=True)]
         )
@@ -94,7 +94,7 @@ def test_its_error_falls_with_the_tolerance_and_is_never_understated(shares, exa
 def test_it_is_the_choice_for_many_pairs_only():
     x = jr.normal(jr.key(0), (700, 4))
     model = hf.MLP((4, 30, 2), key=jr.key(1))
-    assert chosen(model, (x, x[:, :2])) == "KinkShare"
+    assert chosen(model, (x, x[:, :2])) == "AveragedMidpoint"
     assert chosen(model, (x[:600], x[:600, :2])) == "Heun"
 
 
@@ -127,7 +127,7 @@ def chosen(model, data, may_share_kinks=True, **options) -> str:
 
 def test_what_it_cannot_do_stays_with_heun(shares):
     x = jr.normal(jr.key(1), (5, 3))
-    assert chosen(*relu_regression()) == "KinkShare"
+    assert chosen(*relu_regression()) == "AveragedMidpoint"
     assert chosen(Recurrent(jr.normal(jr.key(0), (3, 3))), (x, x)) == "Heun"
     assert chosen(*relu_regression(), may_share_kinks=False) == "Heun"
     assert chosen(*relu_regression(), loss=lambda p, y: jnp.sum((p - y) ** 2)) == "Heun"
@@ -136,7 +136,7 @@ def test_what_it_cannot_do_stays_with_heun(shares):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({}, "KinkShare"),
+        ({}, "AveragedMidpoint"),
         ({"weight_decay": 0.1}, "Heun"),
         ({"adjoint": dfx.BacksolveAdjoint()}, "Heun"),
     ],
@@ -170,7 +170,7 @@ def test_float32_inside_jit_and_vmap_agrees_with_the_exact_flow(shares, exact):
             model, data, T1, laws=(), throw=False, solver=hf.Averaged(),
             estimate_error=False,
         )  # fmt: skip
-        assert run.stats["solver"] == "KinkShare"
+        assert run.stats["solver"] == "AveragedMidpoint"
         return [layer.weight for layer in run.model.layers]
 
     finals = sweep([jnp.stack(layer) for layer in layers])

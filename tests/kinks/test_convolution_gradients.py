@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import homoflow as hf
 from homoflow._jaxpr import with_kinks
 from homoflow._kinks import as_system
-from homoflow._kinks._active_pairs import Slots
+from homoflow._kinks._active_pairs import ActivePairs
 from homoflow._problem._problem import pose
 
 #: name: (shapes of image and kernel, arguments of the convolution)
@@ -118,18 +118,18 @@ def test_rows_and_gradient_of_a_convolutional_network(is_shared):
 
     @jax.jit
     def both(w, slopes, v, u):
-        slots = Slots.of(jnp.asarray(chosen), 16)
-        found = system.derivatives(w, slopes, slots)
+        pairs = ActivePairs.from_mask(jnp.asarray(chosen), 16)
+        found = system.derivatives(w, slopes, pairs)
         rows = found.rows
         ours = (
             found.gradient,
             rows.gram(),
-            rows.squares(),
-            system.along(rows, v),
-            system.against(rows, u),
+            rows.squared_norms(),
+            system.layout.jvp(rows, v),
+            system.layout.vjp(rows, u),
         )
         z_of = lambda w: system.preactivations(w, slopes, 0 * slopes).ravel()  # noqa: E731
-        jacobian = jax.jacfwd(z_of)(w)[slots.pair]
+        jacobian = jax.jacfwd(z_of)(w)[pairs.flat_index]
         gram = jacobian @ jacobian.T
         gradient = jax.grad(lambda w: system.loss(w, slopes)[0])(w)
         theirs = gradient, gram, jnp.diagonal(gram), jacobian @ v, u @ jacobian

@@ -11,9 +11,9 @@ from homoflow._kinks import as_system
 from homoflow._kinks.filippov._event_location import (
     _NODES,
     Path,
-    first_bracket,
-    locate,
-    watch,
+    SideMonitor,
+    bracket_first_crossing,
+    locate_crossing,
 )
 from homoflow._problem._problem import pose
 
@@ -47,14 +47,14 @@ def brackets(curves):
     system = as_system(problem)
     ones, none = jnp.ones((pairs, 1)), jnp.zeros((pairs, 1), bool)
 
-    def one(x):
-        there = eqx.tree_at(lambda s: s.x, system, x)
+    def search(x):
+        shifted = eqx.tree_at(lambda s: s.x, system, x)
         side = ones.astype(jnp.int32)
-        watched = watch(there, ones, side, none, jnp.asarray(1.0))
-        bracket, watched = first_bracket(watched, STEP, jnp.asarray(1.0))
-        return bracket.found, *locate(watched, STEP, bracket)[:3]
+        monitor = SideMonitor.create(shifted, ones, side, none, jnp.asarray(1.0))
+        bracket, monitor = bracket_first_crossing(monitor, STEP, jnp.asarray(1.0))
+        return bracket.is_found, *locate_crossing(monitor, STEP, bracket)[:3]
 
-    return jax.lax.map(one, curves)
+    return jax.lax.map(search, curves)
 
 
 def first_root(coefficients) -> float:

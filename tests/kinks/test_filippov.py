@@ -17,7 +17,7 @@ import homoflow as hf
 import homoflow._methods._exact
 
 CASE = np.load(Path(__file__).parent.parent / "data" / "relu_20_30_30_3.npz")
-EXACT = hf.Filippov(slots=40)
+EXACT = hf.Filippov(max_active=40)
 #: What README says of the case at t = 60: all stay below.
 ERROR, GRADIENTS, DRIFT = 1e-9, 18_000, 1e-10
 
@@ -73,7 +73,7 @@ def reference():
     ts = [0.0, 6.0, 20.0, 60.0]
     return hf.flow(
         reference_model("0"), data, 60.0, ts=ts, save_models=True,
-        solver=hf.Filippov(slots=96),
+        solver=hf.Filippov(max_active=96),
     )  # fmt: skip
 
 
@@ -330,16 +330,16 @@ def test_a_start_on_a_convex_kink_is_unique():
     assert np.all(flat(flow.model) == [0, -1])
 
 
-def test_too_few_slots_are_a_result(flow):
+def test_more_active_pairs_than_max_active_are_a_result(flow):
     model, data = plain()
     few = int(flow.stats["largest_sliding_set"]) - 1
-    short = exactly(model, data, 10.0, solver=hf.Filippov(slots=few), throw=False)
+    short = exactly(model, data, 10.0, solver=hf.Filippov(max_active=few), throw=False)
     assert short.result == hf.RESULTS.kink_slots_exceeded
     assert 0 < short.stats["time_reached"] < 10
     assert np.isfinite(short.losses[0])
     assert np.isnan(short.losses[-1])
-    with pytest.raises(hf.TrajectoryError, match="slots"):
-        exactly(model, data, 10.0, solver=hf.Filippov(slots=few))
+    with pytest.raises(hf.TrajectoryError, match="max_active"):
+        exactly(model, data, 10.0, solver=hf.Filippov(max_active=few))
 
 
 class Applied(eqx.Module):
@@ -377,7 +377,7 @@ def test_what_cannot_be_done_is_refused(model, options, message, monkeypatch):
         hf.flow(model, plain()[1], 1.0, solver=EXACT, **options)
 
 
-@pytest.mark.parametrize("slots", [0, -3])
-def test_slots_must_be_a_positive_integer(slots):
-    with pytest.raises(ValueError, match="slots"):
-        hf.Filippov(slots=slots)
+@pytest.mark.parametrize("max_active", [0, -3])
+def test_max_active_must_be_a_positive_integer(max_active):
+    with pytest.raises(ValueError, match="max_active"):
+        hf.Filippov(max_active=max_active)

@@ -61,7 +61,7 @@ def deep(name: str, seed: int, *, bias: bool) -> Case:
 
 def exactly(case: Case, **options):
     options = {"ts": np.linspace(0, T1, 5), "laws": (), **options}
-    return hf.flow(*case, T1, solver=hf.Filippov(slots=40), **options)
+    return hf.flow(*case, T1, solver=hf.Filippov(max_active=40), **options)
 
 
 @eqx.filter_jit

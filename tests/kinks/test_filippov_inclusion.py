@@ -24,7 +24,7 @@ DELTA = 1e-5
 CLOSE = 1e-6
 TIMES = np.array([0.31, 1.7, 3.9, 7.3, 12.9, 18.7])
 TS = (TIMES[:, None] + DELTA * np.array([-1, 0, 1])).ravel()
-SOLVER = hf.Filippov(slots=40)
+SOLVER = hf.Filippov(max_active=40)
 
 
 def leaky(seed: int) -> Case:

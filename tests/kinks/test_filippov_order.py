@@ -17,7 +17,13 @@ RTOLS = 10.0 ** -np.arange(6, 10.1, 0.5)
 
 def exactly(model, t1: float, rtol: float) -> hf.Trajectory:
     return hf.flow(
-        model, DATA, t1, solver=hf.Filippov(slots=40), ts=[0.0, t1], laws=(), rtol=rtol
+        model,
+        DATA,
+        t1,
+        solver=hf.Filippov(max_active=40),
+        ts=[0.0, t1],
+        laws=(),
+        rtol=rtol,
     )
 
 

@@ -54,7 +54,7 @@ def exactly(weights, x, y, scale: float = 1.0, c: float = 1.0) -> hf.Trajectory:
     """The flow, with all times multiplied by `scale`."""
     return hf.flow(
         network(weights), (jnp.asarray(x), jnp.asarray(y)), scale * T1,
-        loss=Scaled(jnp.asarray(c)), solver=hf.Filippov(slots=SLOTS), ts=scale * TS,
+        loss=Scaled(jnp.asarray(c)), solver=hf.Filippov(max_active=SLOTS), ts=scale * TS,
         save_models=True,
     )  # fmt: skip
 

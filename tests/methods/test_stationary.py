@@ -223,7 +223,7 @@ def test_zero_weights_are_a_saddle_without_negative_curvature():
 @pytest.mark.parametrize("lanczos", [False, True], ids=["dense", "Lanczos"])
 def test_columns_of_zeros_keep_a_factorization_at_a_strict_saddle(monkeypatch, lanczos):
     if lanczos:
-        monkeypatch.setattr("homoflow._methods.stationary._search.MOST_WEIGHTS", 1)
+        monkeypatch.setattr("homoflow._methods.stationary._search.MAX_WEIGHTS", 1)
     values = np.array([3.0, 2.0, 1.0])
     turns = [np.linalg.qr(np.random.default_rng(s).standard_normal((n, 3)))[0]
              for s, n in ((0, 5), (1, 4))]  # fmt: skip

@@ -18,7 +18,7 @@ import homoflow as hf
 from homoflow._methods._projection_choice import kept_laws
 from homoflow._problem._problem import pose
 from homoflow._rescaling import Orbit
-from homoflow._solvers import OnOrbit, Remembered
+from homoflow._solvers import ProjectedSolver, ProjectedState
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 #: The most that a recorded law changes, relative to ‖w‖²: as README says.
@@ -283,9 +283,9 @@ def test_what_each_step_removes_adds_up_to_the_drift(solver):
             saveat=dfx.SaveAt(t1=True, solver_state=True),
         )  # fmt: skip
 
-    memory = end(OnOrbit(solver, orbit)).solver_state
-    assert isinstance(memory, Remembered)
-    removed = memory.removed
+    memory = end(ProjectedSolver(solver, orbit)).solver_state
+    assert isinstance(memory, ProjectedState)
+    removed = memory.removed_drift
     final = jax.tree.map(lambda a: a[0], end(solver).ys)
     drift = jax.tree.map(jnp.subtract, orbit.values(final), orbit.values(start))
     assert largest(drift) > 1e-9
@@ -420,7 +420,7 @@ def gradient_flow():
 
 def test_a_runge_kutta_methods_last_slope_goes_along():
     model, term, target = gradient_flow()
-    solver = OnOrbit(dfx.Tsit5(), Orbit(hf.laws(model), arrays(model)))
+    solver = ProjectedSolver(dfx.Tsit5(), Orbit(hf.laws(model), arrays(model)))
 
     @jax.jit
     def step(w):
@@ -438,13 +438,13 @@ def test_a_runge_kutta_methods_last_slope_goes_along():
 
 
 @pytest.mark.parametrize(
-    "solver", [dfx.Tsit5(), hf.ExponentialAdams(1e-3, 1e-3, most_order=3)]
+    "solver", [dfx.Tsit5(), hf.ExponentialAdams(1e-3, 1e-3, max_order=3)]
 )
 def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
     model, term, target = gradient_flow()
     orbit = Orbit(hf.laws(model), arrays(model))
     # Less than each step's drift.
-    solver = OnOrbit(solver, orbit, beyond=1e-12)
+    solver = ProjectedSolver(solver, orbit, max_drift=1e-12)
 
     @jax.jit
     def step(t, w, state):
@@ -465,7 +465,7 @@ def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
 
 def test_derivatives_of_a_projected_solve():
     model, term, target = gradient_flow()
-    solver = OnOrbit(dfx.Euler(), Orbit(hf.laws(model), arrays(model)))
+    solver = ProjectedSolver(dfx.Euler(), Orbit(hf.laws(model), arrays(model)))
 
     @jax.jit
     def end(shift):
@@ -486,7 +486,13 @@ def test_a_solver_with_a_longer_memory_is_refused():
     for solver in (dfx.LeapfrogMidpoint(), dfx.ReversibleHeun()):
         with pytest.raises(ValueError, match=f"{type(solver).__name__} remembers more"):
             dfx.diffeqsolve(
-                term, OnOrbit(solver, orbit), 0.0, 1.0, 0.1, arrays(model), args=target
+                term,
+                ProjectedSolver(solver, orbit),
+                0.0,
+                1.0,
+                0.1,
+                arrays(model),
+                args=target,
             )
 
 

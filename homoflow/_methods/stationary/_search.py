@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ..._dynamics._base import GradientFlow
-from ..._laws import Law
+from ..._dynamics._gradient_flow import GradientFlow
 from ..._problem._problem import Problem
 from ..._results._failure import TrajectoryInterrupt
 from ..._results._stationary_kind import StationaryKind
 from ..._results._status import RESULTS
 from ..._results._trajectory import Trajectory
-from .._diffrax_options import Method
+from .._settings import Settings
+from .._task import Task
 from ._classify import judged
 from ._critical_point import View
-from ._dense_hessian import MOST_WEIGHTS, dense_look
+from ._dense_hessian import MAX_WEIGHTS, dense_look
 from ._krylov import krylov_look
 from ._landscape import Landscape, raveled, with_weights
 from ._merge import joined, with_closer_looks
@@ -70,26 +70,19 @@ class _Search(NamedTuple):
 
 
 def flow_to_rest(
-    problem: Problem,
-    method: Method,
-    *,
-    weight_decay: Float[Array, ""] | None,
-    kept: tuple[Law, ...],
-    ts: Float[np.ndarray, " times"] | None,
-    max_steps: int,
-    save_models: bool,
-    told: Callable[[Segment], None],
+    task: Task, settings: Settings, *, report: Callable[[Segment], None]
 ) -> Trajectory:
     """The flow until it comes to a stationary point, and that point.
 
     It looks for one between segments, wherever the loss has become slow. There and at the
-    end the `kept` laws are restored. `told` hears of every segment.
+    end the laws of `settings` are restored. `report` is called for every segment.
     """
-    method = _at_one_resolution(problem, method)
-    keep = keeping(problem, kept)
-    pace = Pace(method, GradientFlow(weight_decay), keep, save_models)
-    more = segments(problem, pace, ts=ts, max_steps=max_steps)
-    search = _search(problem, method, weight_decay, keep)
+    problem, ts = task.problem, task.ts
+    settings = _at_one_resolution(problem, settings)
+    keep = keeping(problem, settings.restored_laws)
+    pace = Pace(task, settings, keep)
+    more = segments(problem, pace, ts=ts, max_steps=task.max_steps)
+    search = _search(task, settings, keep)
     parts: list[Segment] = []
 
     def ended(recorded: list[Segment], outcome: Outcome) -> Trajectory:
@@ -100,7 +93,7 @@ def flow_to_rest(
         return joined(recorded, parts, model, outcome.result, _numbers(outcome))
 
     try:
-        outcome = _outcome(more, parts, search, max_steps, told)
+        outcome = _outcome(more, parts, search, task.max_steps, report)
         recorded = with_closer_looks(parts, pace) if ts is None else parts[:1]
     except KeyboardInterrupt as interrupt:
         if not parts:
@@ -110,7 +103,7 @@ def flow_to_rest(
     return ended(recorded, outcome)
 
 
-def _at_one_resolution(problem: Problem, method: Method) -> Method:
+def _at_one_resolution(problem: Problem, method: Settings) -> Settings:
     """With the absolute tolerance of the start all along, not that of each segment."""
     if method.rtol is None or method.atol is not None:
         return method
@@ -119,16 +112,17 @@ def _at_one_resolution(problem: Problem, method: Method) -> Method:
     return dataclasses.replace(method, atol=method.rtol * scale)
 
 
-def _search(
-    problem: Problem, method: Method, weight_decay: Array | None, keep: Keep
-) -> _Search:
+def _search(task: Task, method: Settings, keep: Keep) -> _Search:
+    problem, dynamics = task.problem, task.dynamics
+    assert isinstance(dynamics, GradientFlow)
+    weight_decay = dynamics.weight_decay
     size = float(np.linalg.norm(raveled(problem, problem.model)))
     resolution = np.finfo(float).eps * size
     if method.atol is not None:
         resolution = _UNRESOLVED * float(method.atol)
     limit = separation_loss(problem) if weight_decay is None else None
     return _Search(
-        Landscape(problem, weight_decay),
+        Landscape(problem, weight_decay, task.recorder.laws),
         size,
         resolution,
         -np.inf if limit is None else limit,
@@ -141,14 +135,14 @@ def _outcome(
     parts: list[Segment],
     search: _Search,
     max_steps: int,
-    told: Callable[[Segment], None],
+    report: Callable[[Segment], None],
 ) -> Outcome:
     """Follows the flow to its end; `parts` collects the segments."""
     steps, next_look, flat_since = 0, 0.0, np.inf
     undecided = Outcome(RESULTS.end_not_reached)
     for segment in more:
         parts.append(segment)
-        told(segment)
+        report(segment)
         flow = segment.trajectory
         if not segment.is_complete and flow.result != RESULTS.max_steps_reached:
             return Outcome(flow.result)
@@ -199,7 +193,7 @@ def _look_around(parts: list[Segment], search: _Search) -> _Sight:
     landscape, nothing = search.landscape, Outcome(RESULTS.end_not_reached)
     weights = raveled(landscape.problem, parts[-1].trajectory.model)
     size = max(search.size_at_start, float(np.linalg.norm(weights))) or 1.0
-    is_small = weights.size <= MOST_WEIGHTS
+    is_small = weights.size <= MAX_WEIGHTS
     look = (dense_look if is_small else krylov_look)(landscape, size)
     try:
         view = look(weights)
