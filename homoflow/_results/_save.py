@@ -16,6 +16,8 @@ from ._encode import UnknownContent, decode, encode, encode_fields
 from ._trajectory import Trajectory
 
 _FORMAT, _VERSION = "homoflow trajectory", 1
+#: Fields whose containers are a user's or Optax's: a file cannot know them.
+_LEFT_OUT = ("model", "models", "continuation")
 
 
 def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
@@ -25,7 +27,9 @@ def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
     NumPy can open it. Of `model` and `models` the arrays are kept; `load` puts them into a
     model that you give. Everything else is restored as it was, to the last bit. In
     `observed` dictionaries, lists and tuples may be nested; named tuples, such as those of
-    `homoflow.observe.Sharpness`, come back as dictionaries.
+    `homoflow.observe.Sharpness`, come back as dictionaries. The state of an optimizer
+    (`continuation`) is not kept: gradient descent that goes on from a loaded run starts its
+    optimizer anew.
 
     **Arguments:**
 
@@ -50,7 +54,7 @@ def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
         header = {
             "format": _FORMAT,
             "version": _VERSION,
-            "trajectory": encode_fields(trajectory, arrays, ("model", "models")),
+            "trajectory": encode_fields(trajectory, arrays, _LEFT_OUT),
             "model": _encode_model(trajectory.model, arrays),
             "models": _encode_model(trajectory.models, arrays),
         }
