@@ -1,7 +1,7 @@
 """The exact flow against the definition: dw/dt = −d, d the least element of Clarke's set.
 
-`scripts/clarke.py` samples that set by plain autodiff. It holds where solutions part, too:
-what comes after is one of them.
+`scripts/oracles/clarke.py` samples that set by plain autodiff. It holds where solutions
+part, too: what comes after is one of them.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from clarke import gradients_around, least_around, least_element
+from oracles.clarke import gradients_around, least_around, least_element
 from paper import cor21
 from problems import asserted
 from test_filippov_degenerate import CORNERS, Case
