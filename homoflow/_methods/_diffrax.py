@@ -18,7 +18,7 @@ from .._observe._assemble import recorded_trajectory
 from .._observe._observables import Observation
 from .._observe._time_grid import Span, fault_of, time_reached
 from .._problem._problem import Problem
-from .._rescaling import Orbit
+from .._rescaling import RescalingGroup
 from .._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
 from .._solvers import (
     AbstractTolerantSolver,
@@ -222,7 +222,9 @@ def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
     return 2 * (solver.most_order + 1) * equation.start.size > MOST_REMEMBERED
 
 
-def _removed(orbit: Orbit, recorded: Recorded, memory: PyTree) -> Float[Array, ""]:
+def _removed(
+    orbit: RescalingGroup, recorded: Recorded, memory: PyTree
+) -> Float[Array, ""]:
     """The largest of the drifts that were removed, relative to ‖w‖²."""
     ends = map(orbit.values, (recorded.last, recorded.final))
     drifts = jax.tree.map(jnp.subtract, *ends)

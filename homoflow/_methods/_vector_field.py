@@ -14,7 +14,7 @@ from .._observe._observables import observe
 from .._problem._losses import is_squared
 from .._problem._problem import Problem
 from .._problem._residual_jacobian import residual_slopes
-from .._rescaling import Orbit
+from .._rescaling import RescalingGroup
 from ._diffrax_options import Method
 
 
@@ -43,7 +43,7 @@ class Equation(NamedTuple):
     record: Callable[..., Any]
     curvature: Callable[..., Array] | None
     weights: Callable[[Array], PyTree]
-    orbit: Orbit | None
+    orbit: RescalingGroup | None
 
 
 def equation_of(
@@ -54,7 +54,7 @@ def equation_of(
     posed = eqx.tree_at(lambda p: p.weights, problem, None)
     arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
     given, places = jax.tree.flatten(arrays)
-    orbit = Orbit(method.kept, weights, unravel) if method.kept else None
+    orbit = RescalingGroup(method.kept, weights, unravel) if method.kept else None
 
     def known(given: list[Array]) -> tuple[Problem, AbstractDynamics]:
         return eqx.combine(jax.tree.unflatten(places, given), fixed)
@@ -65,7 +65,7 @@ def equation_of(
         return ravel_pytree(dynamics.velocity(posed, unravel(v)))[0]
 
     def restored(v, args):
-        return v if orbit is None else orbit.restoring(v, args[2]).restored
+        return v if orbit is None else orbit.project(v, args[2]).projected
 
     def record(t, v, args):
         del t

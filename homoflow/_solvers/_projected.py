@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._rescaling import Orbit, Rescaling
+from .._rescaling import Rescaling, RescalingGroup
 
 #: Where some drift may wait, every so manieth step is looked at: for layers as wide as
 #: long, their laws cost a part of a gradient that counts.
@@ -52,7 +52,7 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     """
 
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
-    orbit: Orbit
+    orbit: RescalingGroup
     beyond: Float[Array, ""] | float = 0.0
 
     @property
@@ -114,8 +114,8 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         def restoring(y: PyTree) -> Rescaling:
             return lax.cond(
                 is_due,
-                lambda: self.orbit.restoring(y, targets, self.beyond),
-                lambda: self.orbit.leaving(y, targets),
+                lambda: self.orbit.project(y, targets, self.beyond),
+                lambda: self.orbit.identity(y, targets),
             )
 
         if _restores_itself(self.solver):
@@ -124,12 +124,12 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         else:
             y1, error, dense, inner, result = self.solver.step(*given)
             rescaling = restoring(y1)
-            y1 = rescaling.restored
+            y1 = rescaling.projected
             if inner is not None:
-                inner = inner[0], rescaling.slopes(inner[1])
+                inner = inner[0], rescaling.apply_to_gradient(inner[1])
         removed = tuple(
-            jnp.where(rescaling.is_one, old, old + new)
-            for old, new in zip(removed, rescaling.miss, strict=True)
+            jnp.where(rescaling.is_identity, old, old + new)
+            for old, new in zip(removed, rescaling.residual, strict=True)
         )
         passed = jnp.where(is_due, 0, passed + 1)
         state = Remembered(inner, targets, removed, passed)

@@ -95,7 +95,7 @@ class KinkShare(AbstractTolerantSolver):
         """A step whose end is moved by a rescaling, and that: shares stay what they are."""
         y1, *rest = self.step(terms, *arguments)
         rescaling = restoring(y1)
-        return rescaling.restored, *rest, rescaling
+        return rescaling.projected, *rest, rescaling
 
     def step(self, terms, t0, t1, y0, args, solver_state: Memory, made_jump):
         system, memory, h = args[1], solver_state, jnp.asarray(t1 - t0)

@@ -212,7 +212,7 @@ class ExponentialAdams(AbstractTolerantSolver):
         y1, error = unravel(corrected), jnp.broadcast_to(SAFETY / factor, w.shape)
         rescaling = None if restoring is None else restoring(y1)
         after = _remembered(after, end, rescaling, unravel)
-        y1 = y1 if rescaling is None else rescaling.restored
+        y1 = y1 if rescaling is None else rescaling.projected
         dense = _dense(past, now, trial, unravel)
         return y1, unravel(error), dense, after, dfx.RESULTS.successful, rescaling
 
@@ -309,14 +309,14 @@ def _remembered(after: Past, end: End, rescaling, unravel) -> Past:
     def rescaled():
         states, slopes = after.seen(end)
         states, slopes = (
-            moved(rescaling.weights, states),
-            moved(rescaling.slopes, slopes),
+            moved(rescaling.apply_to_weights, states),
+            moved(rescaling.apply_to_gradient, slopes),
         )
         return states, slopes, after.j.coordinates(states), after.j.coordinates(slopes)
 
     # A long memory is a lot to go through: where nothing is rescaled it is moved on, once.
     states, slopes, inner_states, inner_slopes = lax.cond(
-        eqxi.unvmap_all(rescaling.is_one),
+        eqxi.unvmap_all(rescaling.is_identity),
         lambda: (*after.seen(end), after.inner_states, after.inner_slopes),
         rescaled,
     )
