@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._laws import Laws
-from .._laws._bilinear_forms import Values, bilinears, rates
+from .._laws._bilinear_forms import LawValues, bilinear_forms, first_order_changes
 from .._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
 from ._update_parts import Sources
 
 #: Part → law → its sum so far.
-Sums = dict[str, Values]
+Sums = dict[str, LawValues]
 #: An optimizer's update and next state, from gradient, state and weights alone.
 Response = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -49,7 +49,7 @@ class Accountant(eqx.Module):
             *(() if self.sources.is_multiple else ("transformation",)),
         )
 
-    def values(self, weights: PyTree) -> Values:
+    def values(self, weights: PyTree) -> LawValues:
         """Every law, in at least single precision."""
         return self.laws.values(wide(weights))
 
@@ -70,19 +70,19 @@ class Accountant(eqx.Module):
 
     def _contributions(self, step: Step, respond: Response | None) -> Sums:
         weights, update = wide(step.weights), wide(step.update)
-        made = {"discretization": bilinears(self.laws, update, update)}
+        made = {"discretization": bilinear_forms(self.laws, update, update)}
         if self.sources is None or respond is None:
-            return made | {FIRST_ORDER: rates(self.laws, weights, update)}
+            return made | {FIRST_ORDER: first_order_changes(self.laws, weights, update)}
         apart = self._apart(step, respond)
         for name, part in apart.items():
-            made[name] = rates(self.laws, weights, part)
+            made[name] = first_order_changes(self.laws, weights, part)
         rest = self._rest(step, apart, respond)
-        of_rest = rates(self.laws, weights, rest)
+        of_rest = first_order_changes(self.laws, weights, rest)
         if self.sources.is_multiple:
             return made | {"gradient": of_rest}
         gradient = wide(step.gradient)
         multiple = _multiple(rest, gradient)
-        along = rates(self.laws, weights, gradient)
+        along = first_order_changes(self.laws, weights, gradient)
         along = {name: multiple * rate for name, rate in along.items()}
         turned = {name: rate - along[name] for name, rate in of_rest.items()}
         return made | {"gradient": along, "transformation": turned}
@@ -125,7 +125,7 @@ class Accountant(eqx.Module):
         squared = _multiple(rest, gradient) ** 2
         noise = jax.tree.map(jnp.subtract, gradient, mean)
         forms = [
-            bilinears(self.laws, *pair)
+            bilinear_forms(self.laws, *pair)
             for pair in ((mean, mean), (mean, noise), (noise, noise))
         ]
         shapes = self.values(step.weights)
@@ -140,7 +140,7 @@ class Accountant(eqx.Module):
         }
 
     def ledger(
-        self, start: Values, now: Values, sums: Sums, splits: dict | None = None
+        self, start: LawValues, now: LawValues, sums: Sums, splits: dict | None = None
     ) -> Ledger:
         """The account of laws that were `start` and are `now`."""
         accounts = {

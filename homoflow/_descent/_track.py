@@ -9,7 +9,7 @@ import optax
 from jaxtyping import PyTree
 
 from .._laws import Law, Laws
-from .._laws._bilinear_forms import Values
+from .._laws._bilinear_forms import LawValues
 from .._laws._law import leaf_at
 from .._problem._problem import as_laws
 from .._results._ledger import Ledger
@@ -26,7 +26,7 @@ class Tracked(eqx.Module):
     """
 
     accountant: Accountant
-    start: Values
+    start: LawValues
     sums: Sums
     inner: Any
 
