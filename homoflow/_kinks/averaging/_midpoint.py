@@ -122,7 +122,7 @@ class AveragedMidpoint(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         rescaling = project(y1)
-        return rescaling.restored, error, dense, solver_state, result, rescaling
+        return rescaling.projected, error, dense, solver_state, result, rescaling
 
     def step(self, terms, t0, t1, y0, args, solver_state: MidpointState, made_jump):
         system, state, h = args[1], solver_state, jnp.asarray(t1 - t0)
