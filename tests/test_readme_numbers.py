@@ -274,7 +274,7 @@ def constants() -> list[str]:
     assert _solver_choice.MOST_PAIRS == _method.MANY_PAIRS
     smooth, adams = (
         {dtype: short(rtol) for dtype, rtol in rtols.items()}
-        for rtols in (_method.SMOOTH_RTOL, _method.ADAMS_RTOL)
+        for rtols in (_method.SMOOTH_RTOL, _adams.DEFAULT_RTOL)
     )
     products, kinked = f"{_method.MANY_PRODUCTS:,}", short(_method.KINKED_RTOL)
     return [
@@ -346,7 +346,7 @@ def test_a_number_from_nowhere_is_found(prose):
 
 # Docstrings.
 
-SMOOTH, ADAMS = _method.SMOOTH_RTOL, _method.ADAMS_RTOL
+SMOOTH, ADAMS = _method.SMOOTH_RTOL, _adams.DEFAULT_RTOL
 LIMITS = {
     "flow": (
         f"An `rtol` of {short(_solver_choice.LOOSEST_RTOL)} or less gets",

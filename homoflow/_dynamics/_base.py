@@ -1,15 +1,15 @@
-"""What moves weights in continuous time: differential equations for Diffrax to solve."""
+"""What moves weights in continuous time: differential equations for a method to solve."""
 
 import abc
-from typing import Any, final
+from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._laws import Laws
+from .._observe._base import AbstractObservable
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS
+from .._results._trajectory import RESULTS, Trajectory
 
 State = PyTree
 
@@ -17,65 +17,145 @@ State = PyTree
 class AbstractDynamics(eqx.Module):
     """An ordinary differential equation that moves the weights of a problem.
 
-    Its state is a pytree of arrays, all of which should be of the size of weights: one
-    absolute tolerance holds for them. The problem that the methods are given knows
-    everything but the trained weights.
+    A subclass has to say what the `velocity` is. It may say more, where the defaults do
+    not hold: a state that is more than the weights (`init`, `weights`), what to record
+    (`observables`, `stats`), whether the laws of gradient flow hold (`conserves_laws`).
+
+    The state is a pytree of arrays, all of which should be of the size of weights: one
+    absolute tolerance holds for them. Numbers of the equation are fields, as arrays:
+    then a new value compiles nothing.
+
+    ```python
+    class SignFlow(hf.AbstractDynamics):
+        def velocity(self, problem, t, state):
+            return jax.tree.map(lambda g: -jnp.tanh(g), jax.grad(problem.loss)(state))
+
+    model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    run = hf.flow(model, (x, x[:, :1]), 1.0, dynamics=SignFlow())
+    ```
     """
 
     @property
-    @abc.abstractmethod
     def name(self) -> str:
-        """What to call it in `stats`; empty for the gradient flow itself."""
-
-    @abc.abstractmethod
-    def start(self, problem: Problem, weights: PyTree) -> State:
-        """The state at t = 0."""
-
-    @abc.abstractmethod
-    def weights(self, state: State) -> PyTree:
-        """The weights in a state."""
-
-    @abc.abstractmethod
-    def velocity(self, problem: Problem, state: State) -> State:
-        """d(state)/dt."""
-
-    @abc.abstractmethod
-    def watch(self, problem: Problem, state: State) -> Any:
-        """What is recorded beside the loss, laws and norms; `None` for nothing."""
-
-    @abc.abstractmethod
-    def fault(self) -> RESULTS:
-        """What is wrong with the equation's own numbers, where they are traced."""
-
-
-@final
-class GradientFlow(AbstractDynamics):
-    """dw/dt = −∇L(w), or −∇L(w) − λw with a `weight_decay` λ."""
-
-    weight_decay: Float[Array, ""] | None = None
+        """What to call it in `stats`."""
+        return type(self).__name__
 
     @property
-    def name(self) -> str:
-        return "" if self.weight_decay is None else "gradient flow with weight decay"
+    def is_gradient_flow(self) -> bool:
+        """Whether it is dw/dt = −∇L(w), perhaps with weight decay, and nothing else.
 
-    def start(self, problem: Problem, weights: PyTree) -> State:
+        Only then may a method take a solver that is made for gradient flows.
+        """
+        return False
+
+    @property
+    def conserves_laws(self) -> bool:
+        """Whether the laws of gradient flow hold, so that projection may restore them."""
+        return False
+
+    @property
+    def uses_samples(self) -> bool:
+        """Whether more than L and its derivatives is computed from the data.
+
+        If not, a method may exchange the samples for fewer ones with the same L.
+        """
+        return True
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether weights alone do not say how a run goes on."""
+        return type(self).init is not AbstractDynamics.init
+
+    def check(self, problem: Problem) -> None:
+        """Raise `ValueError` where the equation's own numbers make no sense."""
         del problem
-        return weights
+
+    def obstacle(self, problem: Problem) -> str | None:
+        """Why the equation makes no sense for a problem, or `None`.
+
+        A user who passes a solver is believed to know better.
+        """
+        del problem
+        return None
+
+    def input_error(self) -> RESULTS:
+        """What is wrong with the equation's own numbers, where they are traced."""
+        return RESULTS.successful
+
+    def init(self, problem: Problem) -> State:
+        """The state at the start."""
+        return problem.weights
 
     def weights(self, state: State) -> PyTree:
+        """The weights in a state (and their velocity in a velocity)."""
         return state
 
-    def velocity(self, problem: Problem, state: State) -> State:
-        gradient = jax.grad(problem.loss)(state)
-        if self.weight_decay is None:
-            return jax.tree.map(jnp.negative, gradient)
-        return jax.tree.map(lambda g, w: -g - self.weight_decay * w, gradient, state)
+    @abc.abstractmethod
+    def velocity(self, problem: Problem, t: Float[Array, ""], state: State) -> State:
+        """d(state)/dt.
 
-    def watch(self, problem: Problem, state: State) -> None:
-        del problem, state
+        The problem's own `weights` are not there: they are in the state.
+        """
 
-    def fault(self) -> RESULTS:
-        if self.weight_decay is None:
-            return RESULTS.successful
-        good = jnp.isfinite(self.weight_decay) & (self.weight_decay >= 0)
-        return RESULTS.where(good, RESULTS.successful, RESULTS.bad_coefficient)
+    def observables(self, laws: Laws) -> dict[str, AbstractObservable]:
+        """What is recorded beside the loss, laws and norms, or in place of them."""
+        del laws
+        return {}
+
+    def stats(
+        self, numbers: dict[str, Array], observed: dict[str, Any]
+    ) -> dict[str, Array]:
+        """Numbers for `stats`, from those there and from what was recorded."""
+        del numbers, observed
+        return {}
+
+    def error_figures(
+        self, observed: dict[str, Any], coarse: dict[str, Any]
+    ) -> dict[str, Array]:
+        """Numbers for `stats` from what two solves recorded, the second a coarser one."""
+        del observed, coarse
+        return {}
+
+    def warn(self, trajectory: Trajectory) -> None:
+        """Warn where a run shows that the equation does not mean what it is used for."""
+        del trajectory
+
+
+class AbstractStochasticDynamics(AbstractDynamics):
+    """A stochastic differential equation d(state) = velocity·dt + noise∘dB.
+
+    `noise` is the factor of each component of the state: a pytree like the state. Solve
+    it with one of Diffrax's solvers for stochastic equations, and a constant step:
+
+    ```python
+    class Langevin(hf.AbstractStochasticDynamics):
+        temperature: jax.Array
+        key: jax.Array
+
+        def velocity(self, problem, t, state):
+            return jax.tree.map(jnp.negative, jax.grad(problem.loss)(state))
+
+        def noise(self, problem, t, state):
+            factor = jnp.sqrt(2 * self.temperature)
+            return jax.tree.map(lambda w: jnp.full_like(w, factor), state)
+
+    model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    dynamics = Langevin(jnp.asarray(1e-3), jax.random.key(2))
+    run = hf.flow(
+        model,
+        (x, x[:, :1]),
+        1.0,
+        dynamics=dynamics,
+        solver=diffrax.EulerHeun(),
+        dt0=0.05,
+    )
+    ```
+    """
+
+    key: eqx.AbstractVar[PRNGKeyArray]
+
+    @abc.abstractmethod
+    def noise(self, problem: Problem, t: Float[Array, ""], state: State) -> State:
+        """The factor of dB, component by component."""

@@ -1,27 +1,20 @@
 """`modified_flow`: what gradient descent follows to second order in its step."""
 
-import dataclasses
 from collections.abc import Iterable
-from typing import final
 
 import diffrax as dfx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import ArrayLike, Float, PyTree
 
-from .._dynamics._base import AbstractDynamics, State
+from .._dynamics._modified import Modified
 from .._jax._progress import Progress
 from .._laws import Law
-from .._methods._diffrax import diffrax_flow
-from .._methods._diffrax_options import choose_method, kinks_of
-from .._observe._sharpness import Sharpness, sharpness_of
-from .._observe._time_grid import checked_span
-from .._problem._checks import check_learning_rate, check_max_steps, check_momentum
+from .._methods._base import AbstractMethod
+from .._observe._base import Observables
 from .._problem._losses import LossLike, SquaredLoss
-from .._problem._problem import Objective, Problem, pose
+from .._problem._problem import Objective
 from .._problem._trainable import Trainable
-from .._results._trajectory import RESULTS, Trajectory, raise_unless_successful
-from ._expansion_checks import warn_unless_trajectory_expands
+from .._results._trajectory import Trajectory
+from ._flow import flow
 
 
 def modified_flow(
@@ -37,13 +30,14 @@ def modified_flow(
     ts: Float[ArrayLike, " times"] | Iterable[float] | None = None,
     rtol: float | Float[ArrayLike, ""] | None = None,
     atol: float | Float[ArrayLike, ""] | None = None,
-    solver: dfx.AbstractSolver | None = None,
+    solver: dfx.AbstractSolver | AbstractMethod | None = None,
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
     dt0: float | Float[ArrayLike, ""] | None = None,
+    observe: Observables | None = None,
     laws: Iterable[Law] | None = None,
     save_models: bool = False,
     adjoint: dfx.AbstractAdjoint | None = None,
-    estimate_error: bool = False,
+    estimate_error: bool | None = None,
     max_steps: int = 100_000,
     throw: bool = True,
     progress: Progress = False,
@@ -99,105 +93,26 @@ def modified_flow(
     print(hf.compare(modified, gd, x))
     ```
     """
-    problem = pose(
+    return flow(
         model,
         data,
+        t1,
+        dynamics=Modified(learning_rate, momentum),
         loss=loss,
         objective=objective,
         trainable=trainable,
+        ts=ts,
+        observe=observe,
         laws=laws,
-    )
-    span = checked_span(t1, ts, problem.dtype)
-    check_max_steps(max_steps)
-    check_learning_rate(learning_rate)
-    check_momentum(momentum)
-    if solver is None:
-        _refuse_kinks(problem)
-    method = choose_method(
-        problem,
+        save_models=save_models,
         rtol=rtol,
         atol=atol,
         solver=solver,
-        controller=stepsize_controller,
+        stepsize_controller=stepsize_controller,
         dt0=dt0,
-        max_steps=max_steps,
-    )
-    dynamics = ModifiedFlow(
-        jnp.asarray(learning_rate, problem.dtype), jnp.asarray(momentum, problem.dtype)
-    )
-    trajectory, curvature, _ = diffrax_flow(
-        problem,
-        span,
-        method,
-        dynamics=dynamics,
-        max_steps=max_steps,
-        save_models=save_models,
         adjoint=adjoint,
         estimate_error=estimate_error,
+        max_steps=max_steps,
+        throw=throw,
         progress=progress,
     )
-    trajectory = _with_sharpness(trajectory, curvature)
-    warn_unless_trajectory_expands(trajectory, learning_rate, momentum)
-    return raise_unless_successful(trajectory) if throw else trajectory
-
-
-@final
-class ModifiedFlow(AbstractDynamics):
-    """dw/dt = −∇L − (η̃/2) ∇²L ∇L, with η̃ = η(1+μ)/(1−μ)² for heavy ball."""
-
-    learning_rate: Float[Array, ""]
-    momentum: Float[Array, ""]
-
-    @property
-    def name(self) -> str:
-        return "modified flow"
-
-    def start(self, problem: Problem, weights: PyTree) -> State:
-        """The start of the slow motion that heavy ball settles to.
-
-        From rest, v_k = ∇L (1−μᵏ)/(1−μ) to leading order: Σ_k η(v_∞ − v_k) is missing.
-        """
-        mu = self.momentum
-        behind = self.learning_rate * mu / (1 - mu) ** 2
-        gradient = jax.grad(problem.loss)(weights)
-        return jax.tree.map(lambda w, g: w + behind * g, weights, gradient)
-
-    def weights(self, state: State) -> PyTree:
-        return state
-
-    def velocity(self, problem: Problem, state: State) -> State:
-        mu = self.momentum
-        half = self.learning_rate * (1 + mu) / (1 - mu) ** 2 / 2
-        gradient, product = jax.linearize(jax.grad(problem.loss), state)
-        return jax.tree.map(lambda g, hg: -g - half * hg, gradient, product(gradient))
-
-    def watch(self, problem: Problem, state: State) -> Sharpness:
-        return sharpness_of(problem, state)
-
-    def fault(self) -> RESULTS:
-        eta, mu = self.learning_rate, self.momentum
-        good = (mu >= 0) & (mu < 1)
-        fault = RESULTS.where(good, RESULTS.successful, RESULTS.bad_coefficient)
-        good = jnp.isfinite(eta) & (eta > 0)
-        return RESULTS.where(good, fault, RESULTS.bad_learning_rate)
-
-
-def _refuse_kinks(problem: Problem) -> None:
-    kinks = kinks_of(problem)
-    if kinks:
-        raise ValueError(
-            f"The gradient jumps at {', '.join(kinks)}: there is no expansion in the "
-            "learning rate there, since each crossing of a kink adds an error of first "
-            "order that depends on where in a step it falls. Take a smooth model, "
-            "`homoflow.flow`, or `homoflow.predict_drift` for an approximate account of "
-            "the laws. If there are no kinks all the same, pass a `solver`, such as "
-            "`diffrax.Dopri8()`."
-        )
-
-
-def _with_sharpness(trajectory: Trajectory, curvature: Sharpness) -> Trajectory:
-    products = jnp.nansum(curvature.products)
-    if "gradient_evaluations" in trajectory.stats:
-        products = products + trajectory.stats["gradient_evaluations"]
-    stats = trajectory.stats.with_numbers(hessian_vector_products=products)
-    return dataclasses.replace(trajectory, sharpness=curvature.value, stats=stats)

@@ -31,7 +31,8 @@ def with_quick_softplus(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
         traced, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         if not _has_softplus(traced):
-            return function(*args)
+            results = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *leaves)
+            return jax.tree.unflatten(jax.tree.structure(shape), results)
         results = walk(traced, leaves, _visit, lambda number: number)
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 

@@ -1,319 +1,163 @@
-"""Dynamics of a problem by one of Diffrax's solvers: smooth, or averaged over kinks."""
+"""Flows by Diffrax's solvers, and by homoflow's that are made like them."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, final
 
 import diffrax as dfx
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import ArrayLike, Float
 
-from .._dynamics._base import AbstractDynamics, GradientFlow
-from .._jax._arrays import all_finite
-from .._jax._compilation import quickly_compiled
-from .._jax._precision import full_matmul_precision
-from .._jax._progress import Progress, as_meter
-from .._kinks import AveragedMidpoint, as_system, count_gradients
-from .._observe._assemble import recorded_trajectory
-from .._observe._observables import Observation
-from .._observe._time_grid import Span, fault_of, time_reached
-from .._problem._problem import Problem
-from .._rescaling import Orbit
-from .._results._trajectory import RESULTS, Trajectory, nan_unless, with_facts
-from .._solvers import (
-    AbstractTolerantSolver,
-    ExponentialAdams,
-    OnOrbit,
-    Remembered,
-    Rodas5P,
-)
-from ._diffrax_options import Method, gradient_evaluations
-from ._error_estimate import with_error_estimate, without_derivatives
-from ._save_plan import Recorded, recording
-from ._vector_field import Equation, equation_of
+from .._dynamics._base import AbstractStochasticDynamics
+from .._problem._smoothness import kinks_of
+from .._results._reason import REQUESTED, Reason
+from .._results._trajectory import Trajectory, with_facts
+from ._base import AbstractMethod
+from ._integrate import integrate
+from ._projection_choice import ProjectionPlan, choose_projection
+from ._sample_reduction import reduce_samples
+from ._settings import make_settings
+from ._task import Task
 
-#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
-#: larger than what steps may do to the weights, whose error is the same as without waiting.
-UNNOTICED = 1.0
-#: Where a solver remembers more numbers than this, one more pass through them is what
-#: restoring steps costs, each of them: then only what is recorded is restored.
-MOST_REMEMBERED = 2**20
+Number = float | int | Float[ArrayLike, ""]
 
 
-class Run(NamedTuple):
-    """A trajectory, and what its dynamics watched at the same times: NaN after failure.
+@final
+class Diffrax(AbstractMethod):
+    """A flow by one of Diffrax's solvers, run unaltered.
 
-    `coarse` is the same as `watched`, of the second solve for an error estimate.
+    `homoflow.flow(…, solver=diffrax.Kvaerno5())` is short for
+    `solver=homoflow.Diffrax(diffrax.Kvaerno5())`, with options in one place.
+
+    **Arguments:**
+
+    - `solver`: any of Diffrax's, or `homoflow.ExponentialAdams()`, `homoflow.Rodas5P()`,
+        `homoflow.GaussLegendre()`.
+    - `atol`: the absolute tolerance of the local error. Default: `rtol` times the root
+        mean square of the initial weights, so that small initializations are resolved.
+    - `stepsize_controller`: one of Diffrax's, in place of a PID controller at `rtol` and
+        `atol`.
+    - `dt0`: the first step, or the constant one for a solver without error estimate.
+    - `adjoint`: how Diffrax differentiates through the solve. With `BacksolveAdjoint`
+        observables are computed after the solve, from all models at `ts`.
+    - `error_estimate`: solve again at 4 times the tolerance (or with twice the constant
+        step) and report twice the difference.
+
+    ```python
+    model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    method = hf.Diffrax(diffrax.Tsit5(), atol=1e-8, error_estimate=True)
+    run = hf.flow(model, (x, x[:, :1]), 1.0, rtol=1e-6, solver=method)
+    ```
     """
 
-    trajectory: Trajectory
-    watched: Any
-    coarse: Any = None
+    solver: dfx.AbstractSolver
+    atol: Number | None = None
+    stepsize_controller: dfx.AbstractStepSizeController | None = None
+    dt0: Number | None = None
+    adjoint: dfx.AbstractAdjoint | None = None
+    error_estimate: bool | None = eqx.field(static=True, default=None)
 
+    def __check_init__(self):
+        check_option("solver", self.solver, dfx.AbstractSolver)
+        check_options(self.stepsize_controller, self.adjoint)
 
-def diffrax_flow(
-    problem: Problem,
-    span: Span,
-    method: Method,
-    *,
-    dynamics: AbstractDynamics = GradientFlow(),  # noqa: B008
-    max_steps: int,
-    save_models: bool,
-    adjoint: dfx.AbstractAdjoint | None,
-    estimate_error: bool | None,
-    progress: Progress,
-) -> Run:
-    """Moves `problem`'s weights by `method`, with an error estimate where it averages."""
-    options = _Options(
-        save_models=save_models,
-        adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        max_steps=max_steps,
-    )
-    coarser = None
-    if method.is_averaging if estimate_error is None else estimate_error:
-        coarser = _coarser(method)
-    facts = (*((("dynamics", dynamics.name),) if dynamics.name else ()), *method.facts)
-    method = method.without_facts()
-    run = _solve(problem, dynamics, method, span, options, as_meter(progress))
-    run = run._replace(trajectory=with_facts(run.trajectory, facts))
-    if coarser is None:
-        return run
-    coarser = coarser.without_facts()
-
-    # Only a figure is wanted: derivatives need not follow these solves.
-    def at(method: Method) -> Run:
-        still = without_derivatives((problem, dynamics, method, span))
-        return _solve(*still, options, dfx.NoProgressMeter())
-
-    coarse, coarsest = at(coarser), None
-    if isinstance(method.solver, AveragedMidpoint):
-        coarsest = at(_coarser(coarser)).trajectory
-    estimated = with_error_estimate(
-        run.trajectory, coarse.trajectory, problem.mask, coarsest
-    )
-    return Run(estimated, run.watched, coarse.watched)
-
-
-class _Options(eqx.Module):
-    save_models: bool = eqx.field(static=True)
-    adjoint: dfx.AbstractAdjoint
-    max_steps: int = eqx.field(static=True)
-
-
-@quickly_compiled
-@full_matmul_precision()
-def _solve(
-    problem: Problem,
-    dynamics: AbstractDynamics,
-    method: Method,
-    span: Span,
-    options: _Options,
-    meter: dfx.AbstractProgressMeter,
-) -> Run:
-    fault = RESULTS.where(
-        dynamics.fault() == RESULTS.successful,
-        fault_of(problem, span, method.rtol),
-        dynamics.fault(),
-    )
-    # A faulty problem must not be integrated: nothing would be learned, slowly.
-    sound = fault == RESULTS.successful
-    t1 = jnp.where(sound, span.t1, 0)
-    ts = jnp.where(sound, span.times(), 0)
-
-    equation = equation_of(problem, dynamics, method, options.save_models)
-    plain, controller = _solver_and_controller(problem, method, equation, t1)
-    solver, orbit = plain, equation.orbit
-    if orbit is not None and not _remembers_much(plain, equation):
-        solver = OnOrbit(plain, orbit, _unnoticed(method, t1))
-    records = recording(
-        equation, ts, t1, options.adjoint, has_memory=_tells_more(method)
-    )
-    solution = dfx.diffeqsolve(
-        dfx.ODETerm(equation.field),
-        solver,
-        jnp.zeros_like(t1),
-        t1,
-        method.dt0,
-        equation.start,
-        args=equation.args,
-        saveat=records.saveat,
-        stepsize_controller=controller,
-        adjoint=options.adjoint,
-        event=_event(options.adjoint, method),
-        max_steps=options.max_steps,
-        throw=False,
-        progress_meter=meter,
-    )
-    recorded = records.read(solution)
-    seen, watched, saved = recorded.seen
-    # Of a faulty problem nothing is recorded, not even the start.
-    reached = jnp.where(sound, recorded.reached, -jnp.inf)
-    removed = None
-    if orbit is not None:
-        removed = _removed(orbit, recorded, solution.solver_state)
-    final = equation.weights(recorded.final)
-    result = _result(fault, solution.result, seen, final)
-    valid = _valid(span, seen, reached, result)
-    times = span.times()
-    numbers = {
-        "steps": solution.stats["num_accepted_steps"],
-        "rejected_steps": solution.stats["num_rejected_steps"],
-        "time_reached": time_reached(result, times, valid, reached, span.t1),
-        **_costs(problem, plain, solution, times.shape[0]),
-    }
-    if removed is not None:
-        numbers["law_drift_removed"] = removed
-    trajectory = recorded_trajectory(
-        problem,
-        times,
-        seen,
-        valid,
-        final=final,
-        saved=saved,
-        result=result,
-        numbers=numbers,
-        facts=(("clock", "flow time"),),
-    )
-    return Run(trajectory, nan_unless(valid, watched))
-
-
-def _solver_and_controller(
-    problem: Problem, method: Method, equation: Equation, t1: Array
-):
-    if method.controller is not None:
-        return method.solver, method.controller
-    assert method.rtol is not None
-    size = _scale(problem.weights)
-    atol = method.rtol * size if method.atol is None else method.atol
-    # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
-    dtmin = jnp.finfo(t1.dtype).eps * t1
-    forced = method.most_steps is not None
-    if method.most_steps is not None:
-        dtmin = t1 / method.most_steps
-    if isinstance(method.solver, AbstractTolerantSolver):
-        solver = method.solver.at(method.rtol, atol)
-        if isinstance(solver, ExponentialAdams) and equation.curvature is not None:
-            solver = solver.informed(equation.curvature)
-        return solver, solver.controller(dtmin=dtmin, force_dtmin=forced)
-    controller = dfx.PIDController(
-        rtol=method.rtol, atol=atol, dtmin=dtmin, force_dtmin=forced
-    )
-    return method.solver, controller
-
-
-def _scale(weights: PyTree) -> Float[Array, ""]:
-    """Root mean square of the weights; 1 where they are all zero."""
-    leaves = jax.tree.leaves(jax.lax.stop_gradient(weights))
-    square = jnp.sum(jnp.stack([jnp.sum(w**2) for w in leaves]))
-    mean = square / sum(w.size for w in leaves)
-    return jnp.sqrt(jnp.where(mean > 0, mean, 1))
-
-
-def _unnoticed(method: Method, t1: Array) -> Float[Array, ""]:
-    """The drift, relative to ‖w‖², that may wait for the next step to be undone."""
-    if method.rtol is None:
-        return jnp.zeros_like(t1)
-    return UNNOTICED * method.rtol
-
-
-def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
-    if not isinstance(solver, ExponentialAdams):
-        return False
-    return 2 * (solver.most_order + 1) * equation.start.size > MOST_REMEMBERED
-
-
-def _removed(orbit: Orbit, recorded: Recorded, memory: PyTree) -> Float[Array, ""]:
-    """The largest of the drifts that were removed, relative to ‖w‖²."""
-    ends = map(orbit.values, (recorded.last, recorded.final))
-    drifts = jax.tree.map(jnp.subtract, *ends)
-    if isinstance(memory, Remembered):
-        drifts = jax.tree.map(jnp.add, memory.removed, drifts)
-    size = orbit.size(recorded.final)
-    most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
-    return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
-
-
-def _tells_more(method: Method) -> bool:
-    """Whether the solver's memory says more of a run than Diffrax counts."""
-    return bool(method.kept) or isinstance(method.solver, ExponentialAdams)
-
-
-def _event(adjoint, method: Method) -> dfx.Event | None:
-    # Where steps can be rejected those that are not finite are; and an event has what is
-    # interpolated with copied in each step.
-    rejects = method.controller is None and method.most_steps is None
-    if isinstance(adjoint, dfx.BacksolveAdjoint) or rejects:
-        return None
-
-    def nonfinite(t, y, args, **kwargs):
-        del t, args, kwargs
-        return ~all_finite(y)
-
-    return dfx.Event(nonfinite)
-
-
-def _result(
-    fault: RESULTS, solved: dfx.RESULTS, seen: Observation, final: PyTree
-) -> RESULTS:
-    finite = all_finite((seen, final))
-    result = RESULTS.where(finite, RESULTS.successful, RESULTS.nonfinite)
-    known = (
-        (dfx.RESULTS.max_steps_reached, RESULTS.max_steps_reached),
-        (dfx.RESULTS.dt_min_reached, RESULTS.step_size_too_small),
-        (dfx.RESULTS.event_occurred, RESULTS.nonfinite),
-    )
-    failed = RESULTS.where(
-        solved == dfx.RESULTS.successful, result, RESULTS.solver_failed
-    )
-    for theirs, ours in known:
-        failed = RESULTS.where(solved == theirs, ours, failed)
-    return RESULTS.where(fault == RESULTS.successful, failed, fault)
-
-
-def _valid(
-    span: Span, seen: Observation, reached: Array, result: RESULTS
-) -> Bool[Array, " times"]:
-    ok = result == RESULTS.successful
-    finite = jax.vmap(all_finite)(seen)
-    # Times the solver never came to were left at inf by Diffrax.
-    return finite & (ok | (span.times() <= reached)) & (jnp.cumsum(~finite) == 0)
-
-
-def _costs(
-    problem: Problem, solver, solution: dfx.Solution, recorded: int
-) -> dict[str, Array]:
-    """Evaluations as far as they are known, with those for what is `recorded`."""
-    costs = _costs_of_steps(problem, solver, solution)
-    if "gradient_evaluations" in costs:
-        costs["gradient_evaluations"] += recorded
-    return costs
-
-
-def _costs_of_steps(problem: Problem, solver, solution) -> dict[str, Array]:
-    steps, memory = solution.stats["num_steps"], solution.solver_state
-    if isinstance(solver, AveragedMidpoint):
-        return {"gradient_evaluations": count_gradients(as_system(problem), steps)}
-    if isinstance(solver, ExponentialAdams):
-        # `BacksolveAdjoint` keeps no memory.
-        if memory is None:
-            return {}
-        if isinstance(memory, Remembered):
-            memory = memory.inner
-        accepted = solution.stats["num_accepted_steps"]
-        return solver.counted(accepted, solution.stats["num_rejected_steps"], memory)
-    count = gradient_evaluations(solver, steps)
-    costs = {} if count is None else {"gradient_evaluations": count}
-    if isinstance(solver, Rodas5P):
-        costs["jacobian_evaluations"] = steps
-    return costs
-
-
-def _coarser(method: Method) -> Method:
-    coarser = method.coarser()
-    if coarser is None:
-        raise ValueError(
-            "`estimate_error` compares two tolerances, which are your "
-            "`stepsize_controller`'s to choose: run the flow twice and `homoflow.compare` "
-            "the two."
+    def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
+        task = reduce_samples(task)
+        plan = choose_projection(
+            task, is_default_solver=False, adjoint=self.adjoint
         )
-    return coarser
+        return run_diffrax(task, self, plan, reason)
+
+
+def run_diffrax(
+    task: Task,
+    method: Diffrax,
+    plan: ProjectionPlan,
+    reason: Reason,
+    max_forced_steps: float | None = None,
+) -> Trajectory:
+    """The task by a Diffrax solver, with laws restored and facts for `stats`."""
+    kinks = kinks_of(task.problem)
+    _check_noise(task, method)
+    settings = make_settings(
+        task.problem.dtype,
+        method.solver,
+        rtol=task.rtol,
+        atol=method.atol,
+        controller=method.stepsize_controller,
+        dt0=method.dt0,
+        has_kinks=bool(kinks),
+        max_forced_steps=max_forced_steps,
+    )
+    settings = eqx.tree_at(
+        lambda s: s.restored_laws, settings, plan.laws, is_leaf=lambda x: x == ()
+    )
+    task = with_error_estimate_of(task, method.error_estimate)
+    trajectory = integrate(task, settings, method.adjoint)
+    facts = make_facts(task, type(method.solver).__name__, reason, kinks, plan)
+    return with_facts(trajectory, facts)
+
+
+def make_facts(
+    task: Task,
+    solver_name: str,
+    reason: Reason,
+    kinks: tuple[str, ...],
+    plan: ProjectionPlan,
+) -> tuple[tuple[str, Any], ...]:
+    """What is known of a run before it starts, for `stats`."""
+    facts = {
+        "solver": solver_name,
+        "solver_reason": reason,
+        "dynamics": task.dynamics.name,
+        "nonsmooth_ops": ", ".join(kinks) or "none found",
+        "projection": plan.note,
+    }
+    if task.sample_reduction is not None:
+        facts["sample_reduction"] = task.sample_reduction
+    return tuple(facts.items())
+
+
+def with_error_estimate_of(task: Task, error_estimate: bool | None) -> Task:
+    """The task with a method's own wish for an error estimate."""
+    if error_estimate is None:
+        return task
+    if task.estimate_error not in (None, error_estimate):
+        raise ValueError(
+            "`estimate_error` of `flow` and `error_estimate` of its `solver` contradict "
+            "each other: give one of them."
+        )
+    return dataclasses.replace(task, estimate_error=error_estimate)
+
+
+def check_option(name: str, value: Any, expected: type) -> None:
+    """`TypeError` unless an option is an instance of what it should be, or `None`."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"`{name}` is the class {value.__name__}: pass an instance, "
+            f"`{value.__name__}(…)`."
+        )
+    if not isinstance(value, expected):
+        kind = expected.__name__.removeprefix("Abstract")
+        raise TypeError(
+            f"`{name}` must be one of Diffrax's objects of type {kind}; got {value!r}."
+        )
+
+
+def check_options(controller: Any, adjoint: Any) -> None:
+    """`TypeError` unless they are instances of Diffrax's classes, or `None`."""
+    if controller is not None:
+        expected = dfx.AbstractStepSizeController
+        check_option("stepsize_controller", controller, expected)
+    if adjoint is not None:
+        check_option("adjoint", adjoint, dfx.AbstractAdjoint)
+
+
+def _check_noise(task: Task, method: Diffrax) -> None:
+    if not isinstance(task.dynamics, AbstractStochasticDynamics):
+        return
+    if task.grid is None or method.error_estimate or task.estimate_error:
+        raise ValueError(
+            f"The {task.dynamics.name} is stochastic: `t1=inf` and `estimate_error` are "
+            "for deterministic equations."
+        )

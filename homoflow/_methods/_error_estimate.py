@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._results._trajectory import RESULTS, Trajectory
+from .._dynamics._base import AbstractDynamics
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 
 #: The estimate is this factor times the difference to a coarser solve: with kinks the
 #: error does not always fall in proportion, and where the two solves become unrelated
@@ -21,6 +23,7 @@ def with_error_estimate(
     trajectory: Trajectory,
     coarse: Trajectory,
     mask: PyTree,
+    dynamics: AbstractDynamics,
     coarsest: Trajectory | None = None,
 ) -> Trajectory:
     """Adds the difference to a coarser solve of the same problem to `stats`.
@@ -41,6 +44,7 @@ def with_error_estimate(
         losses.append(figure * jnp.max(jnp.abs(fine.losses - other.losses)))
         for count in {"gradient_evaluations", "jacobian_evaluations"} & numbers.keys():
             numbers[count] += other.stats[count]
+    numbers.update(dynamics.error_figures(fine.observed, others[0].observed))
     numbers["error_estimate"] = jnp.max(jnp.stack(weights))
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
     stats = trajectory.stats.with_numbers(**numbers)

@@ -9,21 +9,25 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._jax._tracing import is_untraced
-from .._observe._time_grid import Span
+from .._observe._recorder import Recorder
+from .._observe._time_grid import TimeGrid
 from .._problem._problem import Problem
 from .._results._trajectory import Trajectory
 
 
-def in_float64(
-    solved: Callable[[Problem, Span], Trajectory], problem: Problem, span: Span
+def solve_in_float64(
+    solve: Callable[[Problem, Recorder, TimeGrid], Trajectory],
+    problem: Problem,
+    recorder: Recorder,
+    grid: TimeGrid,
 ) -> Trajectory:
-    """`solved` in float64 of the same numbers, its answer rounded to float32.
+    """`solve` in float64 for the same numbers, its answer rounded to float32.
 
     Whether JAX has float64 switched on or not.
     """
     with jax.enable_x64(True):
-        wide = widened((problem, span))
-        trajectory = _cast(solved(*wide), np.float32, np.int32)
+        wide = widened((problem, recorder, grid))
+        trajectory = _cast(solve(*wide), np.float32, np.int32)
 
     def as_given(model: PyTree) -> PyTree:
         return eqx.combine(eqx.filter(model, problem.mask), problem.frozen)

@@ -7,60 +7,60 @@ import jax
 import jax.numpy as jnp
 
 from .._jax._tracing import is_untraced
-from .._laws import Law, known_laws, threshold, violations_at_random_weights
+from .._laws import Law, Laws, known_laws, threshold, violations_at_random_weights
 from .._models import factorization_objective
 from .._problem._losses import Risk, SquaredLoss
 from .._problem._problem import Problem
 from .._rescaling import generating_laws
 from ._float64 import widened
+from ._task import Task
 
 
-class Kept(NamedTuple):
+class ProjectionPlan(NamedTuple):
     """The laws to restore, none of them if there is to be no projection, and why."""
 
     laws: tuple[Law, ...]
     why: str
 
     @property
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        return (("projection", f"{'on' if self.laws else 'off'}: {self.why}"),)
+    def note(self) -> str:
+        """The same for `stats["projection"]`."""
+        return f"{'on' if self.laws else 'off'}: {self.why}"
 
 
-def kept_laws(
-    problem: Problem,
-    project: bool | None,
+def choose_projection(
+    task: Task,
     *,
-    is_ours: bool,
-    are_given: bool = False,
-    adjoint: Any = None,
-    weight_decay: Any = None,
-) -> Kept:
+    is_default_solver: bool,
+    adjoint: dfx.AbstractAdjoint | None = None,
+) -> ProjectionPlan:
     """The laws that projection is to restore.
 
-    `is_ours`: whether homoflow chose the solver, and projects unless told otherwise;
-    `are_given`: whether the laws are a user's, who may have found them for another loss.
-    Raises `ValueError` where `project` is true and cannot be.
+    `is_default_solver`: whether homoflow chose solver and step size control; then it
+    projects unless told otherwise. Raises `ValueError` where `project` is true and cannot
+    be.
     """
-    if project is False:
-        return Kept((), "not wanted")
-    if project is None and not is_ours:
-        return Kept((), "your solver and step size control run unaltered")
-    laws = generating_laws(problem.laws)
+    if task.project is False:
+        return ProjectionPlan((), "not wanted")
+    if task.project is None and not is_default_solver:
+        return ProjectionPlan((), "your solver and step size control run unaltered")
+    problem, all_laws = task.problem, task.recorder.laws
+    laws = generating_laws(all_laws)
     reason = None
-    if weight_decay is not None:
-        reason = "weight decay changes the laws"
+    if not task.dynamics.conserves_laws:
+        reason = f"the {task.dynamics.name} does not conserve the laws"
     elif isinstance(adjoint, dfx.BacksolveAdjoint):
         reason = "BacksolveAdjoint solves the same equation backwards without it"
     elif not laws:
         reason = "no law is known that comes from rescalings of the weights"
-        reason += f" ({problem.laws.note})" if problem.laws.note else ""
-    elif not _are_proven(problem, laws, are_given):
+        reason += f" ({all_laws.note})" if all_laws.note else ""
+    elif not _are_proven(problem, laws, task.has_user_laws):
         reason = _why_uncertified(problem, laws)
     if reason is None:
-        return Kept(laws, f"restores {', '.join(law.name for law in laws)}")
-    if project:
+        return ProjectionPlan(laws, f"restores {', '.join(law.name for law in laws)}")
+    if task.project:
         raise ValueError(f"`project=True` is not possible here: {reason}.")
-    return Kept((), reason)
+    return ProjectionPlan((), reason)
 
 
 def _are_proven(problem: Problem, laws: tuple[Law, ...], are_given: bool) -> bool:
@@ -68,20 +68,22 @@ def _are_proven(problem: Problem, laws: tuple[Law, ...], are_given: bool) -> boo
 
     That is so for homoflow's models wherever the weights act through predictions alone.
     """
-    objective, model = problem.objective, problem.model
+    objective = problem.objective
     if not (isinstance(objective, Risk) or objective is factorization_objective):
         return False
     if not are_given:
         return True
-    known = known_laws(
-        model, None, SquaredLoss(), objective=None, trainable=problem.mask
+    known: Laws = known_laws(
+        problem.model, None, SquaredLoss(), objective=None, trainable=problem.mask
     )
     return all(law in known.items for law in laws)
 
 
 def _why_uncertified(problem: Problem, laws: tuple[Law, ...]) -> str | None:
     """Why laws are not certain for this objective; `None` if a certificate shows them."""
-    trained = {path for path, _ in jax.tree_util.tree_leaves_with_path(problem.weights)}
+    trained: set[Any] = {
+        path for path, _ in jax.tree_util.tree_leaves_with_path(problem.weights)
+    }
     if not all(law.paths() <= trained for law in laws):
         return "some of the laws involve arrays that are not trained"
     if not is_untraced(problem):
@@ -96,8 +98,8 @@ def _why_uncertified(problem: Problem, laws: tuple[Law, ...]) -> str | None:
                 laws, wide.objective, wide.model, wide.data, wide.mask
             )
         except (TypeError, ValueError) as error:  # strict promotion raises either
-            told = str(error).strip().split("\n")[0]
-            return f"the laws cannot be certified in float64 ({told})"
+            first_line = str(error).strip().split("\n")[0]
+            return f"the laws cannot be certified in float64 ({first_line})"
         broken = [
             law.name
             for law, size in zip(laws, violations.tolist(), strict=True)

@@ -1,6 +1,6 @@
 """A few samples in place of many, where model and loss make them the same."""
 
-from typing import NamedTuple
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -12,47 +12,41 @@ from .._jax._structural_cache import known_by_structure
 from .._jaxpr import Degree, degree_in
 from .._problem._data import sample_shape
 from .._problem._losses import Risk, is_squared
-from .._problem._problem import Problem, without_laws
-from ._diffrax_options import kinks_of
+from .._problem._problem import Problem
+from .._problem._smoothness import kinks_of
+from ._task import Task
 
 #: How many times as many samples there have to be for the factorization to pay.
 _WORTH = 1.25
 
 
-class Compressed(NamedTuple):
-    """A problem, with fewer samples if that makes no difference to L and its derivatives.
-
-    `facts` say so, for `stats`; empty where the samples are as they were given.
-    """
-
-    problem: Problem
-    facts: tuple[tuple[str, str], ...] = ()
-
-
-def compressed(problem: Problem) -> Compressed:
-    """The same L(w) on at most n + k + 1 samples, for n inputs and k outputs.
+def reduce_samples(task: Task) -> Task:
+    """The task with the same L(w) on at most n + k + 1 samples, for n inputs, k outputs.
 
     Where f_w is affine in x, L = (1/m) Σ ½‖f_w(x_i) − y_i‖² is half the squared norm of
     [1 X Y]·M(w)/√m for a matrix M(w). So the rows of [1 X Y] = QR may be exchanged for
     those of R, or of any ER with EᵀE = I; E is chosen such that there is a column of
     ones again. QR loses no accuracy where the Gram matrix of the data would lose half of
-    the digits.
+    the digits. Where nothing can be gained the task stays as it is.
     """
+    if task.dynamics.uses_samples or task.sample_reduction is not None:
+        return task
+    problem = task.problem
     degree = _degree(problem)
     if degree not in (Degree.LINEAR, Degree.AFFINE):
-        return Compressed(problem)
+        return task
     x, y = problem.data
     assert isinstance(problem.objective, Risk)
     few = _few_samples(x, y, degree is Degree.AFFINE, problem.objective.is_mean)
-    told = (
+    note = (
         f"{x.shape[0]:,} samples as {few[0].shape[0]:,}: the model is {degree.name.lower()}"
         " in its input and the loss is squared"
     )
     smaller = eqx.tree_at(lambda p: p.data, problem, few)
-    return Compressed(smaller, (("data", told),))
+    return dataclasses.replace(task, problem=smaller, sample_reduction=note)
 
 
-@known_by_structure(of=without_laws)
+@known_by_structure()
 def _degree(problem: Problem) -> Degree:
     """What is proved of the model in its input; `UNKNOWN` if that is of no use."""
     objective = problem.objective

@@ -1,105 +1,172 @@
 """What is recorded of a solve: while it runs, or of its states afterwards."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from .._observe._recorder import Recorder, Values
 from ._vector_field import Equation
 
 #: Up to so many numbers the states at all times are kept.
-MOST_KEPT = 2**20
+MAX_STORED = 2**20
 
 
-class Recorded(NamedTuple):
+class Records(NamedTuple):
     """What was recorded, and the solve's end.
 
+    - `values`: of all observables; `saved`: the weights, if models are to be saved.
     - `reached`: the time of the end; `last`: the state there as the solver left it;
         `final`: with its laws restored.
     """
 
-    seen: Any
+    values: Values
+    saved: PyTree | None
     final: Float[Array, " size"]
     last: Float[Array, " size"]
     reached: Float[Array, ""]
 
 
-class Recording(NamedTuple):
+class SavePlan(NamedTuple):
     """What Diffrax is to save, and how its solution is read."""
 
     saveat: dfx.SaveAt
-    read: Callable[[dfx.Solution], Recorded]
+    read: Callable[[dfx.Solution], Records]
 
 
-def recording(
+def make_save_plan(
     equation: Equation,
+    recorder: Recorder,
     ts: Float[Array, " times"],
     t1: Float[Array, ""],
     adjoint: dfx.AbstractAdjoint,
     *,
-    has_memory: bool,
-) -> Recording:
-    """Of what the equation records, at `ts`.
+    save_models: bool,
+    needs_solver_state: bool,
+) -> SavePlan:
+    """To record all observables at `ts`.
 
     Under vmap a solve that records as it goes does so for all seeds whenever one of them
     has come to a time: it costs a multiple of what is done after it, for as many states
     as there are times. Where these are a lot to keep, only what is recorded of them is.
     """
+    if isinstance(adjoint, dfx.BacksolveAdjoint):
+        # It can differentiate through saved states only.
+        saveat = dfx.SaveAt(ts=jnp.append(ts, t1))
+        return SavePlan(saveat, _read_backsolve(equation, ts, save_models))
+    if ts.size * equation.start.size <= MAX_STORED:
+        subs = {"states": dfx.SubSaveAt(ts=ts)}
+        read = _read_states(equation, ts, save_models)
+    else:
+        subs = _subs_along(equation, recorder, ts, save_models)
+        read = _read_along(equation)
+    subs["final"] = dfx.SubSaveAt(t1=True)
+    return SavePlan(dfx.SaveAt(subs=subs, solver_state=needs_solver_state), read)
 
+
+def _observe_states(
+    equation: Equation,
+    ts: Float[Array, " times"],
+    states: Float[Array, "times size"],
+    save_models: bool,
+) -> tuple[Values, PyTree | None, Float[Array, "times size"]]:
+    """All observables of states that were kept, one after the other."""
     args = equation.args
 
-    def seen_and_restored(at: tuple[Array, Array]) -> tuple[Any, Array]:
-        t, state = at
-        state = equation.restored(state, args)
-        return equation.record(t, state, args), state
+    def observe_next(carries, inputs):
+        index, t, state = inputs
+        state = equation.restore_laws(state, args)
+        point, recorder = equation.point_at(t, state, args)
+        values, carries = recorder.record_next(point, index, carries)
+        saved = point.weights if save_models else None
+        return carries, (values, saved, state)
 
-    def of_states(states: Float[Array, "times size"]) -> tuple[Any, Array]:
-        # Derivatives go through one gradient after the other: its parts need not be kept.
-        one = jax.checkpoint(seen_and_restored, prevent_cse=False)
-        return lax.map(one, (ts, states))
+    point, recorder = equation.point_at(ts[0], states[0], args)
+    # Derivatives go through one gradient after the other: its parts need not be kept.
+    step = jax.checkpoint(observe_next, prevent_cse=False)
+    _, (values, saved, restored) = lax.scan(
+        step, recorder.init(point), (jnp.arange(ts.size), ts, states)
+    )
+    return recorder.thin_out(values), saved, restored
 
-    def along(solution: dfx.Solution) -> Recorded:
-        seen, last, reached = _saved(solution)
-        return Recorded(seen, equation.restored(last, args), last, reached)
 
-    def afterwards(solution: dfx.Solution) -> Recorded:
-        states, last, reached = _saved(solution)
+def _read_states(
+    equation: Equation, ts: Float[Array, " times"], save_models: bool
+) -> Callable[[dfx.Solution], Records]:
+    def read(solution: dfx.Solution) -> Records:
+        states, last, reached = _saved(solution, "states")
         # The end is mostly one of the times: its laws need not be restored twice.
         is_last = ts[-1] == reached
         states = states.at[-1].set(jnp.where(is_last, last, states[-1]))
-        seen, restored = of_states(states)
+        values, saved, restored = _observe_states(equation, ts, states, save_models)
         final = lax.cond(
-            is_last, lambda: restored[-1], lambda: equation.restored(last, args)
+            is_last,
+            lambda: restored[-1],
+            lambda: equation.restore_laws(last, equation.args),
         )
-        return Recorded(seen, final, last, reached)
+        return Records(values, saved, final, last, reached)
 
-    def of_backsolve(solution: dfx.Solution) -> Recorded:
+    return read
+
+
+def _read_backsolve(
+    equation: Equation, ts: Float[Array, " times"], save_models: bool
+) -> Callable[[dfx.Solution], Records]:
+    def read(solution: dfx.Solution) -> Records:
         assert solution.ys is not None
         assert solution.ts is not None
-        last = solution.ys[-1]
-        return Recorded(of_states(solution.ys[:-1])[0], last, last, solution.ts[-1])
+        states, last = solution.ys[:-1], solution.ys[-1]
+        values, saved, _ = _observe_states(equation, ts, states, save_models)
+        return Records(values, saved, last, last, solution.ts[-1])
 
-    if isinstance(adjoint, dfx.BacksolveAdjoint):
-        # It can differentiate through saved states only.
-        with_end = jnp.append(ts, t1)
-        return Recording(dfx.SaveAt(ts=with_end), of_backsolve)
-    kept = ts.size * equation.start.size <= MOST_KEPT
-    at_times = (
-        dfx.SubSaveAt(ts=ts)
-        if kept
-        else dfx.SubSaveAt(ts=ts, fn=lambda t, v, args: seen_and_restored((t, v))[0])
-    )
-    subs = {"final": dfx.SubSaveAt(t1=True), "ts": at_times}
-    saveat = dfx.SaveAt(subs=subs, solver_state=has_memory)
-    return Recording(saveat, afterwards if kept else along)
+    return read
 
 
-def _saved(solution: dfx.Solution) -> tuple[Any, Array, Array]:
+def _subs_along(
+    equation: Equation,
+    recorder: Recorder,
+    ts: Float[Array, " times"],
+    save_models: bool,
+) -> dict[str, dfx.SubSaveAt]:
+    """What Diffrax records as it goes: observables with the same times together."""
+
+    def observe(names: frozenset[str], has_weights: bool):
+        def at(t, state, args):
+            state = equation.restore_laws(state, args)
+            point, recorder = equation.point_at(t, state, args)
+            saved = point.weights if has_weights else None
+            return recorder.record_alone(point, names), saved
+
+        return at
+
+    subs = {}
+    for n in sorted(set(recorder.every.values())):
+        names = frozenset(name for name, every in recorder.every.items() if every == n)
+        function = observe(names, save_models and n == 1)
+        subs[f"every {n}"] = dfx.SubSaveAt(ts=ts[::n], fn=function)
+    return subs
+
+
+def _read_along(equation: Equation) -> Callable[[dfx.Solution], Records]:
+    def read(solution: dfx.Solution) -> Records:
+        assert solution.ys is not None
+        (_, saved), last, reached = _saved(solution, "every 1")
+        values: Values = {}
+        for key, recorded in solution.ys.items():
+            if key != "final":
+                values.update(recorded[0])
+        final = equation.restore_laws(last, equation.args)
+        return Records(values, saved, final, last, reached)
+
+    return read
+
+
+def _saved(solution: dfx.Solution, key: str) -> tuple[PyTree, Array, Array]:
     """What was saved at the times, the last state and its time."""
     assert solution.ys is not None
     assert solution.ts is not None
-    return solution.ys["ts"], solution.ys["final"][0], solution.ts["final"][0]
+    return solution.ys[key], solution.ys["final"][0], solution.ts["final"][0]

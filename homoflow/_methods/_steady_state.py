@@ -1,102 +1,117 @@
-"""`flow` with `t1=inf`: what it takes, and by which method."""
+"""Flows to a stationary point: `t1=inf`."""
 
-import dataclasses
-from typing import Any
+from typing import Any, final
 
 import diffrax as dfx
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax._progress import Progress
-from .._jax._tracing import is_concrete, is_untraced
-from .._kinks import Filippov
-from .._kinks.averaging._options import Averaged
-from .._observe._time_grid import checked_span
-from .._problem._checks import as_scalar
+from .._observe._time_grid import make_time_grid
 from .._problem._problem import Problem
-from .._results._trajectory import Trajectory
-from .._solvers import Rodas5P
-from ._diffrax_options import Method, choose_method, kinks_of
-from ._projection_choice import kept_laws
-from ._sample_reduction import compressed
+from .._problem._smoothness import kinks_of
+from .._results._reason import REQUESTED, Reason
+from .._results._trajectory import Trajectory, with_facts
+from ._averaged import Averaged
+from ._base import AbstractMethod
+from ._choose import Auto
+from ._defaults import STEADY_STATE_RTOL
+from ._diffrax import Diffrax, make_facts
+from ._filippov import Filippov
+from ._projection_choice import choose_projection
+from ._sample_reduction import reduce_samples
+from ._settings import make_settings
+from ._task import Task
 from .stationary import Segment, flow_to_rest
 
-#: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow
-#: directions, on which flows to their end spend their time, are stiff.
-_DENSE_WEIGHTS = 500
-_DENSE_RTOL = 1e-8
-_WHY_DENSE = (
-    "smooth problem of few weights, to its end: steps with a dense Hessian pass plateaus "
-    "and follow slow directions"
-)
 
+@final
+class SteadyState(AbstractMethod):
+    """The flow by another method, in segments, until it is at a stationary point."""
 
-def is_endless(t1: Any) -> bool:
-    """Whether `t1` is known to be inf."""
-    return is_concrete(t1) and jnp.ndim(t1) == 0 and bool(np.isposinf(np.asarray(t1)))
+    method: AbstractMethod
 
+    def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
+        method = self.method
+        self._refuse_options(task)
+        task = reduce_samples(task)
+        rtol = task.rtol
+        is_default = isinstance(method, Auto)
+        if isinstance(method, Auto):
+            has_controller = method.stepsize_controller is not None
+            selection = method.select_for(task)
+            reason = selection.reason
+            is_dense = reason.code == "few_weights_steady_state"
+            rtol = STEADY_STATE_RTOL if is_dense and rtol is None else rtol
+            is_default = not has_controller
+            method = selection.method
+        assert isinstance(method, Diffrax)
+        settings = make_settings(
+            task.problem.dtype,
+            method.solver,
+            rtol=rtol,
+            atol=method.atol,
+            controller=method.stepsize_controller,
+            dt0=method.dt0,
+            has_kinks=False,
+        )
+        plan = choose_projection(task, is_default_solver=is_default)
+        settings = eqx.tree_at(
+            lambda s: s.restored_laws, settings, plan.laws, is_leaf=lambda x: x == ()
+        )
+        trajectory = flow_to_rest(
+            task, settings, report=_print if task.progress else lambda segment: None
+        )
+        name = type(method.solver).__name__
+        return with_facts(trajectory, make_facts(task, name, reason, (), plan))
 
-def endless_flow(
-    problem: Problem,
-    *,
-    ts: Any,
-    rtol: Any,
-    atol: Any,
-    solver: dfx.AbstractSolver | Filippov | Averaged | None,
-    stepsize_controller: dfx.AbstractStepSizeController | None,
-    dt0: Any,
-    weight_decay: Any,
-    project: bool | None,
-    laws_are_given: bool,
-    save_models: bool,
-    adjoint: dfx.AbstractAdjoint | None,
-    estimate_error: bool | None,
-    max_steps: int,
-    progress: Progress,
-) -> Trajectory:
-    """The flow to a stationary point; `ValueError` for what cannot be followed there."""
-    _refuse_what_is_finite_only(problem, solver, adjoint, estimate_error, progress)
-    times = None
-    if ts is not None:
-        ts = np.asarray(ts if hasattr(ts, "__array__") else list(ts), float)
-        last = float(ts.ravel()[-1]) if ts.size else np.nan
-        if not (np.isfinite(last) and last > 0):
+    def _refuse_options(self, task: Task) -> None:
+        _refuse_problem(task)
+        method = self.method
+        if isinstance(method, Filippov | Averaged):
             raise ValueError(
-                "With `t1=inf`, `ts` must be finite times that end after 0: the flow "
-                "passes them on its way."
+                f"`homoflow.{type(method).__name__}` is for models with kinks; this one "
+                "has none. Leave `solver` out."
             )
-        times = np.asarray(checked_span(last, ts, problem.dtype).ts)
-    problem, told = compressed(problem)
-    method = _method(problem, rtol, atol, solver, stepsize_controller, dt0, max_steps)
-    kept = kept_laws(
-        problem,
-        project,
-        is_ours=solver is None and stepsize_controller is None,
-        are_given=laws_are_given,
-        weight_decay=weight_decay,
-    )
-    method = method.told((*told, *kept.facts)).keeping(kept.laws)
-    return flow_to_rest(
-        problem,
-        method,
-        weight_decay=as_scalar(weight_decay, problem.dtype),
-        kept=kept.laws,
-        ts=times,
-        max_steps=max_steps,
-        save_models=save_models,
-        told=_say if progress else lambda segment: None,
-    )
+        if not isinstance(method, Auto | Diffrax):
+            raise ValueError(
+                f"`homoflow.{type(method).__name__}` does not know `t1=inf`: give a "
+                "finite `t1`, or one of Diffrax's solvers."
+            )
+        wishes = (
+            ("adjoint", method.adjoint),
+            ("estimate_error", task.estimate_error or method.error_estimate),
+        )
+        for name, given in wishes:
+            if given:
+                raise ValueError(
+                    f"`{name}` is for flows of finite length: with `t1=inf` leave it out."
+                )
+        if isinstance(task.progress, dfx.AbstractProgressMeter):
+            raise ValueError(
+                "A flow with `t1=inf` has no end to measure progress by: `progress=True` "
+                "prints how far it is."
+            )
+        thinned = [name for name, n in task.recorder.every.items() if n > 1]
+        if thinned:
+            raise ValueError(
+                f"With `t1=inf` the flow chooses its times itself: `observe[{thinned[0]!r}]` "
+                "must have `every=1`."
+            )
 
 
-def _refuse_what_is_finite_only(
-    problem: Problem, solver: Any, adjoint: Any, estimate_error: Any, progress: Any
-) -> None:
-    if not is_untraced(problem):
+def _refuse_problem(task: Task) -> None:
+    problem: Problem = task.given
+    if not task.is_untraced:
         raise ValueError(
             "`t1=inf` decides between segments of the flow whether it is at its end, in "
             "Python: it cannot be inside of jit, vmap or grad. Loop over seeds in Python "
             "(nothing is compiled again), or give a finite `t1`."
+        )
+    if not task.dynamics.is_gradient_flow:
+        raise ValueError(
+            f"`t1=inf` is for the gradient flow: give the {task.dynamics.name} a finite "
+            "`t1`."
         )
     if problem.dtype != jnp.float64:
         raise ValueError(
@@ -111,54 +126,23 @@ def _refuse_what_is_finite_only(
             "on them, where there is no Hessian to tell minima from saddles. Give a "
             "finite `t1`."
         )
-    if isinstance(solver, Filippov | Averaged):
+
+
+def steady_state_times(ts: Any, dtype: Any) -> np.ndarray | None:
+    """Times that a flow to a stationary point passes; `ValueError` if they are none."""
+    if ts is None:
+        return None
+    times = np.asarray(ts if hasattr(ts, "__array__") else list(ts), float)
+    last = float(times.ravel()[-1]) if times.size else np.nan
+    if not (np.isfinite(last) and last > 0):
         raise ValueError(
-            f"`homoflow.{type(solver).__name__}` is for models with kinks; this one has "
-            "none. Leave `solver` out."
+            "With `t1=inf`, `ts` must be finite times that end after 0: the flow passes "
+            "them on its way."
         )
-    for name, given in (("adjoint", adjoint), ("estimate_error", estimate_error)):
-        if given:
-            raise ValueError(
-                f"`{name}` is for flows of finite length: with `t1=inf` leave it out."
-            )
-    if isinstance(progress, dfx.AbstractProgressMeter):
-        raise ValueError(
-            "A flow with `t1=inf` has no end to measure progress by: `progress=True` "
-            "prints how far it is."
-        )
+    return np.asarray(make_time_grid(0, last, times, dtype).ts)
 
 
-def _method(
-    problem: Problem,
-    rtol: Any,
-    atol: Any,
-    solver: Any,
-    controller: dfx.AbstractStepSizeController | None,
-    dt0: Any,
-    max_steps: int,
-) -> Method:
-    weights = sum(leaf.size for leaf in jax.tree.leaves(problem.weights))
-    is_small = weights <= _DENSE_WEIGHTS
-    chosen = solver is None and controller is None and is_small
-    if chosen:
-        solver = Rodas5P()
-        rtol = _DENSE_RTOL if rtol is None else rtol
-    method = choose_method(
-        problem,
-        rtol=rtol,
-        atol=atol,
-        solver=solver,
-        controller=controller,
-        dt0=dt0,
-        max_steps=max_steps,
-    )
-    if not chosen:
-        return method
-    facts = {**dict(method.facts), "why": _WHY_DENSE}
-    return dataclasses.replace(method, facts=tuple(facts.items()))
-
-
-def _say(segment: Segment) -> None:
+def _print(segment: Segment) -> None:
     flow = segment.trajectory
     known = np.flatnonzero(np.isfinite(np.asarray(flow.losses)))
     if len(known):

@@ -1,25 +1,34 @@
-"""A problem's dynamics as an equation for one plain vector, for Diffrax."""
+"""A task as an equation for one plain vector, for Diffrax."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import diffrax as dfx
 import equinox as eqx
 import jax
+import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._dynamics._base import AbstractDynamics, GradientFlow
-from .._kinks import AveragedMidpoint, as_system
-from .._observe._observables import observe
+from .._dynamics._base import AbstractDynamics, AbstractStochasticDynamics
+from .._observe._base import Point
+from .._observe._recorder import Recorder
+from .._observe._time_grid import TimeGrid
 from .._problem._losses import is_squared
 from .._problem._problem import Problem
 from .._problem._residual_jacobian import residual_slopes
 from .._rescaling import Orbit
-from ._diffrax_options import Method
+from .._solvers import as_flow_solver
+from ._settings import Settings
+
+#: The resolution of a Brownian path, relative to the constant step, or to the length of
+#: the run where steps are adaptive.
+_PATH_TOLERANCE = 2.0**-4
+_ADAPTIVE_PATH_TOLERANCE = 2.0**-16
 
 
 class Equation(NamedTuple):
-    """dv/dt = `field`(t, v, args), v(0) = `start`, for the state's leaves in a vector v.
+    """dv/dt = `field`(t, v, args), v(t0) = `start`, for the state's leaves in a vector v.
 
     A Runge–Kutta method combines its stages leaf by leaf, and under `vmap` each leaf's
     stages are copied to where a matrix product wants them: for one vector that is done in
@@ -27,70 +36,120 @@ class Equation(NamedTuple):
 
     - `args`: all numbers of the problem: Diffrax differentiates with respect to them, not
         to what a closure holds.
-    - `restored`: `(v, args)` to v with the laws' initial values: between steps a solver
-        interpolates, whatever the laws.
-    - `record`: `(t, v, args)` to the observables, what the dynamics watch, and the
-        weights if they are to be saved.
+    - `restore_laws`: `(v, args)` to v with the laws' initial values: between steps a
+        solver interpolates, whatever the laws.
+    - `point_at`: `(t, v, args)` to the point that observables see, and their recorder.
     - `curvature`: `(t, v, args)` to the rows of ∂r/∂w, where the field is −∇½‖r‖².
     - `weights`: those in v.
-    - `orbit`: along which laws are kept, if any.
+    - `noise`: `(t, v, args)` to the factors of dB, for stochastic dynamics.
+    - `orbit`: along which laws are restored, if any.
     """
 
     start: Float[Array, " size"]
     args: tuple[list[Array], Any, Any]
     field: Callable[..., Array]
-    restored: Callable[..., Array]
-    record: Callable[..., Any]
+    restore_laws: Callable[..., Array]
+    point_at: Callable[..., tuple[Point, Recorder]]
     curvature: Callable[..., Array] | None
     weights: Callable[[Array], PyTree]
+    noise: Callable[..., Array] | None
     orbit: Orbit | None
 
 
-def equation_of(
-    problem: Problem, dynamics: AbstractDynamics, method: Method, save_models: bool
+def make_equation(
+    problem: Problem,
+    shown: Problem | None,
+    dynamics: AbstractDynamics,
+    recorder: Recorder,
+    settings: Settings,
 ) -> Equation:
-    weights = problem.weights
-    start, unravel = ravel_pytree(dynamics.start(problem, weights))
-    posed = eqx.tree_at(lambda p: p.weights, problem, None)
-    arrays, fixed = eqx.partition((posed, dynamics), eqx.is_array)
-    given, places = jax.tree.flatten(arrays)
-    orbit = Orbit(method.kept, weights, unravel) if method.kept else None
+    """The equation; observables see the data of `shown`, or of the problem itself."""
+    start, unravel = ravel_pytree(dynamics.init(problem))
+    if shown is not None:
+        shown = _without_weights(shown)
+    known = (_without_weights(problem), shown, dynamics, recorder)
+    arrays, static = eqx.partition(known, eqx.is_array)
+    numbers, structure = jax.tree.flatten(arrays)
+    laws, weights = settings.restored_laws, problem.weights
+    orbit = Orbit(laws, weights, unravel) if laws else None
 
-    def known(given: list[Array]) -> tuple[Problem, AbstractDynamics]:
-        return eqx.combine(jax.tree.unflatten(places, given), fixed)
+    def unpack(args) -> tuple[Problem, Problem, AbstractDynamics, Recorder]:
+        arrays = jax.tree.unflatten(structure, args[0])
+        problem, shown, dynamics, recorder = eqx.combine(arrays, static)
+        return problem, problem if shown is None else shown, dynamics, recorder
 
     def field(t, v, args):
-        del t
-        posed, dynamics = known(args[0])
-        return ravel_pytree(dynamics.velocity(posed, unravel(v)))[0]
+        problem, _, dynamics, _ = unpack(args)
+        return ravel_pytree(dynamics.velocity(problem, t, unravel(v)))[0]
 
-    def restored(v, args):
+    def restore_laws(v, args):
         return v if orbit is None else orbit.restoring(v, args[2]).restored
 
-    def record(t, v, args):
-        del t
-        posed, dynamics = known(args[0])
+    def point_at(t, v, args):
+        problem, shown, dynamics, recorder = unpack(args)
         state = unravel(v)
         w = dynamics.weights(state)
-        value, gradient = jax.value_and_grad(posed.loss)(w)
-        seen = observe(problem.laws, w, value, gradient)
-        return seen, dynamics.watch(posed, state), (w if save_models else None)
+        loss, gradient = jax.value_and_grad(problem.loss)(w)
+
+        def compute_velocity():
+            return dynamics.weights(dynamics.velocity(problem, t, state))
+
+        return Point(t, shown, w, loss, gradient, state, compute_velocity), recorder
 
     def curvature(t, v, args):
         del t
-        posed, dynamics = known(args[0])
-        slopes = residual_slopes(posed, dynamics.weights(unravel(v)))
+        problem, _, dynamics, _ = unpack(args)
+        slopes = residual_slopes(problem, dynamics.weights(unravel(v)))
         return jax.vmap(lambda row: ravel_pytree(row)[0])(slopes)
 
-    has_residuals = isinstance(dynamics, GradientFlow) and is_squared(problem.objective)
-    system = as_system(problem) if isinstance(method.solver, AveragedMidpoint) else None
+    def noise(t, v, args):
+        problem, _, dynamics, _ = unpack(args)
+        assert isinstance(dynamics, AbstractStochasticDynamics)
+        return ravel_pytree(dynamics.noise(problem, t, unravel(v)))[0]
+
+    has_residuals = dynamics.is_gradient_flow and is_squared(problem.objective)
+    is_stochastic = isinstance(dynamics, AbstractStochasticDynamics)
+    of_solver = as_flow_solver(settings.solver).problem_args(problem)
     return Equation(
         start,
-        (given, system, None if orbit is None else orbit.values(start)),
+        (numbers, of_solver, None if orbit is None else orbit.values(start)),
         field,
-        restored,
-        record,
+        restore_laws,
+        point_at,
         curvature if has_residuals else None,
         lambda v: dynamics.weights(unravel(v)),
+        noise if is_stochastic else None,
         orbit,
     )
+
+
+def make_terms(
+    equation: Equation, dynamics: AbstractDynamics, settings: Settings, grid: TimeGrid
+) -> dfx.AbstractTerm:
+    """The equation as Diffrax's terms: a drift, and noise where there is any."""
+    drift = dfx.ODETerm(equation.field)
+    if equation.noise is None:
+        return drift
+    assert isinstance(dynamics, AbstractStochasticDynamics)
+    factors, v = equation.noise, equation.start
+    step = settings.dt0 if settings.controller is not None else None
+    tolerance = (grid.t1 - grid.t0) * _ADAPTIVE_PATH_TOLERANCE
+    if step is not None:
+        tolerance = step * _PATH_TOLERANCE
+    path = dfx.VirtualBrownianTree(
+        grid.t0,
+        grid.t1,
+        tol=tolerance,
+        shape=jax.ShapeDtypeStruct(v.shape, v.dtype),
+        key=dynamics.key,
+        levy_area=getattr(settings.solver, "minimal_levy_area", dfx.BrownianIncrement),
+    )
+    diffusion = dfx.ControlTerm(
+        lambda t, v, args: lx.DiagonalLinearOperator(factors(t, v, args)), path
+    )
+    return dfx.MultiTerm(drift, diffusion)
+
+
+def _without_weights(problem: Problem) -> Problem:
+    """The problem without its own weights: those are in the state."""
+    return eqx.tree_at(lambda p: p.weights, problem, None)

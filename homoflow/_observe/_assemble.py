@@ -1,5 +1,7 @@
 """A trajectory from what a run recorded, the same way for every kind of run."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
@@ -8,43 +10,44 @@ from .._problem._problem import Problem
 from .._results._events import Events
 from .._results._ledger import Ledger
 from .._results._trajectory import RESULTS, Stats, Trajectory, masked_after
-from ._observables import Observation
+from ._recorder import STANDARD, Recorder, Values
 
 
-def recorded_trajectory(
+def make_trajectory(
     problem: Problem,
+    recorder: Recorder,
     ts: Float[Array, " times"],
-    seen: Observation,
+    values: Values,
     valid: Bool[Array, " times"],
     *,
     final: PyTree,
     saved: PyTree | None,
     result: RESULTS,
-    numbers: dict[str, Array],
-    facts: tuple[tuple[str, str], ...],
+    numbers: dict[str, Any],
     events: Events | None = None,
     ledger: Ledger | None = None,
 ) -> Trajectory:
-    """`seen` at `ts`, NaN where not `valid`; `final` and `saved` are trained weights.
+    """The trajectory of `values` over `ts`, NaN where not `valid`.
 
-    To `numbers` and `facts` are added what every run can say of its laws.
+    `final` and `saved` are trained weights, at the end and at all times. To `numbers` is
+    added what every run can say of its laws.
     """
-    violation = jnp.max(jnp.where(valid, seen.law_violation, 0))
-    frozen = problem.frozen
+    violation = jnp.max(jnp.where(valid, values["law_violation"], 0))
     trajectory = Trajectory(
         ts=ts,
-        losses=seen.loss,
-        laws=seen.laws,
-        grad_norms=seen.grad_norm,
-        squared_norms=seen.squared_norms,
-        model=eqx.combine(final, frozen),
-        models=None if saved is None else eqx.combine(saved, frozen),
+        losses=values["losses"],
+        laws=values["laws"],
+        grad_norms=values["grad_norms"],
+        squared_norms=values["squared_norms"],
+        observed={k: v for k, v in values.items() if k not in STANDARD},
+        model=problem.model_at(final),
+        models=None if saved is None else eqx.combine(saved, problem.frozen),
         result=result,
         stats=Stats(
             {**numbers, "law_violation": violation},
-            (*facts, ("laws", problem.laws.note)),
+            (("time_unit", "flow time"), ("laws_note", recorder.laws.note)),
         ),
         events=events,
         ledger=ledger,
     )
-    return masked_after(trajectory, valid)
+    return masked_after(trajectory, valid, recorder.every)

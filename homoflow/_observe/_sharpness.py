@@ -1,6 +1,6 @@
-"""`sharpness`: the largest eigenvalue of the Hessian of a loss."""
+"""The largest eigenvalue of the Hessian of a loss, along a run."""
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -8,26 +8,45 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._jax._lanczos import largest_eigenvalue
-from .._jax._precision import full_matmul_precision
-from .._problem._losses import LossLike, SquaredLoss
-from .._problem._problem import Objective, Problem, pose
-from .._problem._trainable import Trainable
+from .._problem._problem import Problem
+from ._base import AbstractObservable, Point
 
 #: ‖Hv − λv‖ relative to ‖H‖ at which the iteration stops.
 RESIDUAL = 1e-3
 
 
-class Sharpness(NamedTuple):
-    """λ_max(∇²L), and the number of Hessian-vector products that it took.
+class TopEigenvalues(NamedTuple):
+    """The largest eigenvalues of ∇²L, and the number of products that they took.
 
     That number is a float: what Diffrax records has to have room for inf.
     """
+
+    values: Float[Array, " k"]
+    num_products: Float[Array, ""]
+
+
+@final
+class Sharpness(AbstractObservable):
+    """λ_max(∇²L) at the recorded times."""
+
+    every: int = eqx.field(static=True, default=1)
+
+    def init(self, point: Point) -> None:
+        del point
+
+    def __call__(self, point: Point, carry: None) -> tuple[TopEigenvalues, None]:
+        found = sharpness_of(point.problem, point.weights)
+        return TopEigenvalues(found.value[None], found.products), carry
+
+
+class LargestEigenvalue(NamedTuple):
+    """λ_max(∇²L), and the number of Hessian-vector products that it took."""
 
     value: Float[Array, ""]
     products: Float[Array, ""]
 
 
-def sharpness_of(problem: Problem, weights: PyTree) -> Sharpness:
+def sharpness_of(problem: Problem, weights: PyTree) -> LargestEigenvalue:
     """λ_max(∇²L) at `weights`, differentiable (a simple eigenvalue's derivative)."""
     flat, unravel = ravel_pytree(weights)
 
@@ -46,48 +65,4 @@ def sharpness_of(problem: Problem, weights: PyTree) -> Sharpness:
     _, image = jax.jvp(lambda u: gradient(problem, u), (flat,), (v,))
     moving = v @ image
     value = found.value + (moving - jax.lax.stop_gradient(moving))
-    return Sharpness(value, found.products.astype(value.dtype))
-
-
-def sharpness(
-    model: PyTree,
-    data: PyTree,
-    *,
-    loss: LossLike = SquaredLoss(),  # noqa: B008
-    objective: Objective | None = None,
-    trainable: Trainable = None,
-) -> Float[Array, ""]:
-    """λ_max(∇²L), the largest eigenvalue of the Hessian at `model`'s weights.
-
-    Gradient descent with learning rate η is unstable in a direction of curvature
-    λ > 2/η; with momentum μ, of λ > 2(1 + μ)/η.
-
-    By Lanczos iteration with Hessian-vector products, until ‖Hv − λv‖ ≤ 1e-3·‖H‖: an
-    eigenvalue lies within 1e-3·‖H‖ of the value, and usually within about 1e-6·‖H‖,
-    because the error is of second order in the residual. The iteration starts at random
-    and cannot prove that there is no larger one. At kinks (ReLU) there is no Hessian;
-    elsewhere the kinks are not in it.
-
-    **Arguments:** as for `homoflow.flow`.
-
-    **Returns:** a scalar in the dtype of the weights, in units of 1/time; NaN if the
-    iteration did not converge. It can be differentiated where the eigenvalue is simple.
-
-    **Raises:** `ValueError` for bad input.
-
-    ```python
-    model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (20, 3))
-    limit = 2 / hf.sharpness(model, (x, x[:, :1]))  # of the learning rate
-    ```
-    """
-    problem = pose(
-        model, data, loss=loss, objective=objective, trainable=trainable, laws=()
-    )
-    return _sharpness(problem)
-
-
-@eqx.filter_jit
-@full_matmul_precision()
-def _sharpness(problem: Problem) -> Float[Array, ""]:
-    return sharpness_of(problem, problem.weights).value
+    return LargestEigenvalue(value, found.products.astype(value.dtype))

@@ -1,11 +1,11 @@
-"""The times of a flow, and what is wrong with a problem whose values are traced."""
+"""From when to when a run goes, and the times at which it is recorded."""
 
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._jax._arrays import all_finite
 from .._jax._tracing import is_concrete
@@ -17,64 +17,83 @@ from .._results._trajectory import RESULTS
 DEFAULT_TIMES = 101
 
 
-class Span(eqx.Module):
-    """From 0 to `t1`, recorded at `ts`, or at equally spaced times."""
+class TimeGrid(eqx.Module):
+    """From `t0` to `t1`, recorded at `ts`, or at equally spaced times."""
 
+    t0: Float[Array, ""]
     t1: Float[Array, ""]
     ts: Float[Array, " times"] | None
 
     def times(self) -> Float[Array, " times"]:
+        """The times to record at."""
         if self.ts is not None:
             return self.ts
         # Constants: XLA would round a quotient so that the last time may be beyond t1.
         fractions = np.arange(DEFAULT_TIMES) / (DEFAULT_TIMES - 1)
-        return self.t1 * jnp.asarray(fractions, self.t1.dtype)
+        return self.t0 + (self.t1 - self.t0) * jnp.asarray(fractions, self.t1.dtype)
+
+    def emptied_unless(self, is_valid: Bool[Array, ""]) -> "TimeGrid":
+        """The same grid, or one of length 0 for input that must not be integrated."""
+        ts = jnp.where(is_valid, self.times(), self.t0)
+        return TimeGrid(self.t0, jnp.where(is_valid, self.t1, self.t0), ts)
 
 
-def checked_span(t1: Any, ts: Any, dtype: jnp.dtype) -> Span:
-    """The span that a user's arguments describe; `ValueError` if they make no sense."""
+def make_time_grid(t0: Any, t1: Any, ts: Any, dtype: jnp.dtype) -> TimeGrid:
+    """The grid that a user's arguments describe; `ValueError` if they make no sense."""
     if jnp.ndim(t1) != 0:
         raise ValueError(f"`t1` must be one number; got shape {jnp.shape(t1)}.")
+    start = jnp.asarray(t0, dtype)
     if is_concrete(t1) and not (np.isfinite(float(t1)) and float(t1) > 0):
         raise ValueError(f"`t1` must be positive and finite; got {t1}.")
     end = jnp.asarray(t1, dtype)
+    if is_concrete((start, end)) and not float(end) > float(start):
+        raise ValueError(
+            f"`t1` must come after t = {float(start):g}, where the run that is continued "
+            f"ended; got {float(end):g}."
+        )
     if ts is None:
-        return Span(end, None)
+        return TimeGrid(start, end, None)
     times = jnp.asarray(ts if eqx.is_array_like(ts) else list(ts), dtype)
     if times.ndim != 1 or times.shape[0] == 0:
         raise ValueError(f"`ts` must be a sequence of times; got shape {times.shape}.")
-    if is_concrete((times, end)):
-        values = np.asarray(times)
-        if not np.all(np.diff(values) > 0):
-            raise ValueError("`ts` must be increasing, without repetition.")
-        if not (values[0] >= 0 and values[-1] <= float(end)):
-            raise ValueError(
-                f"`ts` must lie in [0, t1] = [0, {float(end):g}]; got "
-                f"[{values[0]:g}, {values[-1]:g}]."
-            )
-    return Span(end, times)
+    if is_concrete((times, start, end)):
+        _check_times(np.asarray(times), float(start), float(end))
+    return TimeGrid(start, end, times)
 
 
-def fault_of(problem: Problem, span: Span, rtol: Array | None) -> RESULTS:
+def _check_times(times: np.ndarray, t0: float, t1: float) -> None:
+    if not np.all(np.diff(times) > 0):
+        raise ValueError("`ts` must be increasing, without repetition.")
+    if not (times[0] >= t0 and times[-1] <= t1):
+        begin = "0" if t0 == 0 else f"{t0:g}"
+        raise ValueError(
+            f"`ts` must lie in [{begin}, t1] = [{begin}, {t1:g}]; got "
+            f"[{times[0]:g}, {times[-1]:g}]."
+        )
+
+
+def input_error(problem: Problem, grid: TimeGrid, rtol: Array | None) -> RESULTS:
     """What is wrong with the input, found where its values are known."""
-    fault = RESULTS.successful
+    error = RESULTS.successful
     if rtol is not None:
         floor = tolerance_floor(problem.dtype)
-        fault = RESULTS.where(rtol >= floor, fault, RESULTS.bad_tolerance)
-    ts = span.times()
-    ordered = jnp.all(jnp.diff(ts) > 0) & (ts[0] >= 0) & (ts[-1] <= span.t1)
-    fault = RESULTS.where(ordered, fault, RESULTS.bad_times)
-    good_time = jnp.isfinite(span.t1) & (span.t1 > 0)
-    fault = RESULTS.where(good_time, fault, RESULTS.bad_time)
-    fault = RESULTS.where(all_finite(problem.data), fault, RESULTS.bad_data)
-    return RESULTS.where(all_finite(problem.weights), fault, RESULTS.bad_weights)
+        error = RESULTS.where(rtol >= floor, error, RESULTS.bad_tolerance)
+    ts = grid.times()
+    ordered = jnp.all(jnp.diff(ts) > 0) & (ts[0] >= grid.t0) & (ts[-1] <= grid.t1)
+    error = RESULTS.where(ordered, error, RESULTS.bad_times)
+    is_positive = jnp.isfinite(grid.t1) & (grid.t1 > grid.t0)
+    error = RESULTS.where(is_positive, error, RESULTS.bad_time)
+    error = RESULTS.where(all_finite(problem.data), error, RESULTS.bad_data)
+    return RESULTS.where(all_finite(problem.weights), error, RESULTS.bad_weights)
 
 
-def time_reached(result, ts, valid, reached, t1) -> Float[Array, ""]:
+def time_reached(result, valid, reached, grid: TimeGrid) -> Float[Array, ""]:
     """The time up to which a run that ended with `result` is known."""
-    last_valid = jnp.max(jnp.where(valid, ts, 0), initial=0)
+    ts = grid.times()
+    last_valid = jnp.max(jnp.where(valid, ts, grid.t0), initial=-jnp.inf)
     first_invalid = jnp.min(jnp.where(valid, jnp.inf, ts), initial=jnp.inf)
     # A solver may go on for a while after the loss has overflowed.
-    known = jnp.isfinite(reached) & (reached < first_invalid)
-    stopped = jnp.where(known, reached, last_valid)
-    return jnp.where(result == RESULTS.successful, t1, stopped).astype(t1.dtype)
+    is_known = jnp.isfinite(reached) & (reached < first_invalid)
+    stopped = jnp.where(is_known, reached, jnp.maximum(last_valid, grid.t0))
+    end = jnp.where(result == RESULTS.successful, grid.t1, stopped)
+    return end.astype(grid.t1.dtype)

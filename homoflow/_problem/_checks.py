@@ -1,7 +1,9 @@
 """Whether the numbers in an equation make sense, where they are known."""
 
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -112,3 +114,20 @@ def check_max_steps(max_steps: int) -> None:
     """`ValueError` unless a solver can take that many steps."""
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
+
+
+def as_coefficient(check: Callable[[Any], None]) -> Callable[[Any], Array | None]:
+    """A converter for a coefficient of an equation: checked, and an array.
+
+    As an array, a new value does not compile anything anew.
+    """
+
+    def convert(value: Any) -> Array | None:
+        if value is None:
+            return None
+        check(value)
+        if eqx.is_array(value) and jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return jnp.asarray(value, jnp.result_type(float))
+
+    return convert

@@ -1,6 +1,6 @@
 """A training problem, checked at the door: what both halves of the library solve."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from .._jax._structural_cache import known_by_structure
 from .._jax._tracing import is_concrete
 from .._jaxpr import with_quick_softplus
-from .._laws import Law, Laws, known_laws
 from ._data import (
     as_objective_data,
     as_samples,
@@ -18,17 +18,21 @@ from ._data import (
     sample_shape,
     shape_of,
 )
-from ._losses import AbstractLoss, LossLike, Risk
+from ._losses import AbstractLoss, LossLike, Risk, SquaredLoss
 from ._trainable import Trainable, trainable_mask
 
 Objective = Callable[[PyTree, PyTree], Scalar]
 
 
 class Problem(eqx.Module):
-    """Minimize `objective(model, data)` over the arrays that `mask` selects.
+    """Minimize `objective(model, data)` over some of the model's arrays.
 
     - `weights`: the trained arrays, with `None` in place of everything else.
     - `frozen`: everything that is not trained, with `None` in place of `weights`.
+    - `data`: `(x, y)` with samples along the first axis, or what an objective takes.
+    - `mask`: a pytree like the model, true for the trained arrays.
+
+    Made by `homoflow.make_problem`, which checks what it is given.
     """
 
     weights: PyTree
@@ -36,17 +40,38 @@ class Problem(eqx.Module):
     data: PyTree
     objective: Objective
     mask: PyTree[bool]
-    laws: Laws
 
     @property
     def model(self) -> PyTree:
         """The model at `weights`."""
-        return eqx.combine(self.weights, self.frozen)
+        return self.model_at(self.weights)
 
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the trained weights, and of everything that follows them."""
         return jax.tree.leaves(self.weights)[0].dtype
+
+    @property
+    def num_weights(self) -> int:
+        """How many numbers are trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.weights))
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples the loss averages over; `None` for an `objective`."""
+        if not isinstance(self.objective, Risk):
+            return None
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    @property
+    def has_homoflow_loss(self) -> bool:
+        """Whether the loss is one of homoflow's own, all of which are smooth."""
+        objective = self.objective
+        return isinstance(objective, Risk) and isinstance(objective.loss, AbstractLoss)
+
+    def model_at(self, weights: PyTree) -> PyTree:
+        """The model with other trained arrays."""
+        return eqx.combine(weights, self.frozen)
 
     def loss(self, weights: PyTree) -> Float[Array, ""]:
         """L(w)."""
@@ -54,55 +79,74 @@ class Problem(eqx.Module):
 
     def loss_of(self, weights: PyTree, data: PyTree) -> Float[Array, ""]:
         """L(w) for other data."""
-
-        @with_quick_softplus
-        def loss(weights: PyTree) -> Float[Array, ""]:
-            return self.objective(eqx.combine(weights, self.frozen), data)
-
-        return loss(weights)
+        return _evaluate(self.objective, self.frozen, weights, data)
 
 
-def without_laws(problem: Problem) -> tuple[PyTree, ...]:
-    """What L(w) is made of, and which of its arrays are weights."""
-    return problem.model, problem.data, problem.objective, problem.mask
+# JAX remembers what it has traced: however often L and its gradient stand in a program,
+# the model is called once.
+@eqx.filter_jit
+def _evaluate(objective: Objective, frozen: PyTree, weights: PyTree, data: PyTree):
+    @with_quick_softplus
+    def loss(weights: PyTree) -> Float[Array, ""]:
+        return objective(eqx.combine(weights, frozen), data)
+
+    return loss(weights)
 
 
-def pose(
+def make_problem(
     model: PyTree,
-    data: Any,
+    data: PyTree,
     *,
-    loss: LossLike,
-    objective: Objective | None,
-    trainable: Trainable,
-    laws: Iterable[Law] | None,
+    loss: LossLike = SquaredLoss(),  # noqa: B008
+    objective: Objective | None = None,
+    trainable: Trainable = None,
 ) -> Problem:
-    """The problem that a user's arguments describe, or an error that says what is wrong.
+    """What `homoflow.flow` and `homoflow.descend` minimize, checked.
 
-    Values (NaN, …) are checked where they are known; shapes and types always.
+    Shapes and types are always checked, values (NaN, labels) where they are known.
+
+    **Arguments:** as for `homoflow.flow`.
+
+    **Returns:** a `homoflow.Problem`, with data in the dtype of the weights.
+
+    **Raises:** `ValueError` or `TypeError` that says what is wrong with the input.
+
+    ```python
+    model = hf.MLP((3, 8, 1), key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (20, 3))
+    problem = hf.make_problem(model, (x, x[:, :1]))
+    gradient = jax.grad(problem.loss)(problem.weights)
+    ```
     """
     mask = trainable_mask(model, trainable)
     weights = eqx.filter(model, mask)
     dtype = _common_dtype(weights)
     refuse_nonfinite("model's weights", weights)
     if objective is None:
-        x, y = data = as_samples(model, data, dtype)
-        prediction = shape_of(model, sample_shape(x))
-        value = shape_of(loss, prediction, sample_shape(y))
-        _refuse_unless_scalar("loss", value)
-        if isinstance(loss, AbstractLoss) and is_concrete(y):
-            loss.check_targets(y, prediction.size)
-        example, problem_objective = sample_shape(x), Risk(loss)
+        data = as_samples(model, data, dtype)
+        _check_loss(model, data, loss)
     else:
-        example = data = as_objective_data(data, dtype)
-        shape = shape_of(objective, model, data)
-        _refuse_unless_scalar("objective", shape)
-        problem_objective = objective
-    if laws is None:
-        found = known_laws(model, example, loss, objective=objective, trainable=mask)
-    else:
-        found = as_laws(laws)
-    frozen = eqx.filter(model, mask, inverse=True)
-    return Problem(weights, frozen, data, problem_objective, mask, found)
+        data = as_objective_data(data, dtype)
+        _refuse_unless_scalar("objective", shape_of(objective, model, data))
+    minimized = Risk(loss) if objective is None else objective
+    return Problem(
+        weights, eqx.filter(model, mask, inverse=True), data, minimized, mask
+    )
+
+
+def _check_loss(model: PyTree, data: tuple[PyTree[Array], Array], loss: LossLike):
+    x, y = data
+    prediction = _prediction_shape(model, x, y, loss)
+    if isinstance(loss, AbstractLoss) and is_concrete(y):
+        loss.check_targets(y, prediction.size)
+
+
+@known_by_structure()
+def _prediction_shape(model: PyTree, x: PyTree, y: Array, loss: LossLike):
+    """The shape of one prediction; `ValueError` unless the loss of it is a number."""
+    prediction = shape_of(model, sample_shape(x))
+    _refuse_unless_scalar("loss", shape_of(loss, prediction, sample_shape(y)))
+    return prediction
 
 
 def _common_dtype(weights: PyTree) -> jnp.dtype:
@@ -122,20 +166,3 @@ def _refuse_unless_scalar(what: str, value: Any) -> None:
             f"The {what} must return one real number (a floating-point scalar); it "
             f"returns {value}. Sum or average it."
         )
-
-
-def as_laws(laws: Iterable[Law]) -> Laws:
-    """Laws that a user passes, or an error if they are not."""
-    if isinstance(laws, Laws):
-        return laws
-    items = tuple(laws)
-    for item in items:
-        if not isinstance(item, Law):
-            raise TypeError(
-                f"`laws` must hold law objects as `homoflow.laws` returns them, not "
-                f"{type(item).__name__}."
-            )
-    names = [law.name for law in items]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Two of the laws have the same name: {names}.")
-    return Laws(items)

@@ -1,6 +1,9 @@
 """Solvers made for gradient flow, as Diffrax solvers."""
 
-from ._base import AbstractTolerantSolver as AbstractTolerantSolver
+from ._base import (
+    AbstractFlowSolver as AbstractFlowSolver,
+    as_flow_solver as as_flow_solver,
+)
 from ._gauss_legendre import GaussLegendre as GaussLegendre
 from ._projected import OnOrbit as OnOrbit, Remembered as Remembered
 from ._rodas5p import Rodas5P as Rodas5P

@@ -13,6 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ._base import AbstractFlowSolver
 from ._interpolation import AbstractStepPolynomial
 
 #: Beyond this many unknowns the dense Jacobian of the stages takes gigabytes.
@@ -63,7 +64,7 @@ class _Collocation(AbstractStepPolynomial):
         return jnp.where(s == 1, end, start + jnp.tensordot(powers, bends, axes=1))
 
 
-class GaussLegendre(dfx.AbstractAdaptiveSolver):
+class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     """Gauss–Legendre collocation with 1, 2 or 3 stages, of order 2, 4 or 6.
 
     It conserves every quadratic quantity of the differential equation, so all laws of

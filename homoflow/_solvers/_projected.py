@@ -1,6 +1,6 @@
 """A wrapper that keeps a solver's laws, by rescalings that leave the function alone."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox.internal as eqxi
@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._rescaling import Orbit, Rescaling
+from ._base import AbstractFlowSolver, as_flow_solver
 
 #: Where some drift may wait, every so manieth step is looked at: for layers as wide as
 #: long, their laws cost a part of a gradient that counts.
@@ -31,7 +32,7 @@ class Remembered(NamedTuple):
     passed: Int[Array, ""]
 
 
-class OnOrbit(dfx.AbstractWrappedSolver):
+class OnOrbit(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     """Any one-step solver of gradient flow, with drift of the laws undone after steps.
 
     After a step the weights are moved along the orbit of `orbit`'s rescalings to where
@@ -42,10 +43,9 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     It is for fields −∇L with L constant along the orbit. There the slope that a
     first-same-as-last Runge–Kutta method keeps goes along by g⁻ᵀ, at no evaluation. A
-    solver that remembers more is refused, unless it takes a step whose end is restored by
-    itself: `restored_step(restoring, *arguments)`, the arguments and the result those of
-    `step`, the result with the `Rescaling` that `restoring(state)` returned appended. That
-    one has the linear maps for what is like weights and for what is like gradients.
+    solver that remembers more is refused, unless it has its own `step_with_projection`
+    (see `AbstractFlowSolver`): a `Rescaling` has the linear maps for what is like weights
+    and for what is like gradients.
 
     - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
         left alone; 0 for rounding, else every fourth step is looked at.
@@ -54,6 +54,17 @@ class OnOrbit(dfx.AbstractWrappedSolver):
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     orbit: Orbit
     beyond: Float[Array, ""] | float = 0.0
+
+    uses_memory: ClassVar[bool] = True
+
+    def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
+        return as_flow_solver(self.solver).cost(
+            num_accepted=num_accepted,
+            num_rejected=num_rejected,
+            num_steps=num_steps,
+            solver_state=None if solver_state is None else solver_state.inner,
+            args=args,
+        )
 
     @property
     def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -95,11 +106,11 @@ class OnOrbit(dfx.AbstractWrappedSolver):
 
     def init(self, terms, t0, t1, y0, args) -> Remembered:
         inner = self.solver.init(terms, t0, t1, y0, args)
-        if not (_restores_itself(self.solver) or _is_slope_of(self.solver, inner, y0)):
+        if not as_flow_solver(self.solver).can_project(inner, y0):
             raise ValueError(
                 f"{type(self.solver).__name__} remembers more of past steps than a slope: "
                 "after a projection its memory would be of another point. It would need "
-                "a method `restored_step`."
+                "a method `step_with_projection`."
             )
         targets = self.orbit.values(y0)
         nothing = jax.tree.map(jnp.zeros_like, targets)
@@ -111,22 +122,15 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         is_due = jnp.asarray(self.beyond == 0) | (passed + 1 >= LOOKED_AT)
         is_due = eqxi.unvmap_any(is_due)
 
-        def restoring(y: PyTree) -> Rescaling:
+        def project(y: PyTree) -> Rescaling:
             return lax.cond(
                 is_due,
                 lambda: self.orbit.restoring(y, targets, self.beyond),
                 lambda: self.orbit.leaving(y, targets),
             )
 
-        if _restores_itself(self.solver):
-            step = self.solver.restored_step  # pyright: ignore[reportAttributeAccessIssue]
-            y1, error, dense, inner, result, rescaling = step(restoring, *given)
-        else:
-            y1, error, dense, inner, result = self.solver.step(*given)
-            rescaling = restoring(y1)
-            y1 = rescaling.restored
-            if inner is not None:
-                inner = inner[0], rescaling.slopes(inner[1])
+        step = as_flow_solver(self.solver).step_with_projection
+        y1, error, dense, inner, result, rescaling = step(project, *given)
         removed = tuple(
             jnp.where(rescaling.is_one, old, old + new)
             for old, new in zip(removed, rescaling.miss, strict=True)
@@ -134,17 +138,3 @@ class OnOrbit(dfx.AbstractWrappedSolver):
         passed = jnp.where(is_due, 0, passed + 1)
         state = Remembered(inner, targets, removed, passed)
         return y1, error, dense, state, result
-
-
-def _restores_itself(solver: dfx.AbstractSolver) -> bool:
-    return hasattr(solver, "restored_step")
-
-
-def _is_slope_of(solver: dfx.AbstractSolver, inner: PyTree, y0: PyTree) -> bool:
-    """Whether a solver's memory is nothing, or a Runge–Kutta method's last slope."""
-    if inner is None:
-        return True
-    if not isinstance(solver, dfx.AbstractRungeKutta):
-        return False
-    _, slope = inner
-    return jax.tree.structure(slope) == jax.tree.structure(y0)

@@ -11,6 +11,7 @@ import jax.scipy.linalg
 from jax.flatten_util import ravel_pytree
 
 from . import _rodas5p_tableau as tableau
+from ._base import AbstractFlowSolver
 from ._checks import refuse_unless_one_dtype
 from ._interpolation import AbstractStepPolynomial
 
@@ -27,7 +28,7 @@ class _Quartic(AbstractStepPolynomial):
         return (1 - s) * start + s * (end + (1 - s) * bend)
 
 
-class Rodas5P(dfx.AbstractAdaptiveSolver):
+class Rodas5P(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     """Rodas5P, for stiff flows of up to about a thousand weights [Steinebach 2023].
 
     A linearly implicit (Rosenbrock) method of order 5, L-stable and stiffly accurate,
@@ -71,10 +72,12 @@ class Rodas5P(dfx.AbstractAdaptiveSolver):
         if self.chunk < 1:
             raise ValueError(f"`chunk` must be at least 1; got {self.chunk}.")
 
-    @property
-    def evaluations_per_step(self) -> int:
-        """How often the field is evaluated in a step, beside its Jacobian."""
-        return tableau.STAGES
+    def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
+        del num_accepted, num_rejected, solver_state, args
+        return {
+            "gradient_evaluations": tableau.STAGES * num_steps,
+            "jacobian_evaluations": num_steps,
+        }
 
     def order(self, terms):
         return 5

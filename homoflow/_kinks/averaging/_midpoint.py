@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..._solvers import AbstractTolerantSolver
+from ..._solvers import AbstractFlowSolver
 from .._active_pairs import ActivePairs
+from .._from_problem import as_system
 from .._system import System
 from ._time_fraction import TimeFraction, fraction_above
 
@@ -46,7 +47,7 @@ class MidpointState(NamedTuple):
     next_pair: Int[Array, ""]
 
 
-class AveragedMidpoint(AbstractTolerantSolver):
+class AveragedMidpoint(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     """Explicit midpoint with the slope of every kink averaged over the step.
 
     A pre-activation that changes sign during a step has the mean slope of both sides,
@@ -66,6 +67,9 @@ class AveragedMidpoint(AbstractTolerantSolver):
     rtol: Float[Array, ""] | None = None
     atol: Float[Array, ""] | None = None
 
+    scales_errors: ClassVar[bool] = True
+    # Where a pair took another course in two solves alike, a third one tells.
+    num_coarse_solves: ClassVar[int] = 2
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = (
         dfx.ThirdOrderHermitePolynomialInterpolation
@@ -74,14 +78,30 @@ class AveragedMidpoint(AbstractTolerantSolver):
     def order(self, terms):
         return 2
 
-    def at(self, rtol, atol):
+    @property
+    def has_tolerances(self):
+        return self.rtol is not None or self.atol is not None
+
+    def with_tolerances(self, rtol, atol):
         return AveragedMidpoint(rtol, atol)
 
-    def controller(self, *, dtmin=None, force_dtmin=False):
+    def make_controller(self, rtol, atol, *, dtmin, force_dtmin):
+        del rtol, atol
         return dfx.PIDController(
-            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4,
-            dtmin=dtmin, force_dtmin=force_dtmin,
-        )  # fmt: skip
+            rtol=0.0,
+            atol=1.0,
+            pcoeff=0.3,
+            icoeff=0.4,
+            dtmin=dtmin,
+            force_dtmin=force_dtmin,
+        )
+
+    def problem_args(self, problem):
+        return as_system(problem)
+
+    def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
+        del num_accepted, num_rejected, solver_state
+        return {"gradient_evaluations": count_gradients(args[1], num_steps)}
 
     def init(self, terms, t0, t1, y0, args) -> MidpointState:
         system: System = args[1]
@@ -91,14 +111,18 @@ class AveragedMidpoint(AbstractTolerantSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def restored_step(self, restoring, terms, *arguments):
-        """A step whose end a rescaling moves, and that rescaling.
+    def can_project(self, solver_state, y0):
+        return True
 
-        Fractions stay what they are.
-        """
-        y1, *rest = self.step(terms, *arguments)
-        rescaling = restoring(y1)
-        return rescaling.restored, *rest, rescaling
+    def step_with_projection(
+        self, project, terms, t0, t1, y0, args, solver_state, made_jump
+    ):
+        # A rescaling changes no pre-activation's sign: fractions stay what they are.
+        y1, error, dense, state, result = self.step(
+            terms, t0, t1, y0, args, solver_state, made_jump
+        )
+        rescaling = project(y1)
+        return rescaling.restored, error, dense, state, result, rescaling
 
     def step(self, terms, t0, t1, y0, args, solver_state: MidpointState, made_jump):
         system, state, h = args[1], solver_state, jnp.asarray(t1 - t0)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, PyTree
 
-from .._base import AbstractTolerantSolver
+from .._base import AbstractFlowSolver
 from .._checks import refuse_unless_one_dtype
 from ._divided_differences import newton_form
 from ._history import End, Now, Past, Trial
@@ -33,9 +33,12 @@ from ._phi_functions import moments
 
 #: Extrapolating through more values than this loses more to rounding than it gains.
 HIGHEST_ORDER = 12
+#: It interpolates as accurately as it steps, and its steps have errors of a few times the
+#: tolerance.
+DEFAULT_RTOL = {"float64": 1e-11, "float32": 3e-6}
 
 
-class ExponentialAdams(AbstractTolerantSolver):
+class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     """Exponential Adams, of variable order and step, for smooth flows, stiff ones above
     all.
 
@@ -99,6 +102,8 @@ class ExponentialAdams(AbstractTolerantSolver):
         default=None, static=True
     )
 
+    scales_errors: ClassVar[bool] = True
+    uses_memory: ClassVar[bool] = True
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = ExponentialInterpolation
 
@@ -114,33 +119,50 @@ class ExponentialAdams(AbstractTolerantSolver):
     def order(self, terms):
         return self.most_order
 
-    def at(self, rtol, atol):
+    @property
+    def has_tolerances(self):
+        return self.rtol is not None or self.atol is not None
+
+    def default_rtol(self, dtype_name):
+        return DEFAULT_RTOL[dtype_name]
+
+    def with_tolerances(self, rtol, atol):
         return dataclasses.replace(self, rtol=rtol, atol=atol)
 
-    def informed(self, curvature) -> "ExponentialAdams":
+    def with_curvature(self, curvature) -> "ExponentialAdams":
         """The same solver with a `curvature`, unless it has one."""
         if self.curvature is not None:
             return self
         return dataclasses.replace(self, curvature=curvature)
 
-    def controller(self, *, dtmin=None, force_dtmin=False):
+    def make_controller(self, rtol, atol, *, dtmin, force_dtmin):
+        del rtol, atol
+        return self.controller(dtmin=dtmin, force_dtmin=force_dtmin)
+
+    def controller(self, *, dtmin=None, force_dtmin=False) -> dfx.PIDController:
+        """The step size controller that reads its error estimates."""
         # The next step is this one times `safety` over the error: `step` makes it so.
         return dfx.PIDController(
             rtol=0.0, atol=1.0, error_order=1.0, safety=SAFETY,
             factormin=0.0, factormax=jnp.inf, dtmin=dtmin, force_dtmin=force_dtmin,
         )  # fmt: skip
 
-    def counted(
-        self, accepted: Int[Array, ""], rejected: Int[Array, ""], last: Past
-    ) -> dict[str, Int[Array, ""]]:
-        """What so many steps have cost, with `last` after them."""
-        gradients = 1 + 2 * accepted + rejected
+    def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
+        del num_steps, args
+        # `BacksolveAdjoint` keeps no state.
+        if solver_state is None:
+            return {}
+        gradients = 1 + 2 * num_accepted + num_rejected
+        num_asked = solver_state.asked
         if self.curvature is None:
-            return {"gradient_evaluations": gradients + QUESTIONS * last.asked}
-        return {
-            "gradient_evaluations": gradients,
-            "jacobian_evaluations": last.asked,
-        }
+            return {"gradient_evaluations": gradients + QUESTIONS * num_asked}
+        return {"gradient_evaluations": gradients, "jacobian_evaluations": num_asked}
+
+    def num_remembered(self, size):
+        return 2 * (self.most_order + 1) * size
+
+    def can_project(self, solver_state, y0):
+        return True
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
@@ -171,13 +193,21 @@ class ExponentialAdams(AbstractTolerantSolver):
         )
 
     def step(self, terms, t0, t1, y0, args, solver_state: Past, made_jump):
-        given = terms, t0, t1, y0, args, solver_state, made_jump
-        return self.restored_step(None, *given)[:-1]
+        return self._step(terms, t0, t1, y0, args, solver_state, made_jump)[:-1]
 
-    def restored_step(
-        self, restoring, terms, t0, t1, y0, args, solver_state: Past, made_jump
+    def step_with_projection(
+        self, project, terms, t0, t1, y0, args, solver_state: Past, made_jump
     ):
-        """A step whose end is moved by the rescaling `restoring(state)`, and that."""
+        y1, error, dense, state, result, rescaling = self._step(
+            terms, t0, t1, y0, args, solver_state, made_jump, project
+        )
+        assert rescaling is not None
+        return y1, error, dense, state, result, rescaling
+
+    def _step(
+        self, terms, t0, t1, y0, args, solver_state: Past, made_jump, project=None
+    ):
+        """The parts of a step, and the rescaling that moved its end, if any."""
         field = _field(terms, args, y0)
         w, unravel = ravel_pytree(y0)
         past = _unless_jumped(solver_state, made_jump, lambda: field(t0, w))
@@ -210,7 +240,7 @@ class ExponentialAdams(AbstractTolerantSolver):
             past, after, end, trial, learns, rank, lambda w: field(t1, w), curvature
         )
         y1, error = unravel(corrected), jnp.broadcast_to(SAFETY / factor, w.shape)
-        rescaling = None if restoring is None else restoring(y1)
+        rescaling = None if project is None else project(y1)
         after = _remembered(after, end, rescaling, unravel)
         y1 = y1 if rescaling is None else rescaling.restored
         dense = _dense(past, now, trial, unravel)

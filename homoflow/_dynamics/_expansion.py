@@ -63,11 +63,10 @@ def _warn_beyond(
     *,
     stacklevel: int,
 ) -> None:
-    sharpness = trajectory.sharpness
-    known = is_concrete((sharpness, learning_rate, momentum))
-    if sharpness is None or not known or sharpness.ndim != 1:
+    sharpness = trajectory.observed["sharpness"].values
+    if not is_concrete((sharpness, learning_rate, momentum)) or sharpness.ndim != 2:
         return
-    values = np.asarray(sharpness, float)
+    values = np.asarray(sharpness[:, 0], float)
     # Where a run failed its losses are NaN too.
     missed = np.isnan(values) & ~np.isnan(np.asarray(trajectory.losses))
     if np.any(missed):

@@ -1,0 +1,95 @@
+"""From a user's arguments to a trajectory: make the task, run the method, raise."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._dynamics._base import AbstractDynamics
+from .._jax._progress import Progress
+from .._laws import Law
+from .._laws._as_laws import laws_to_record
+from .._methods._base import AbstractMethod
+from .._methods._steady_state import SteadyState, steady_state_times
+from .._methods._task import Task, is_infinite
+from .._observe._base import Observables, as_observables
+from .._observe._recorder import STANDARD, Recorder
+from .._observe._time_grid import make_time_grid
+from .._problem._checks import check_max_steps
+from .._problem._problem import Problem
+from .._results._status import raise_unless_successful
+from .._results._trajectory import Trajectory
+
+
+def start_of(model: PyTree) -> tuple[PyTree, Any]:
+    """The model to start from and its time: 0, or the end of a run that goes on."""
+    if not isinstance(model, Trajectory):
+        return model, 0.0
+    reached = model.stats["time_reached"]
+    if jnp.ndim(reached) != 0:
+        raise ValueError(
+            "A batch of runs goes on inside of `vmap`: continue each of them there, as "
+            "they were made."
+        )
+    return model.model, reached
+
+
+def make_task(
+    problem: Problem,
+    t0: Any,
+    t1: Any,
+    ts: Any,
+    *,
+    dynamics: AbstractDynamics,
+    observe: Observables | None,
+    laws: Iterable[Law] | None,
+    is_continued: bool,
+    rtol: Any,
+    project: bool | None,
+    save_models: bool,
+    estimate_error: bool | None,
+    max_steps: int,
+    progress: Progress,
+) -> Task:
+    """What a method is asked to compute, checked."""
+    check_max_steps(max_steps)
+    dynamics.check(problem)
+    if is_continued and dynamics.has_memory:
+        raise ValueError(
+            f"A run of the {dynamics.name} cannot go on from a trajectory, which keeps "
+            "the weights alone: give the model, and the rest of the state."
+        )
+    recorded = laws_to_record(problem, laws)
+    asked = as_observables(observe, STANDARD)
+    recorder = Recorder.create(recorded, dynamics.observables(recorded), asked)
+    if is_infinite(t1):
+        grid, times = None, steady_state_times(ts, problem.dtype)
+        if is_continued:
+            raise ValueError("`t1=inf` starts a clock of its own: pass `previous.model`.")
+    else:
+        grid, times = make_time_grid(t0, t1, ts, problem.dtype), None
+    return Task(
+        problem=problem,
+        given=problem,
+        dynamics=dynamics,
+        recorder=recorder,
+        grid=grid,
+        ts=times,
+        rtol=rtol,
+        project=project,
+        has_user_laws=laws is not None,
+        save_models=save_models,
+        estimate_error=estimate_error,
+        max_steps=max_steps,
+        progress=progress,
+    )
+
+
+def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
+    """The trajectory by a method; an error or a warning where it is no answer."""
+    if task.grid is None:
+        method = SteadyState(method)
+    trajectory = method.run(task)
+    task.dynamics.warn(trajectory)
+    return raise_unless_successful(trajectory) if throw else trajectory

@@ -1,0 +1,36 @@
+"""Thresholds and tolerances by which a method is chosen when nobody says how."""
+
+#: Relative tolerances used when none is given. Between its steps a solver interpolates,
+#: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
+SMOOTH_RTOL = {"float64": 1e-10, "float32": 1e-5}
+#: Where kinks are averaged over, and where each is followed.
+AVERAGED_RTOL = 1e-4
+EXACT_RTOL = 1e-8
+#: On the way to a stationary point, by a method with a dense Hessian.
+STEADY_STATE_RTOL = 1e-8
+
+#: The exact flow's cost is set by its events, hardly by the tolerance: at looser ones
+#: averaging is cheaper.
+MAX_EXACT_RTOL = 1e-5
+#: Each pair of a sample and a kink costs the exact flow gradients over all samples at its
+#: events: beyond this many pairs the time of a run is counted in minutes. Averaged, so
+#: many pairs get a method of their own, as thousands may slide at a time.
+MAX_FOLLOWED_PAIRS = 20_000
+
+#: From so many products of samples and weights on, a gradient takes longer than the rest
+#: of an exponential Adams step (about 25 µs on a core): then the fewest gradients win.
+MIN_ADAMS_PRODUCTS = 30_000
+#: From this tolerance on, order 5 needs fewer gradients than order 8.
+MIN_LOOSE_RTOL = 1e-5
+#: An explicit solver that has taken so many steps and is not at the end is held up by
+#: stability more often than not, and then exponential Adams is a multiple faster; it takes
+#: seconds to compile, so that it is not what begins.
+MAX_EXPLICIT_STEPS = 1000
+#: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow
+#: directions, on which flows to a stationary point spend their time, are stiff.
+MAX_DENSE_WEIGHTS = 500
+
+#: How much coarser the second solve of an error estimate is. Twice the step is no more: an
+#: explicit method has to stay stable.
+COARSER_RTOL = 4.0
+COARSER_STEP = 2.0

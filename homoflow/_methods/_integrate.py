@@ -1,0 +1,272 @@
+"""A task by one of Diffrax's solvers: smooth, or averaged over kinks."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._dynamics._base import AbstractDynamics
+from .._jax._arrays import all_finite
+from .._jax._compilation import quickly_compiled
+from .._jax._precision import full_matmul_precision
+from .._jax._progress import as_meter
+from .._observe._assemble import make_trajectory
+from .._observe._recorder import STANDARD, Recorder, Values
+from .._observe._time_grid import TimeGrid, input_error, time_reached
+from .._problem._problem import Problem
+from .._rescaling import Orbit
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
+from .._solvers import OnOrbit, Remembered, as_flow_solver
+from ._error_estimate import with_error_estimate, without_derivatives
+from ._save_plan import Records, make_save_plan
+from ._settings import Settings
+from ._task import Task
+from ._vector_field import Equation, make_equation, make_terms
+
+#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
+#: larger than what steps may do to the weights, whose error is the same as without waiting.
+_TOLERATED_DRIFT = 1.0
+#: Where a solver remembers more numbers than this, one more pass through them is what
+#: restoring steps costs, each of them: then only what is recorded is restored.
+_MAX_REMEMBERED = 2**20
+
+
+def integrate(
+    task: Task, settings: Settings, adjoint: dfx.AbstractAdjoint | None
+) -> Trajectory:
+    """Solve once, or with an error estimate once more at a coarser tolerance."""
+    assert task.grid is not None
+    is_reduced = task.given is not task.problem
+    shown = task.given if is_reduced and task.recorder.sees_problem else None
+    options = _Options(
+        save_models=task.save_models,
+        adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=task.max_steps,
+    )
+    wants_estimate = task.estimate_error
+    if wants_estimate is None:
+        wants_estimate = settings.is_averaging
+    coarser = settings.coarser() if wants_estimate else None
+    given = (task.problem, shown, task.dynamics, task.recorder, settings, task.grid)
+    trajectory = _solve(*given, options, as_meter(task.progress))
+    if coarser is None:
+        return trajectory
+    # Only a figure is wanted: derivatives need not follow these solves.
+    still = without_derivatives(given)
+
+    def solve_at(settings: Settings) -> Trajectory:
+        settings = without_derivatives(settings)
+        return _solve(*still[:4], settings, still[5], options, dfx.NoProgressMeter())
+
+    coarse, coarsest = solve_at(coarser), None
+    if as_flow_solver(settings.solver).num_coarse_solves > 1:
+        coarsest = solve_at(coarser.coarser())
+    return with_error_estimate(
+        trajectory, coarse, task.problem.mask, task.dynamics, coarsest
+    )
+
+
+class _Options(eqx.Module):
+    save_models: bool = eqx.field(static=True)
+    adjoint: dfx.AbstractAdjoint
+    max_steps: int = eqx.field(static=True)
+
+
+@quickly_compiled
+@full_matmul_precision()
+def _solve(
+    problem: Problem,
+    shown: Problem | None,
+    dynamics: AbstractDynamics,
+    recorder: Recorder,
+    settings: Settings,
+    grid: TimeGrid,
+    options: _Options,
+    meter: dfx.AbstractProgressMeter,
+) -> Trajectory:
+    of_dynamics = dynamics.input_error()
+    error = RESULTS.where(
+        of_dynamics == RESULTS.successful,
+        input_error(problem, grid, settings.rtol),
+        of_dynamics,
+    )
+    # Faulty input must not be integrated: nothing would be learned, slowly.
+    is_sound = error == RESULTS.successful
+    span = grid.emptied_unless(is_sound)
+    equation = make_equation(problem, shown, dynamics, recorder, settings)
+    stepper, controller = _stepper_and_controller(problem, settings, equation, span)
+    solver, orbit = stepper, equation.orbit
+    if orbit is not None and not _remembers_much(stepper, equation):
+        solver = OnOrbit(stepper, orbit, _tolerated_drift(settings, grid))
+    plan = make_save_plan(
+        equation,
+        recorder,
+        span.times(),
+        span.t1,
+        options.adjoint,
+        save_models=options.save_models,
+        needs_solver_state=as_flow_solver(solver).uses_memory,
+    )
+    solution = dfx.diffeqsolve(
+        make_terms(equation, dynamics, settings, grid),
+        solver,
+        span.t0,
+        span.t1,
+        settings.dt0,
+        equation.start,
+        args=equation.args,
+        saveat=plan.saveat,
+        stepsize_controller=controller,
+        adjoint=options.adjoint,
+        event=_event(options.adjoint, settings),
+        max_steps=options.max_steps,
+        throw=False,
+        progress_meter=meter,
+    )
+    records = plan.read(solution)
+    # Of faulty input nothing is recorded, not even the start.
+    reached = jnp.where(is_sound, records.reached, -jnp.inf)
+    final = equation.weights(records.final)
+    result = _result(error, solution.result, records.values, final)
+    valid = _valid(grid, records.values, reached, result)
+    numbers = {
+        "steps": solution.stats["num_accepted_steps"],
+        "rejected_steps": solution.stats["num_rejected_steps"],
+        "time_reached": time_reached(result, valid, reached, grid),
+        **_costs(solver, solution, equation.args, grid.times().size),
+    }
+    if orbit is not None:
+        numbers["projected_drift"] = _removed(orbit, records, solution.solver_state)
+    numbers |= dynamics.stats(numbers, records.values)
+    return make_trajectory(
+        problem,
+        recorder,
+        grid.times(),
+        records.values,
+        valid,
+        final=final,
+        saved=records.saved,
+        result=result,
+        numbers=numbers,
+    )
+
+
+def _stepper_and_controller(
+    problem: Problem, settings: Settings, equation: Equation, span: TimeGrid
+) -> tuple[dfx.AbstractSolver, dfx.AbstractStepSizeController]:
+    if settings.controller is not None:
+        return settings.solver, settings.controller
+    assert settings.rtol is not None
+    atol = settings.atol
+    if atol is None:
+        atol = settings.rtol * _scale(problem.weights)
+    # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
+    dtmin = jnp.finfo(span.t1.dtype).eps * span.t1
+    if settings.max_forced_steps is not None:
+        dtmin = (span.t1 - span.t0) / settings.max_forced_steps
+    flow_solver = as_flow_solver(settings.solver)
+    controller = flow_solver.make_controller(
+        settings.rtol, atol, dtmin=dtmin, force_dtmin=settings.is_averaging
+    )
+    stepper = flow_solver.with_tolerances(settings.rtol, atol)
+    if equation.curvature is not None:
+        stepper = as_flow_solver(stepper).with_curvature(equation.curvature)
+    return stepper, controller
+
+
+def _scale(weights: PyTree) -> Float[Array, ""]:
+    """Root mean square of the weights; 1 where they are all zero."""
+    leaves = jax.tree.leaves(jax.lax.stop_gradient(weights))
+    square = jnp.sum(jnp.stack([jnp.sum(w**2) for w in leaves]))
+    mean = square / sum(w.size for w in leaves)
+    return jnp.sqrt(jnp.where(mean > 0, mean, 1))
+
+
+def _tolerated_drift(settings: Settings, grid: TimeGrid) -> Float[Array, ""]:
+    """The drift, relative to ‖w‖², that may wait for the next step to be undone."""
+    if settings.rtol is None:
+        return jnp.zeros_like(grid.t1)
+    return _TOLERATED_DRIFT * settings.rtol
+
+
+def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
+    numbers = as_flow_solver(solver).num_remembered(equation.start.size)
+    return numbers > _MAX_REMEMBERED
+
+
+def _removed(orbit: Orbit, records: Records, solver_state: PyTree) -> Float[Array, ""]:
+    """The largest of the drifts that were removed, relative to ‖w‖²."""
+    ends = map(orbit.values, (records.last, records.final))
+    drifts = jax.tree.map(jnp.subtract, *ends)
+    if isinstance(solver_state, Remembered):
+        drifts = jax.tree.map(jnp.add, solver_state.removed, drifts)
+    size = orbit.size(records.final)
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
+    return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
+
+
+def _event(adjoint: dfx.AbstractAdjoint, settings: Settings) -> dfx.Event | None:
+    # Where steps can be rejected those that are not finite are; and an event has what is
+    # interpolated with copied in each step.
+    can_reject = settings.controller is None and not settings.is_averaging
+    if isinstance(adjoint, dfx.BacksolveAdjoint) or can_reject:
+        return None
+
+    def is_nonfinite(t, y, args, **kwargs):
+        del t, args, kwargs
+        return ~all_finite(y)
+
+    return dfx.Event(is_nonfinite)
+
+
+def _standard(values: Values) -> Values:
+    """What decides whether a run is sound; a user's observables may be NaN."""
+    return {name: values[name] for name in STANDARD}
+
+
+def _result(
+    error: RESULTS, solved: dfx.RESULTS, values: Values, final: PyTree
+) -> RESULTS:
+    is_finite = all_finite((_standard(values), final))
+    result = RESULTS.where(is_finite, RESULTS.successful, RESULTS.nonfinite)
+    known: tuple[tuple[Any, RESULTS], ...] = (
+        (dfx.RESULTS.max_steps_reached, RESULTS.max_steps_reached),
+        (dfx.RESULTS.dt_min_reached, RESULTS.step_size_too_small),
+        (dfx.RESULTS.event_occurred, RESULTS.nonfinite),
+    )
+    failed = RESULTS.where(
+        solved == dfx.RESULTS.successful, result, RESULTS.solver_failed
+    )
+    for theirs, ours in known:
+        failed = RESULTS.where(solved == theirs, ours, failed)
+    return RESULTS.where(error == RESULTS.successful, failed, error)
+
+
+def _valid(
+    grid: TimeGrid, values: Values, reached: Array, result: RESULTS
+) -> Bool[Array, " times"]:
+    is_done = result == RESULTS.successful
+    is_finite = jax.vmap(all_finite)(_standard(values))
+    # Times the solver never came to were left at inf by Diffrax.
+    is_past = is_done | (grid.times() <= reached)
+    return is_finite & is_past & (jnp.cumsum(~is_finite) == 0)
+
+
+def _costs(
+    solver: dfx.AbstractSolver, solution: dfx.Solution, args: PyTree, num_times: int
+) -> dict[str, Array]:
+    """Evaluations as far as they are known, with those for what is recorded."""
+    costs = as_flow_solver(solver).cost(
+        num_accepted=solution.stats["num_accepted_steps"],
+        num_rejected=solution.stats["num_rejected_steps"],
+        num_steps=solution.stats["num_steps"],
+        solver_state=solution.solver_state,
+        args=args,
+    )
+    if "gradient_evaluations" in costs:
+        costs["gradient_evaluations"] += num_times
+    return costs

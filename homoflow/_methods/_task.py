@@ -1,0 +1,53 @@
+"""What a method is asked to compute."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from .._dynamics._base import AbstractDynamics
+from .._jax._progress import Progress
+from .._jax._tracing import is_concrete, is_untraced
+from .._observe._recorder import Recorder
+from .._observe._time_grid import TimeGrid
+from .._problem._problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A problem, the dynamics that move its weights, and what is to be recorded.
+
+    - `problem`: what is solved: as it was `given`, or with fewer samples that have the
+        same loss, which `sample_reduction` says.
+    - `grid`: the times; `None` for a flow to a stationary point, which may have `ts`.
+    - `rtol`: the tolerance asked for, if any.
+    - `project`: whether laws are to be restored; `None`: where that is certain to help.
+    - `has_user_laws`: whether a user gave the laws, perhaps those of another loss.
+    """
+
+    problem: Problem
+    given: Problem
+    dynamics: AbstractDynamics
+    recorder: Recorder
+    grid: TimeGrid | None
+    ts: Float[np.ndarray, " times"] | None = None
+    sample_reduction: str | None = None
+    rtol: Any = None
+    project: bool | None = None
+    has_user_laws: bool = False
+    save_models: bool = False
+    estimate_error: bool | None = None
+    max_steps: int = 100_000
+    progress: Progress = False
+
+    @property
+    def is_untraced(self) -> bool:
+        """Whether it is outside of jit, vmap and grad, where numbers may decide."""
+        return is_untraced((self.given, self.dynamics, self.grid, self.rtol))
+
+
+def is_infinite(t1: Any) -> bool:
+    """Whether `t1` is known to be inf: a flow to a stationary point."""
+    return is_concrete(t1) and jnp.ndim(t1) == 0 and bool(np.isposinf(np.asarray(t1)))

@@ -1,0 +1,158 @@
+"""What a run records at its times: what every run does, and what a user asks for."""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .._laws import Laws, relative_violation
+from ._base import AbstractObservable, Carry, FunctionOfPoint, Point, as_arrays
+
+Values = dict[str, PyTree]
+Carries = dict[str, Carry]
+
+
+def standard_observables(laws: Laws) -> dict[str, AbstractObservable]:
+    """What every run records, by the names under which a `Trajectory` is put together."""
+    return {
+        "losses": FunctionOfPoint(_loss),
+        "grad_norms": FunctionOfPoint(_gradient_norm),
+        "squared_norms": FunctionOfPoint(_squared_norms),
+        "laws": FunctionOfPoint(LawValues(laws)),
+        "law_violation": FunctionOfPoint(LawViolation(laws)),
+    }
+
+
+#: Names that a user's observables cannot have.
+STANDARD = frozenset(standard_observables(Laws(())))
+
+
+def _loss(point: Point) -> Float[Array, ""]:
+    return point.loss
+
+
+def _gradient_norm(point: Point) -> Float[Array, ""]:
+    squares = [jnp.sum(g**2) for g in jax.tree.leaves(point.gradient)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+def _squared_norms(point: Point) -> dict[str, Float[Array, ""]]:
+    """‖w‖² of each trained array, by its path in the model."""
+    return {
+        jax.tree_util.keystr(path).lstrip("."): jnp.sum(leaf**2)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(point.weights)
+    }
+
+
+@final
+class LawValues(eqx.Module):
+    """The value of every law, by its name."""
+
+    laws: Laws
+
+    def __call__(self, point: Point) -> dict[str, Float[Array, "..."]]:
+        return self.laws.values(point.weights)
+
+
+@final
+class LawViolation(eqx.Module):
+    """The largest |⟨2Aw + b, ∇L⟩| / (2‖w‖‖∇L‖ + ‖∇L‖) over all laws.
+
+    A certificate, made anew at every recorded point, that they are laws of what is
+    minimized. It is a figure about the run: derivatives do not follow it.
+    """
+
+    laws: Laws
+
+    def __call__(self, point: Point) -> Float[Array, ""]:
+        if not len(self.laws):
+            return jnp.zeros_like(point.loss)
+        violations = relative_violation(
+            self.laws.items, point.weights, point.gradient
+        )
+        return lax.stop_gradient(jnp.max(violations))
+
+
+@final
+class Recorder(eqx.Module):
+    """All observables of a run, by name.
+
+    - `laws`: the laws that are among them.
+    - `num_asked`: how many were asked for beyond what every run records.
+    """
+
+    laws: Laws
+    observables: dict[str, AbstractObservable]
+
+    @staticmethod
+    def create(
+        laws: Laws,
+        of_dynamics: dict[str, AbstractObservable],
+        asked: dict[str, AbstractObservable],
+    ) -> "Recorder":
+        """The standard observables, those of the dynamics, and those asked for.
+
+        Dynamics may record more in place of a standard observable of the same name.
+        """
+        return Recorder(laws, {**standard_observables(laws), **of_dynamics, **asked})
+
+    @property
+    def every(self) -> dict[str, int]:
+        """How often each observable is recorded."""
+        return {name: what.every for name, what in self.observables.items()}
+
+    @property
+    def sees_problem(self) -> bool:
+        """Whether something is recorded that may look at the data."""
+        return self.observables.keys() != STANDARD
+
+    def init(self, point: Point) -> Carries:
+        """What the first recorded time starts from."""
+        return {name: what.init(point) for name, what in self.observables.items()}
+
+    def record_alone(self, point: Point, names: frozenset[str]) -> Values:
+        """Some observables at a point that knows of no other."""
+        return {
+            name: as_arrays(name, what(point, what.init(point))[0])
+            for name, what in self.observables.items()
+            if name in names
+        }
+
+    def record_next(
+        self, point: Point, index: Any, carries: Carries
+    ) -> tuple[Values, Carries]:
+        """All observables at the recorded time of this index.
+
+        Those that are not due at this time are NaN or zero, and drop out at the end:
+        `thin_out`.
+        """
+        values, next_carries = {}, {}
+        for name, what in self.observables.items():
+
+            def evaluate(what=what, name=name):
+                value, carry = what(point, carries[name])
+                return as_arrays(name, value), carry
+
+            if what.every == 1:
+                values[name], next_carries[name] = evaluate()
+                continue
+            shapes = jax.eval_shape(evaluate)[0]
+
+            def skip(shapes=shapes, name=name):
+                nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+                return nothing, carries[name]
+
+            values[name], next_carries[name] = lax.cond(
+                index % what.every == 0, evaluate, skip
+            )
+        return values, next_carries
+
+    def thin_out(self, values: Values) -> Values:
+        """Values over all recorded times, each observable's at its own times only."""
+        return {
+            name: jax.tree.map(lambda leaf, n=self.every[name]: leaf[::n], value)
+            for name, value in values.items()
+        }
