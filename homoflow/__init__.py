@@ -1,14 +1,21 @@
 """Gradient flow and gradient descent of homogeneous networks, side by side."""
 
+from . import observe as observe
 from ._descent._descend import descend as descend
 from ._descent._track import track as track, tracked as tracked
+from ._dynamics._base import (
+    AbstractDynamics as AbstractDynamics,
+    AbstractStochasticDynamics as AbstractStochasticDynamics,
+)
+from ._dynamics._gradient_flow import GradientFlow as GradientFlow
+from ._dynamics._heavy_ball import HeavyBall as HeavyBall
+from ._dynamics._modified import Modified as Modified
 from ._flows._drift_prediction import DriftPrediction as DriftPrediction
 from ._flows._flow import flow as flow
 from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from ._flows._modified_flow import modified_flow as modified_flow
 from ._flows._predict_drift import predict_drift as predict_drift
-from ._kinks import Filippov as Filippov
-from ._kinks.averaging._options import Averaged as Averaged
+from ._flows._sharpness import sharpness as sharpness
 from ._laws import (
     Certificate as Certificate,
     Law as Law,
@@ -16,6 +23,11 @@ from ._laws import (
     certify as certify,
     laws as laws,
 )
+from ._methods._averaged import Averaged as Averaged
+from ._methods._base import AbstractMethod as AbstractMethod
+from ._methods._choose import Auto as Auto, Selection as Selection
+from ._methods._diffrax import Diffrax as Diffrax
+from ._methods._filippov import Filippov as Filippov
 from ._models import (
     MLP as MLP,
     Abs as Abs,
@@ -42,7 +54,6 @@ from ._models import (
     factorization_objective as factorization_objective,
     regularized_factorization_objective as regularized_factorization_objective,
 )
-from ._observe._sharpness import sharpness as sharpness
 from ._problem._losses import (
     AbstractLoss as AbstractLoss,
     ExponentialLoss as ExponentialLoss,
@@ -51,25 +62,29 @@ from ._problem._losses import (
     SoftmaxCrossEntropy as SoftmaxCrossEntropy,
     SquaredLoss as SquaredLoss,
 )
+from ._problem._problem import Problem as Problem, make_problem as make_problem
 from ._rescaling import balance as balance
 from ._results._compare import Comparison as Comparison, compare as compare
 from ._results._event_kind import EventKind as EventKind
 from ._results._events import Event as Event, Events as Events, Slide as Slide
+from ._results._failure import (
+    TrajectoryError as TrajectoryError,
+    TrajectoryInterrupt as TrajectoryInterrupt,
+)
 from ._results._kink_layer import KinkLayer as KinkLayer
 from ._results._ledger import (
     Account as Account,
     BatchSplit as BatchSplit,
     Ledger as Ledger,
 )
-from ._results._stationary_kind import VERDICTS as VERDICTS
-from ._results._trajectory import (
-    RESULTS as RESULTS,
-    Stats as Stats,
-    Trajectory as Trajectory,
-    TrajectoryError as TrajectoryError,
-    TrajectoryInterrupt as TrajectoryInterrupt,
-)
+from ._results._reason import Reason as Reason
+from ._results._save import load as load, save as save
+from ._results._stationary_kind import StationaryKind as StationaryKind
+from ._results._stats import Stats as Stats
+from ._results._status import RESULTS as RESULTS
+from ._results._trajectory import Trajectory as Trajectory
 from ._solvers import (
+    AbstractFlowSolver as AbstractFlowSolver,
     ExponentialAdams as ExponentialAdams,
     GaussLegendre as GaussLegendre,
     Rodas5P as Rodas5P,

@@ -48,7 +48,14 @@ MOST_WEIGHTS = 400
 #: relative to the initial speed.
 MOST_FOR_CLARKE, CHECKED, CLOSE = 100, range(2, 41, 4), 2e-6
 FALLING, SMALL = -0.6, 1e-7
-COUNTS = ("steps", "crossings", "entries", "exits", "largest_sliding_set", "non_unique")
+COUNTS = (
+    "steps",
+    "crossings",
+    "entries",
+    "exits",
+    "largest_sliding_set",
+    "num_nonunique_pairs",
+)
 
 
 class Shape(NamedTuple):
@@ -172,7 +179,7 @@ def report(shape: Shape, seed: int, run, seconds, distances, departs) -> dict[st
         "law_drift": f"{drift:.1e}",
         "loss_rises": f"{np.max(np.diff(losses) / losses[:-1], initial=-1):.1e}",
         **{name: int(run.stats[name]) for name in COUNTS},
-        "first_choice": f"{float(run.stats['first_choice']):.4g}",
+        "first_nonunique_time": f"{float(run.stats['first_nonunique_time']):.4g}",
         "departs": departs,
         "evaluations": round(float(run.stats["gradient_evaluations"])),
         "cpu_seconds": f"{seconds:.1f}",
@@ -190,7 +197,9 @@ def summarize(path: Path) -> None:
     rows = _rows(path)
     finished = [r for r in rows if r["finished"] == "True"]
     compared = [r for r in finished if r["distances"]]
-    passing = [r for r in compared if is_falling(r) or int(r["non_unique"]) > 0]
+    passing = [
+        r for r in compared if is_falling(r) or int(r["num_nonunique_pairs"]) > 0
+    ]
     ends = [last_distance(r) for r in compared]
     print(f"\nfinished at rtol {RTOL:g}: {len(finished)} of {len(rows)}")
     print(
@@ -216,7 +225,7 @@ def summarize(path: Path) -> None:
 
 
 def departs_silently(row: dict[str, str]) -> bool:
-    departs, choice = float(row["departs"]), float(row["first_choice"])
+    departs, choice = float(row["departs"]), float(row["first_nonunique_time"])
     return np.isfinite(departs) and not departs >= choice
 
 

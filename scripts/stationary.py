@@ -99,8 +99,8 @@ def faults_of(flow: hf.Trajectory, sizes, data) -> tuple[float, float, list[str]
     faults = []
     if flow.result != hf.RESULTS.successful:
         faults.append(str(hf.RESULTS[flow.result]))
-    elif flow.stats["verdict"] != hf.VERDICTS.minimum:
-        faults.append(str(hf.VERDICTS[flow.stats["verdict"]]))
+    elif flow.stats["stationary_kind"] != hf.StationaryKind.minimum:
+        faults.append(str(hf.StationaryKind[flow.stats["stationary_kind"]]))
     if gradient > GRADIENT:
         faults.append(f"‖∇L‖ = {gradient:.1e}")
     if values[0] < -ZERO * values[-1]:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "homoflow"
 ROOMS = (
     "_jax", "_models", "_jaxpr", "_problem", "_results", "_laws", "_observe", "_rescaling",
     "_dynamics", "_solvers", "_descent", "_kinks", "_methods", "_flows", "_sweep",
-    "__init__", "plot",
+    "observe", "__init__", "plot",
 )  # fmt: skip
 #: The continuous and the discrete half never know of each other.
 STRANGERS = {"_descent": {"_kinks", "_methods", "_flows"}}

@@ -211,7 +211,7 @@ def test_vmapped_flow_equals_a_loop(problem):
     assert batch.losses.shape == (3, 101)
     singles = [solve(key) for key in keys]
     assert_batch_equals_loop(batch, singles, rtol=1e-8)
-    if "error_estimate" in batch.stats:
+    if batch.stats["error_estimate"] is not None:
         estimates = [single.stats["error_estimate"] for single in singles]
         np.testing.assert_allclose(batch.stats["error_estimate"], estimates, rtol=1e-6)
 

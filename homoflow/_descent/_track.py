@@ -9,9 +9,9 @@ import optax
 from jaxtyping import PyTree
 
 from .._laws import Law, Laws
+from .._laws._as_laws import as_laws
 from .._laws._bilinear_forms import Values
 from .._laws._law import leaf_at
-from .._problem._problem import as_laws
 from .._results._ledger import Ledger
 from ._law_budget import Accountant, Step, Sums
 from ._update_parts import UNKNOWN, Sources, read_sources

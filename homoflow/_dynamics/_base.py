@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._laws import Laws
 from .._observe._base import AbstractObservable
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS, Trajectory
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 
 State = PyTree
 

@@ -93,7 +93,7 @@ class FlowWithDrift(AbstractDynamics):
 
     def observables(self, laws: Laws) -> dict[str, AbstractObservable]:
         del laws
-        return {"drift": FunctionOfPoint(_integrals), "sharpness": Sharpness()}
+        return {"drift": FunctionOfPoint(function=_integrals), "sharpness": Sharpness()}
 
     def error_figures(
         self, observed: dict[str, Any], coarse: dict[str, Any]

@@ -5,11 +5,11 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from .._problem._checks import as_coefficient, check_weight_decay
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS
+from .._results._status import RESULTS
 from ._base import AbstractDynamics, State
 
 
@@ -31,7 +31,7 @@ class GradientFlow(AbstractDynamics):
     ```
     """
 
-    weight_decay: Float[ArrayLike, ""] | float | int | None = eqx.field(
+    weight_decay: Float[Array, ""] | None = eqx.field(
         default=None, converter=as_coefficient(check_weight_decay)
     )
 
@@ -58,12 +58,14 @@ class GradientFlow(AbstractDynamics):
         gradient = jax.grad(problem.loss)(state)
         if self.weight_decay is None:
             return jax.tree.map(jnp.negative, gradient)
-        decay = jnp.asarray(self.weight_decay)
-        return jax.tree.map(lambda g, w: -g - decay.astype(w.dtype) * w, gradient, state)
+        decay = self.weight_decay
+        return jax.tree.map(
+            lambda g, w: -g - decay.astype(w.dtype) * w, gradient, state
+        )
 
     def input_error(self) -> RESULTS:
         if self.weight_decay is None:
             return RESULTS.successful
-        decay = jnp.asarray(self.weight_decay)
+        decay = self.weight_decay
         is_valid = jnp.isfinite(decay) & (decay >= 0)
         return RESULTS.where(is_valid, RESULTS.successful, RESULTS.bad_coefficient)

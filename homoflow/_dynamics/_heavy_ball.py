@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._jax._arrays import tree_norm
 from .._jax._tracing import is_concrete
@@ -19,10 +19,8 @@ from .._problem._checks import (
     check_momentum,
 )
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS
+from .._results._status import RESULTS
 from ._base import AbstractDynamics
-
-Number = Float[ArrayLike, ""] | float | int
 
 
 class HeavyBallState(NamedTuple):
@@ -41,12 +39,14 @@ class HeavyBall(AbstractDynamics):
     `momentum` of the descent to follow.
     """
 
-    mass: Number | None = eqx.field(default=None, converter=as_coefficient(check_mass))
+    mass: Float[Array, ""] | None = eqx.field(
+        default=None, converter=as_coefficient(check_mass)
+    )
     velocity_at_start: PyTree | None = None
-    learning_rate: Number | None = eqx.field(
+    learning_rate: Float[Array, ""] | None = eqx.field(
         default=None, converter=as_coefficient(check_learning_rate)
     )
-    momentum: Number | None = eqx.field(
+    momentum: Float[Array, ""] | None = eqx.field(
         default=None, converter=as_coefficient(check_momentum)
     )
 
@@ -109,8 +109,12 @@ class HeavyBall(AbstractDynamics):
     def observables(self, laws: Laws) -> dict[str, AbstractObservable]:
         rotations = rotations_of(laws)
         return {
-            "laws": FunctionOfPoint(_LawsAndCharges(LawValues(laws), rotations, self)),
-            "law_violation": FunctionOfPoint(_Violation(LawViolation(laws), rotations)),
+            "laws": FunctionOfPoint(
+                function=_LawsAndCharges(LawValues(laws), rotations, self)
+            ),
+            "law_violation": FunctionOfPoint(
+                function=_Violation(LawViolation(laws), rotations)
+            ),
         }
 
     def stats(

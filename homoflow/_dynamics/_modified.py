@@ -5,7 +5,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from .._jax._tracing import is_concrete
 from .._laws import Laws
@@ -14,7 +14,8 @@ from .._observe._sharpness import Sharpness
 from .._problem._checks import as_coefficient, check_learning_rate, check_momentum
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
-from .._results._trajectory import RESULTS, Trajectory
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
 from ._base import AbstractDynamics, State
 from ._expansion import warn_unless_trajectory_expands
 
@@ -26,10 +27,10 @@ class Modified(AbstractDynamics):
     The equation of `homoflow.modified_flow`, which says more about it.
     """
 
-    learning_rate: Float[ArrayLike, ""] | float | int = eqx.field(
+    learning_rate: Float[Array, ""] = eqx.field(
         converter=as_coefficient(check_learning_rate)
     )
-    momentum: Float[ArrayLike, ""] | float | int = eqx.field(
+    momentum: Float[Array, ""] = eqx.field(
         default=0.0, converter=as_coefficient(check_momentum)
     )
 
@@ -92,7 +93,7 @@ class Modified(AbstractDynamics):
         warn_unless_trajectory_expands(trajectory, self.learning_rate, self.momentum)
 
     def input_error(self) -> RESULTS:
-        eta, mu = jnp.asarray(self.learning_rate), jnp.asarray(self.momentum)
+        eta, mu = self.learning_rate, self.momentum
         is_valid = (mu >= 0) & (mu < 1)
         error = RESULTS.where(is_valid, RESULTS.successful, RESULTS.bad_coefficient)
         is_valid = jnp.isfinite(eta) & (eta > 0)

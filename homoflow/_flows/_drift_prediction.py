@@ -5,15 +5,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from .._dynamics._expansion import warn_unless_drift_expands
 from .._problem._checks import check_batch_size, check_learning_rate, check_momentum
 from .._results._trajectory import Trajectory
-from ._expansion_checks import warn_unless_drift_expands
 
 
 class DriftPrediction(eqx.Module):
     """How laws will drift under gradient descent, to leading order in the learning rate.
 
-    - `flow`: the gradient flow, with `sharpness`, λ_max(∇²L) at its times.
+    - `flow`: the gradient flow; `flow.observed["sharpness"]` is λ_max(∇²L) at its times.
     - `integrals`: law name → ∫₀ᵗ q(∇L) ds along the flow, with time as the leading axis;
         q(v) = vᵀAv for a law wᵀAw + bᵀw (componentwise for vectors and matrices of laws).
     - `noise_integrals`: likewise ∫₀ᵗ tr(A S) ds, S the covariance over samples of one

@@ -15,8 +15,9 @@ from .._observe._base import Observables
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, make_problem
 from .._problem._trainable import Trainable
+from .._results._continuation import start_of
 from .._results._trajectory import Trajectory
-from ._pipeline import make_task, run, start_of
+from ._pipeline import make_task, run
 
 
 def flow(

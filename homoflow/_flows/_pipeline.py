@@ -3,9 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import PyTree
-
 from .._dynamics._base import AbstractDynamics
 from .._jax._progress import Progress
 from .._laws import Law
@@ -18,21 +15,8 @@ from .._observe._recorder import STANDARD, Recorder
 from .._observe._time_grid import make_time_grid
 from .._problem._checks import check_max_steps
 from .._problem._problem import Problem
-from .._results._status import raise_unless_successful
+from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory
-
-
-def start_of(model: PyTree) -> tuple[PyTree, Any]:
-    """The model to start from and its time: 0, or the end of a run that goes on."""
-    if not isinstance(model, Trajectory):
-        return model, 0.0
-    reached = model.stats["time_reached"]
-    if jnp.ndim(reached) != 0:
-        raise ValueError(
-            "A batch of runs goes on inside of `vmap`: continue each of them there, as "
-            "they were made."
-        )
-    return model.model, reached
 
 
 def make_task(
@@ -66,7 +50,9 @@ def make_task(
     if is_infinite(t1):
         grid, times = None, steady_state_times(ts, problem.dtype)
         if is_continued:
-            raise ValueError("`t1=inf` starts a clock of its own: pass `previous.model`.")
+            raise ValueError(
+                "`t1=inf` starts a clock of its own: pass `previous.model`."
+            )
     else:
         grid, times = make_time_grid(t0, t1, ts, problem.dtype), None
     return Task(

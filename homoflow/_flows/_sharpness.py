@@ -4,7 +4,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
 from .._jax._precision import full_matmul_precision
-from .._observe._sharpness import sharpness_of
+from .._observe._sharpness import hessian_eigenvalues, random_vectors
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, make_problem
 from .._problem._trainable import Trainable
@@ -23,7 +23,7 @@ def sharpness(
     Gradient descent with learning rate η is unstable in a direction of curvature
     λ > 2/η; with momentum μ, of λ > 2(1 + μ)/η.
 
-    By Lanczos iteration with Hessian-vector products, until ‖Hv − λv‖ ≤ 1e-3·‖H‖: an
+    By a Krylov iteration with Hessian-vector products, until ‖Hv − λv‖ ≤ 1e-3·‖H‖: an
     eigenvalue lies within 1e-3·‖H‖ of the value, and usually within about 1e-6·‖H‖,
     because the error is of second order in the residual. The iteration starts at random
     and cannot prove that there is no larger one. At kinks (ReLU) there is no Hessian;
@@ -51,4 +51,5 @@ def sharpness(
 @eqx.filter_jit
 @full_matmul_precision()
 def _sharpness(problem: Problem) -> Float[Array, ""]:
-    return sharpness_of(problem, problem.weights).value
+    start = random_vectors(problem.weights, 1)
+    return hessian_eigenvalues(problem, problem.weights, start)[0].values[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from ._interpreter import CUSTOM_RULES, evaluated, inner_jaxprs, is_from, label_of, walk
@@ -31,7 +31,7 @@ def with_quick_softplus(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
         traced, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         if not _has_softplus(traced):
-            results = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *leaves)
+            results = jaxpr_as_fun(traced)(*leaves)
             return jax.tree.unflatten(jax.tree.structure(shape), results)
         results = walk(traced, leaves, _visit, lambda number: number)
         return jax.tree.unflatten(jax.tree.structure(shape), results)

@@ -8,5 +8,4 @@ from .averaging._midpoint import (
 )
 from .filippov._event_log import Log as Log
 from .filippov._forward_sensitivity import integrate as integrate
-from .filippov._options import Filippov as Filippov
 from .filippov._progress import Solution as Solution

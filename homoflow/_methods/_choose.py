@@ -164,7 +164,9 @@ class Auto(AbstractMethod):
         stalled_at = float(first.stats["time_reached"])
         then = self._run_diffrax(task, self.select_for(task, stalled_at=stalled_at))
         count = "gradient_evaluations"
-        both = then.stats.with_numbers(**{count: then.stats[count] + first.stats[count]})
+        both = then.stats.with_numbers(
+            **{count: then.stats[count] + first.stats[count]}
+        )
         return dataclasses.replace(then, stats=both)
 
     def _run_diffrax(self, task: Task, selection: Selection) -> Trajectory:
@@ -408,7 +410,9 @@ def as_method(solver: Any, options: dict[str, Any]) -> AbstractMethod:
         )
     fields = {field.name for field in dataclasses.fields(solver)}
     if name not in fields:
-        raise ValueError(f"`{name}` is an option that `homoflow.{others}` does not have.")
+        raise ValueError(
+            f"`{name}` is an option that `homoflow.{others}` does not have."
+        )
     if getattr(solver, name) is not None:
         raise ValueError(f"`{name}` is given to `flow` and to `homoflow.{others}`.")
     return dataclasses.replace(solver, **given)

@@ -63,9 +63,7 @@ class Diffrax(AbstractMethod):
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         task = reduce_samples(task)
-        plan = choose_projection(
-            task, is_default_solver=False, adjoint=self.adjoint
-        )
+        plan = choose_projection(task, is_default_solver=False, adjoint=self.adjoint)
         return run_diffrax(task, self, plan, reason)
 
 
@@ -89,9 +87,7 @@ def run_diffrax(
         has_kinks=bool(kinks),
         max_forced_steps=max_forced_steps,
     )
-    settings = eqx.tree_at(
-        lambda s: s.restored_laws, settings, plan.laws, is_leaf=lambda x: x == ()
-    )
+    settings = dataclasses.replace(settings, restored_laws=plan.laws)
     task = with_error_estimate_of(task, method.error_estimate)
     trajectory = integrate(task, settings, method.adjoint)
     facts = make_facts(task, type(method.solver).__name__, reason, kinks, plan)

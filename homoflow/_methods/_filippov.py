@@ -19,6 +19,7 @@ from .._jax._tracing import is_concrete
 from .._jaxpr import nonsmooth_primitives
 from .._kinks import Solution, System, as_system, integrate, kinked_function
 from .._kinks._layers import kink_layers
+from .._kinks.filippov._counts import Counts
 from .._observe._assemble import make_trajectory
 from .._observe._base import Point
 from .._observe._recorder import STANDARD, Recorder, Values
@@ -103,8 +104,8 @@ class Filippov(AbstractMethod):
     have none; those of the times in `events` are NaN. Reverse mode (`jax.grad`) and
     second derivatives are refused.
 
-    **Raises:** `ValueError` if `max_active` is not a positive integer, or `events` a negative
-    number or not an integer; in reverse mode `NotImplementedError`.
+    **Raises:** `ValueError` if `max_active` is not a positive integer, or
+    `events` a negative number or not an integer; in reverse mode `NotImplementedError`.
 
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))
@@ -320,10 +321,10 @@ def _solve(call: _Call, options: _Options) -> Trajectory:
         meter=options.meter,
     )
     if keeps_states:
-        values, saved = _observe_states(call, solution, unravel)
+        values, saved = _observe_states(call, solution, unravel, options.save_models)
     else:
         values, saved = solution.records
-    return _assemble(call, options, error, system, solution, values, saved, unravel)
+    return _assemble(call, error, system, solution, values, saved, unravel)
 
 
 def _point(
@@ -334,8 +335,11 @@ def _point(
 
 
 def _observe_states(
-    call: _Call, solution: Solution, unravel: Callable[[Array], PyTree]
-) -> tuple[Values, Array]:
+    call: _Call,
+    solution: Solution,
+    unravel: Callable[[Array], PyTree],
+    save_models: bool,
+) -> tuple[Values, Array | None]:
     """All observables of the states that were kept, one after the other."""
     states, losses, velocities = solution.records
     ts, recorder = call.grid.times(), call.recorder
@@ -351,12 +355,11 @@ def _observe_states(
     at = (ts, states, losses, velocities)
     carries = recorder.init(point_at(*(a[0] for a in at)))
     _, values = lax.scan(observe_next, carries, (jnp.arange(ts.size), *at))
-    return recorder.thin_out(values), states
+    return recorder.thin_out(values), states if save_models else None
 
 
 def _assemble(
     call: _Call,
-    options: _Options,
     error: RESULTS,
     system: System,
     solution: Solution,
@@ -396,7 +399,7 @@ def _assemble(
         values,
         valid,
         final=unravel(solution.w),
-        saved=jax.vmap(unravel)(saved) if options.save_models else None,
+        saved=None if saved is None else jax.vmap(unravel)(saved),
         result=result,
         numbers=numbers,
         events=_events(call, system, is_sound, solution),
@@ -425,8 +428,9 @@ def _events(
     )
 
 
-def _in_gradients(problem: Problem, counts: dict[str, Array]) -> Array:
+def _in_gradients(problem: Problem, counts: Counts) -> Array:
     """Evaluations of the whole gradient; a row is the gradient at one sample."""
+    assert problem.num_samples is not None
     rows = counts["rows"].astype(problem.dtype) / problem.num_samples
     return counts["gradients"].astype(problem.dtype) + rows
 

@@ -1,9 +1,9 @@
 """Flows to a stationary point: `t1=inf`."""
 
+import dataclasses
 from typing import Any, final
 
 import diffrax as dfx
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,9 +56,7 @@ class SteadyState(AbstractMethod):
             has_kinks=False,
         )
         plan = choose_projection(task, is_default_solver=is_default)
-        settings = eqx.tree_at(
-            lambda s: s.restored_laws, settings, plan.laws, is_leaf=lambda x: x == ()
-        )
+        settings = dataclasses.replace(settings, restored_laws=plan.laws)
         trajectory = flow_to_rest(
             task, settings, report=_print if task.progress else lambda segment: None
         )
@@ -95,8 +93,8 @@ class SteadyState(AbstractMethod):
         thinned = [name for name, n in task.recorder.every.items() if n > 1]
         if thinned:
             raise ValueError(
-                f"With `t1=inf` the flow chooses its times itself: `observe[{thinned[0]!r}]` "
-                "must have `every=1`."
+                "With `t1=inf` the flow chooses its times itself: "
+                f"`observe[{thinned[0]!r}]` must have `every=1`."
             )
 
 

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._problem._problem import Problem
 from .._results._events import Events
 from .._results._ledger import Ledger
-from .._results._trajectory import RESULTS, Stats, Trajectory, masked_after
+from .._results._stats import Stats
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory, masked_after, nan_unless
 from ._recorder import STANDARD, Recorder, Values
 
 
@@ -26,6 +28,7 @@ def make_trajectory(
     numbers: dict[str, Any],
     events: Events | None = None,
     ledger: Ledger | None = None,
+    continuation: PyTree | None = None,
 ) -> Trajectory:
     """The trajectory of `values` over `ts`, NaN where not `valid`.
 
@@ -33,15 +36,20 @@ def make_trajectory(
     added what every run can say of its laws.
     """
     violation = jnp.max(jnp.where(valid, values["law_violation"], 0))
+    observed = {k: v for k, v in values.items() if k not in STANDARD}
     trajectory = Trajectory(
         ts=ts,
         losses=values["losses"],
         laws=values["laws"],
         grad_norms=values["grad_norms"],
         squared_norms=values["squared_norms"],
-        observed={k: v for k, v in values.items() if k not in STANDARD},
+        observed=observed,
+        observed_every=tuple((name, recorder.every[name]) for name in observed),
         model=problem.model_at(final),
-        models=None if saved is None else eqx.combine(saved, problem.frozen),
+        # What is not trained is there once, and as good after a failure as before.
+        models=None
+        if saved is None
+        else eqx.combine(nan_unless(valid, saved), problem.frozen),
         result=result,
         stats=Stats(
             {**numbers, "law_violation": violation},
@@ -49,5 +57,6 @@ def make_trajectory(
         ),
         events=events,
         ledger=ledger,
+        continuation=continuation,
     )
-    return masked_after(trajectory, valid, recorder.every)
+    return masked_after(trajectory, valid)

@@ -144,7 +144,7 @@ def _as_observable(name: str, what: Any) -> AbstractObservable:
             f"`observe[{name!r}]` must be a function of a `homoflow.observe.Point`, or "
             f"an observable of `homoflow.observe`; got {type(what).__name__}."
         )
-    return FunctionOfPoint(what)
+    return FunctionOfPoint(function=what)
 
 
 def as_arrays(name: str, value: PyTree) -> PyTree[Array]:

@@ -18,16 +18,16 @@ Carries = dict[str, Carry]
 def standard_observables(laws: Laws) -> dict[str, AbstractObservable]:
     """What every run records, by the names under which a `Trajectory` is put together."""
     return {
-        "losses": FunctionOfPoint(_loss),
-        "grad_norms": FunctionOfPoint(_gradient_norm),
-        "squared_norms": FunctionOfPoint(_squared_norms),
-        "laws": FunctionOfPoint(LawValues(laws)),
-        "law_violation": FunctionOfPoint(LawViolation(laws)),
+        "losses": FunctionOfPoint(function=_loss),
+        "grad_norms": FunctionOfPoint(function=_gradient_norm),
+        "squared_norms": FunctionOfPoint(function=_squared_norms),
+        "laws": FunctionOfPoint(function=LawValues(laws)),
+        "law_violation": FunctionOfPoint(function=LawViolation(laws)),
     }
 
 
 #: Names that a user's observables cannot have.
-STANDARD = frozenset(standard_observables(Laws(())))
+STANDARD = frozenset({"losses", "grad_norms", "squared_norms", "laws", "law_violation"})
 
 
 def _loss(point: Point) -> Float[Array, ""]:
@@ -70,9 +70,7 @@ class LawViolation(eqx.Module):
     def __call__(self, point: Point) -> Float[Array, ""]:
         if not len(self.laws):
             return jnp.zeros_like(point.loss)
-        violations = relative_violation(
-            self.laws.items, point.weights, point.gradient
-        )
+        violations = relative_violation(self.laws.items, point.weights, point.gradient)
         return lax.stop_gradient(jnp.max(violations))
 
 

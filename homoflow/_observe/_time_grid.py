@@ -11,7 +11,7 @@ from .._jax._arrays import all_finite
 from .._jax._tracing import is_concrete
 from .._problem._checks import tolerance_floor
 from .._problem._problem import Problem
-from .._results._trajectory import RESULTS
+from .._results._status import RESULTS
 
 #: Times recorded when none are asked for.
 DEFAULT_TIMES = 101

@@ -47,6 +47,14 @@ def check_mass(mass: Any) -> None:
         raise ValueError(f"`mass` must be positive and finite; got {float(mass)}.")
 
 
+def check_count(name: str, count: Any) -> None:
+    """`ValueError` unless it is a positive integer."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        raise ValueError(f"`{name}` must be an integer; got {count!r}.")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1; got {count}.")
+
+
 def check_batch_size(batch_size: Any, samples: int) -> None:
     """`ValueError` unless it is an integer from 1 to the number of samples."""
     is_integer = isinstance(batch_size, int | np.integer)
@@ -116,7 +124,7 @@ def check_max_steps(max_steps: int) -> None:
         raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
 
 
-def as_coefficient(check: Callable[[Any], None]) -> Callable[[Any], Array | None]:
+def as_coefficient(check: Callable[[Any], None]) -> Callable[[Any], Any]:
     """A converter for a coefficient of an equation: checked, and an array.
 
     As an array, a new value does not compile anything anew.

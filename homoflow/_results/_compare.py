@@ -9,7 +9,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from .._jax._arrays import tree_norm
 from .._jax._tracing import is_concrete
 from .._problem._data import cast_floats
-from ._trajectory import RESULTS, Trajectory
+from ._status import RESULTS
+from ._trajectory import Trajectory
 
 #: Times closer than this fraction of the whole span are the same time.
 _SAME_TIME = 1e-5
@@ -114,7 +115,7 @@ def compare(
     shared = [name for name in a.laws if name in b.laws]
     weight_distance = _weight_distance(a.model, b.model)
     along = exact and a.models is not None and b.models is not None
-    models = (read_a(a.models), read_b(b.models)) if along else None
+    models = (_models_at(a, index_a), _models_at(b, index_b)) if along else None
     return Comparison(
         ts=ts,
         losses_a=read_a(a.losses),
@@ -151,11 +152,12 @@ def _notes(name: str, t: Trajectory) -> list[str]:
     if message:
         reached = float(t.stats["time_reached"])
         notes.append(f"{name} did not finish (it got to t = {reached:g}). {message}")
-    clock = str(t.stats["clock"])
-    if clock != "flow time":
-        notes.append(f"The clock of {name}: {clock}")
-    if "error_estimate" in t.stats:
-        error = float(t.stats["error_estimate"])
+    time_unit = str(t.stats["time_unit"])
+    if time_unit != "flow time":
+        notes.append(f"The clock of {name}: {time_unit}")
+    estimate = t.stats["error_estimate"]
+    if estimate is not None:
+        error = float(estimate)
         notes.append(
             f"{name} is an approximate flow ({t.stats['solver']} over kinks): the "
             f"relative error of its final weights is estimated at {error:.1g}."
@@ -193,11 +195,22 @@ def _coarser_times(a: Trajectory, b: Trajectory) -> Array:
 
 def _picker(index: np.ndarray):
     def pick(tree):
-        return jax.tree.map(
-            lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree
-        )
+        return jax.tree.map(lambda leaf: leaf[index], tree)
 
     return pick
+
+
+def _models_at(trajectory: Trajectory, index: np.ndarray) -> PyTree:
+    """The models at some of the times, all their arrays stacked."""
+
+    def pick(stacked, single):
+        if not eqx.is_array(stacked):
+            return stacked
+        if stacked.ndim > single.ndim:
+            return stacked[index]
+        return jnp.broadcast_to(stacked, (len(index), *stacked.shape))
+
+    return jax.tree.map(pick, trajectory.models, trajectory.model)
 
 
 def _interpolator(ts: Array, at: Array):

@@ -3,8 +3,8 @@
 import equinox as eqx
 
 
-class VERDICTS(eqx.Enumeration):
-    """What `homoflow.flow` with `t1=inf` ended at: `trajectory.stats["verdict"]`."""
+class StationaryKind(eqx.Enumeration):
+    """Where `flow` with `t1=inf` ended: `trajectory.stats["stationary_kind"]`."""
 
     not_reached = "No stationary point: none was reached"
     minimum = (

@@ -93,10 +93,10 @@ def homoflow(
                 each = eqx.filter_vmap(lambda model: flow(model, rtol, t1, max_steps))
                 run = each(problem.model)
             finished = np.all(np.asarray(run.result == hf.RESULTS.successful))
-            count = run.stats.get("gradient_evaluations", jnp.nan)
+            count = run.stats["gradient_evaluations"]
             return Outcome(
                 flat(run.model, problem.seeds), bool(finished),
-                float(jnp.max(count)), run.stats["solver"],
+                jnp.nan if count is None else float(jnp.max(count)), run.stats["solver"],
             )  # fmt: skip
 
         most = _affordable(lambda most: solve(1e-6, most), seconds)

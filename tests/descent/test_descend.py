@@ -288,7 +288,7 @@ def test_recording_less_often_changes_nothing_else(every, batch_size):
 def test_clock_is_the_flows_time(options, times):
     run = descend(**options)
     np.testing.assert_allclose(run.ts, times, rtol=1e-12)
-    assert run.stats["clock"].startswith("flow time") == (
+    assert run.stats["time_unit"].startswith("flow time") == (
         options.get("optimizer") is not optax.adam
     )
 

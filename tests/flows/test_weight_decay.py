@@ -88,7 +88,7 @@ def test_with_kinks_it_is_averaged_and_says_so():
     model, data = relu_regression()
     flow = hf.flow(model, data, 1.0, weight_decay=DECAY, rtol=1e-6, ts=[0.0, 1.0])
     assert flow.stats["solver"] == "Heun"
-    assert "not the exact flow: `weight_decay`" in flow.stats["why"]
+    assert "not the exact flow: `weight_decay`" in str(flow.stats["solver_reason"])
     start, end = flow.laws["neurons[1]"]
     # Between the averaged flow's own accuracy and none.
     np.testing.assert_allclose(end, np.exp(-2 * DECAY) * start, rtol=0, atol=1e-4)

@@ -13,7 +13,6 @@ import homoflow as hf
 from homoflow._jaxpr import with_kinks
 from homoflow._kinks import as_system
 from homoflow._kinks._active_pairs import ActivePairs
-from homoflow._problem._problem import pose
 
 #: name: (shapes of image and kernel, arguments of the convolution)
 CONVOLUTIONS = {
@@ -106,10 +105,7 @@ def network(is_shared: bool):
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_rows_and_gradient_of_a_convolutional_network(is_shared):
     x, y = jr.normal(jr.key(3), (4, 1, 4, 4)), jr.normal(jr.key(4), (4, 3))
-    problem = pose(
-        network(is_shared), (x, y),
-        loss=hf.SquaredLoss(), objective=None, trainable=None, laws=(),
-    )  # fmt: skip
+    problem = hf.make_problem(network(is_shared), (x, y))
     system = as_system(problem)
     assert len(system.function.convolutions) == (1 if is_shared else 2)
     w, _ = ravel_pytree(problem.weights)

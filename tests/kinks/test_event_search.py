@@ -15,7 +15,6 @@ from homoflow._kinks.filippov._event_location import (
     bracket_first_crossing,
     locate_crossing,
 )
-from homoflow._problem._problem import pose
 
 
 class Curves(eqx.Module):

@@ -158,12 +158,12 @@ def test_nothing_else_is_told(toys):
     events = list(toys.events)
     # Three choices; convex kinks, crossings, and sliders that leave are none.
     assert sum(e.kind.startswith("choice") for e in events) == 3
-    assert toys.stats["non_unique"] == 3
-    assert toys.stats["first_choice"] == 0
+    assert toys.stats["num_nonunique_pairs"] == 3
+    assert toys.stats["first_nonunique_time"] == 0
     assert len(events) == len(toys.events) == 3 + 7 + 2 + 2 + 1 + 3
     assert toys.events.dropped == 0
     assert toys.events.complete_until == END
-    assert toys.stats["leaps"] == 0
+    assert toys.stats["forced_steps"] == 0
     assert "3 pairs with a choice" in repr(toys)
     assert [e.time for e in events] == sorted(e.time for e in events)
 
@@ -264,9 +264,9 @@ def test_counts_are_those_of_the_list(run):
         assert run.stats[name] == sum(kinds.count(kind) for kind in members) > 0
     choices = [e for e in run.events if e.kind.startswith("choice")]
     pairs = {(e.sample, e.layer, e.unit) for e in choices}
-    assert run.stats["non_unique"] == len(pairs)
+    assert run.stats["num_nonunique_pairs"] == len(pairs)
     first = choices[0].time if choices else np.nan
-    np.testing.assert_equal(float(run.stats["first_choice"]), first)
+    np.testing.assert_equal(float(run.stats["first_nonunique_time"]), first)
 
 
 def test_who_slides_when(run):
@@ -308,7 +308,7 @@ def test_a_unit_without_weights_below_has_a_choice_at_concave_kinks():
     result = solved(model, (x, jnp.full_like(y, 50.0)))
     start = [e for e in result.events if e.time == 0]
     assert {(e.layer, e.unit, e.kind) for e in start} == {(1, (0,), "choice_down")}
-    assert result.stats["first_choice"] == 0
+    assert result.stats["first_nonunique_time"] == 0
     # u̇ = Σ_i c_i x_i over the samples with u·x_i > 0, by NumPy: the samples that are
     # named are those of a ray that solves this.
     x = np.asarray(x)
@@ -341,7 +341,7 @@ def test_a_symmetric_start_off_all_kinks_is_no_choice():
     below, above = where(result.model)
     np.testing.assert_allclose(below[0], below[1], rtol=1e-9)
     np.testing.assert_allclose(above[:, 0], above[:, 1], rtol=1e-9)
-    assert result.stats["non_unique"] == 0
+    assert result.stats["num_nonunique_pairs"] == 0
     first, second = (
         [(e.sample, e.kind) for e in result.events if (e.layer, e.unit) == (1, (i,))]
         for i in (0, 1)

@@ -89,7 +89,7 @@ def test_reference_case_is_cheap_and_slides(reference):
     assert 80 < stats["largest_sliding_set"] <= 96
     # So many pairs slide at the end: what entered and did not leave.
     assert 0 < stats["entries"] - stats["exits"] <= stats["largest_sliding_set"]
-    assert stats["non_unique"] == 0
+    assert stats["num_nonunique_pairs"] == 0
 
 
 def test_reference_case_conserves_the_laws(reference):
@@ -313,20 +313,20 @@ def test_zero_weights_stay_where_they_are():
     flow = exactly(*one_neuron(0.0, 0.0), 1.0)
     assert np.all(flat(flow.model) == 0)
     # |∇L(w)| ≤ C|w| for two layers: staying is the only solution [Gronwall].
-    assert flow.stats["non_unique"] == 0
+    assert flow.stats["num_nonunique_pairs"] == 0
 
 
 def test_a_start_on_a_concave_kink_is_reported():
     """At w = 0 with v(f − y) < 0 rising is one solution, staying at 0 another."""
     flow = exactly(*one_neuron(0.0, 1.0), 1.0)
-    assert flow.stats["non_unique"] == 1
+    assert flow.stats["num_nonunique_pairs"] == 1
     assert np.all(flat(flow.model) == [0, 1])  # The one that was taken.
 
 
 def test_a_start_on_a_convex_kink_is_unique():
     """At w = 0 with v(f − y) > 0 the side that moves pushes back: 0 is kept."""
     flow = exactly(*one_neuron(0.0, -1.0), 1.0)
-    assert flow.stats["non_unique"] == 0
+    assert flow.stats["num_nonunique_pairs"] == 0
     assert np.all(flat(flow.model) == [0, -1])
 
 

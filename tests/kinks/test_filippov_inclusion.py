@@ -154,11 +154,11 @@ def test_single_gradients_are_not_that(followed):
 def test_a_point_without_a_way_on_is_leapt_over_and_counted():
     case = smaller_start(12)
     flow = follow(case, 4.0)
-    assert flow.stats["leaps"] == 1
-    assert flow.stats["first_choice"] < 4.0
-    assert "1 leaps" in repr(flow)
+    assert flow.stats["forced_steps"] == 1
+    assert flow.stats["first_nonunique_time"] < 4.0
+    assert "1 forced steps" in repr(flow)
     # Of 8 · 11 pairs each counts once: dependent sliders stay so for a hundred steps.
-    assert 0 < flow.stats["non_unique"] <= 8 * 11
+    assert 0 < flow.stats["num_nonunique_pairs"] <= 8 * 11
     # Where it goes on it solves the inclusion, at cells that random points miss, too.
     speeds, rows = np.asarray(flow.grad_norms), gradients_of(case)
     for speed, w in zip(speeds, weights_of(flow), strict=True):
@@ -168,9 +168,9 @@ def test_a_point_without_a_way_on_is_leapt_over_and_counted():
 
 def test_a_choice_alone_is_no_leap():
     flow = follow(smaller_start(0), 4.0)
-    assert flow.stats["leaps"] == 0
-    assert flow.stats["non_unique"] > 0
-    assert 3 < flow.stats["first_choice"] < 4
+    assert flow.stats["forced_steps"] == 0
+    assert flow.stats["num_nonunique_pairs"] > 0
+    assert 3 < flow.stats["first_nonunique_time"] < 4
 
 
 def test_a_torn_sample_is_told_when_its_slopes_leave_the_hull():
@@ -180,8 +180,8 @@ def test_a_torn_sample_is_told_when_its_slopes_leave_the_hull():
     speeds = np.asarray(flow.grad_norms)
     least = [np.linalg.norm(least_around(rows, w)) for w in weights_of(flow)]
     error = np.abs(speeds - least) / speeds[0]
-    before = np.asarray(flow.ts) < flow.stats["first_choice"]
-    assert 0.15 < flow.stats["first_choice"] < 0.25
+    before = np.asarray(flow.ts) < flow.stats["first_nonunique_time"]
+    assert 0.15 < flow.stats["first_nonunique_time"] < 0.25
     assert np.max(error[before]) < CLOSE
     # Where this fails the miss is mended: README tells of it.
     assert np.max(error[~before]) > 1e-3

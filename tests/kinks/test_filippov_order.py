@@ -53,7 +53,7 @@ def test_steps_have_the_order_of_runge_and_kutta(at, start, end, entries):
     # Those that slide at the start enter there.
     assert truth.stats["entries"] == entries
     assert truth.stats["largest_sliding_set"] > 4
-    assert truth.stats["non_unique"] == 0
+    assert truth.stats["num_nonunique_pairs"] == 0
 
 
 @pytest.mark.parametrize(("start", "end"), [(14.1, 19.5), (9.0, 19.5)])

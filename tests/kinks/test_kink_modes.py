@@ -21,7 +21,6 @@ from homoflow._kinks.filippov._sliding_field import (
     factorize_gram,
 )
 from homoflow._kinks.filippov._sliding_mode import find_mode
-from homoflow._problem._problem import pose
 
 PAIRS, CAPACITY = 12, 14
 
@@ -47,13 +46,7 @@ def linearization(rows, gradient, width, is_used) -> Linearization:
 @pytest.fixture(scope="module")
 def search():
     """From J, g, widths, sides before, base sides: settled, multipliers, states."""
-    problem = pose(
-        *relu_regression(),
-        loss=hf.SquaredLoss(),
-        objective=None,
-        trainable=None,
-        laws=(),
-    )
+    problem = hf.make_problem(*relu_regression())
     system = as_system(problem)
     slots = jnp.arange(CAPACITY, dtype=jnp.int32)
     is_used = slots < PAIRS

@@ -50,9 +50,9 @@ def test_a_pair_that_might_be_held_is_a_choice(r):
     end = -0.5 * (1 + r + P)
     np.testing.assert_allclose([result.model.u, result.model.v], [end, -end], atol=1e-9)
     might_stay = -r < MOST
-    assert int(result.stats["non_unique"]) == might_stay
+    assert int(result.stats["num_nonunique_pairs"]) == might_stay
     np.testing.assert_allclose(
-        result.stats["first_choice"], 1 if might_stay else np.nan
+        result.stats["first_nonunique_time"], 1 if might_stay else np.nan
     )
     assert result.events is not None
     kinds = [event.kind for event in result.events]
@@ -63,4 +63,4 @@ def test_a_pair_that_might_be_held_is_a_choice(r):
 def test_a_pair_whose_jump_keeps_its_sign_is_held_or_moves_on(r, end):
     result = flow(0.1, r)
     np.testing.assert_allclose(result.model.u, end, atol=1e-9)
-    assert result.stats["non_unique"] == 0
+    assert result.stats["num_nonunique_pairs"] == 0

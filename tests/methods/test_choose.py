@@ -28,8 +28,8 @@ def exact():
 def test_a_tight_tolerance_gets_the_exact_flow(exact):
     chosen = flow(rtol=1e-8)
     assert chosen.stats["solver"] == "Filippov"
-    assert "96 pairs" in chosen.stats["why"]
-    assert "asked for" in exact.stats["why"]
+    assert chosen.stats["solver_reason"].code == "nonsmooth_exact"
+    assert exact.stats["solver_reason"].code == "requested"
     np.testing.assert_array_equal(flat(chosen.model), flat(exact.model))
     np.testing.assert_array_equal(chosen.losses, exact.losses)
 
@@ -65,8 +65,8 @@ def total(model, data):
 def test_otherwise_it_averages_and_says_why(options, reason):
     averaged = flow(**{"max_steps": 2000, **options})
     assert averaged.stats["solver"] == "Heun"
-    assert "approximate (not the exact flow: " in averaged.stats["why"]
-    assert reason in averaged.stats["why"]
+    assert "approximate (not the exact flow: " in str(averaged.stats["solver_reason"])
+    assert reason in str(averaged.stats["solver_reason"])
     assert averaged.stats["error_estimate"] > 0
 
 
@@ -84,20 +84,20 @@ def test_kinks_in_a_loop_are_named():
     x = jr.normal(jr.key(1), (5, 3))
     averaged = hf.flow(model, (x, x), 1.0, rtol=1e-5, max_steps=2000)
     assert averaged.stats["solver"] == "Heun"
-    assert "scan" in averaged.stats["why"]
+    assert "scan" in str(averaged.stats["solver_reason"])
 
 
 def test_too_many_pairs_average(monkeypatch):
     monkeypatch.setattr("homoflow._methods._choose_exact.MOST_PAIRS", 95)
     averaged = flow(rtol=1e-5, max_steps=2000)
     assert averaged.stats["solver"] == "Heun"
-    assert "96 pairs of a sample and a kink" in averaged.stats["why"]
+    assert "96 pairs of a sample and a kink" in str(averaged.stats["solver_reason"])
 
 
 def test_averaging_can_be_asked_for(exact):
     averaged = flow(rtol=1e-5, solver=hf.Averaged())
     assert averaged.stats["solver"] == "Heun"
-    assert "not the exact flow" not in averaged.stats["why"]
+    assert "not the exact flow" not in str(averaged.stats["solver_reason"])
     error = relative_error(averaged.model, flat(exact.model))
     assert 1e-8 < error < averaged.stats["error_estimate"]
 
@@ -114,7 +114,7 @@ def test_a_tolerance_unknown_before_the_run_averages():
     unknown = eqx.filter_jit(lambda rtol: flow(rtol=rtol, max_steps=2000))(
         1e-6 + 0 * jnp.ones(())
     )
-    assert "rtol is not known" in unknown.stats["why"]
+    assert "rtol is not known" in str(unknown.stats["solver_reason"])
 
 
 def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
@@ -123,8 +123,8 @@ def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
     averaged = flow(rtol=1e-5, max_steps=4000)
     assert averaged.result == hf.RESULTS.successful
     assert averaged.stats["solver"] == "Heun"
-    assert "not the exact flow: at t = " in averaged.stats["why"]
-    assert "More pairs of a sample and a unit" in averaged.stats["why"]
+    assert "not the exact flow: at t = " in str(averaged.stats["solver_reason"])
+    assert "More pairs of a sample and a unit" in str(averaged.stats["solver_reason"])
     assert averaged.stats["error_estimate"] > 0
     # Asked for by name, it is not replaced by something else.
     with pytest.raises(hf.TrajectoryError, match="More pairs"):

@@ -72,7 +72,7 @@ def test_loss_and_gradient_are_the_same_to_rounding(name):
     problem = posed(model, x, y)
     smaller, facts = compressed(problem)
     assert smaller.data[0].shape == (few, *shape)
-    assert f"200 samples as {few}" in dict(facts)["data"]
+    assert f"200 samples as {few}" in dict(facts)["sample_reduction"]
     weights = jax.tree.map(lambda w: 1.5 * w + 0.1, problem.weights)
     value, gradient = jax.value_and_grad(problem.loss)(weights)
     value_of_few, gradient_of_few = jax.value_and_grad(smaller.loss)(weights)
@@ -239,8 +239,8 @@ def test_flows_and_their_derivatives_are_the_same():
 
     few_moved, few = moved(X, hf.SquaredLoss())
     all_moved, all_ = moved(X, plain_squared_loss)
-    assert few.stats["data"].startswith("200 samples as 7")
-    assert "data" not in all_.stats
+    assert few.stats["sample_reduction"].startswith("200 samples as 7")
+    assert all_.stats["sample_reduction"] is None
     assert np.all(np.abs(all_moved[1:]) > 1e-4)
     compared = lambda r: (r.losses, r.grad_norms, r.laws, r.squared_norms, r.model)  # noqa: E731
     for a, b in zip(

@@ -18,12 +18,12 @@ from homoflow._problem._problem import pose
 INF = jnp.inf
 #: Most of the time is compilation. The script `stationary.py` checks what users run.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-VERDICTS = hf.VERDICTS
+StationaryKind = hf.StationaryKind
 
 
-def verdict(flow):
+def stationary_kind(flow):
     assert flow.result == hf.RESULTS.successful
-    return flow.stats["verdict"]
+    return flow.stats["stationary_kind"]
 
 
 # Functions of two weights, all of them one polynomial: they compile once.
@@ -59,19 +59,19 @@ def end_of(terms, start, **options):
 @pytest.mark.parametrize(
     ("terms", "start", "kind", "point"),
     [
-        (SADDLE, (1.0, 0.0), VERDICTS.strict_saddle, (0, 0)),
-        (SADDLE, (0.0, 0.0), VERDICTS.strict_saddle, (0, 0)),
-        (SADDLE, (1.0, 1e-7), VERDICTS.minimum, (0, 1)),
-        (SADDLE, (0.3, -1e-3), VERDICTS.minimum, (0, -1)),
-        (MONKEY, (0.0, 0.0), VERDICTS.degenerate_saddle, (0, 0)),
-        (QUARTIC, (0.5, 0.5), VERDICTS.undecided, (0, 0)),
-        ({(2, 0): 1.0}, (0.5, 0.5), VERDICTS.minimum, (0, 0.5)),
-        ({(0, 0): 2.0}, (0.5, 0.5), VERDICTS.minimum, (0.5, 0.5)),
+        (SADDLE, (1.0, 0.0), StationaryKind.strict_saddle, (0, 0)),
+        (SADDLE, (0.0, 0.0), StationaryKind.strict_saddle, (0, 0)),
+        (SADDLE, (1.0, 1e-7), StationaryKind.minimum, (0, 1)),
+        (SADDLE, (0.3, -1e-3), StationaryKind.minimum, (0, -1)),
+        (MONKEY, (0.0, 0.0), StationaryKind.degenerate_saddle, (0, 0)),
+        (QUARTIC, (0.5, 0.5), StationaryKind.undecided, (0, 0)),
+        ({(2, 0): 1.0}, (0.5, 0.5), StationaryKind.minimum, (0, 0.5)),
+        ({(0, 0): 2.0}, (0.5, 0.5), StationaryKind.minimum, (0.5, 0.5)),
     ],
 )
 def test_verdicts_on_functions_that_are_known(terms, start, kind, point):
     flow = end_of(terms, start)
-    assert verdict(flow) == kind
+    assert stationary_kind(flow) == kind
     assert np.linalg.norm(flow.model - np.asarray(point, float)) < 2e-5
     assert flow.stats["gradient_norm"] <= 1e-12
     hessian = jax.hessian(polynomial)(flow.model, coefficients(terms))
@@ -83,10 +83,10 @@ def test_verdicts_on_functions_that_are_known(terms, start, kind, point):
 def test_in_a_valley_it_ends_where_the_conserved_product_says():
     start = np.array([1.5, 0.4])
     flow = end_of(VALLEY, start)
-    assert verdict(flow) == VERDICTS.minimum
+    assert stationary_kind(flow) == StationaryKind.minimum
     assert flow.stats["zero_eigenvalues"] == 1
     # No law is known for an array: that the valley is flat is measured.
-    assert flow.stats["explained_zero_eigenvalues"] == 0
+    assert flow.stats["symmetry_zero_eigenvalues"] == 0
     u, v = flow.model
     np.testing.assert_allclose(u * v, start.prod(), rtol=1e-7)
     np.testing.assert_allclose(u**2 - v**2, 2, rtol=1e-14)
@@ -98,7 +98,7 @@ def test_a_flow_that_falls_for_ever_ends_in_no_point():
     with pytest.raises(hf.TrajectoryError, match="run off to infinity") as caught:
         end_of(falling, (0.1, 0.1))
     kept = caught.value.trajectory
-    assert kept.stats["verdict"] == VERDICTS.not_reached
+    assert kept.stats["stationary_kind"] == StationaryKind.not_reached
     assert np.isnan(kept.stats["gradient_norm"])
     assert np.all(np.isfinite(kept.losses))
 
@@ -138,7 +138,7 @@ def test_times_that_are_asked_for_are_passed():
 def test_weight_decay_is_part_of_what_comes_to_rest():
     # ½(½(u² − v²) − 1)² + ½λ(u² + v²) is least at v = 0, u² = 2 − 2λ.
     flow = end_of(VALLEY, (1.5, 0.4), weight_decay=0.25)
-    assert verdict(flow) == VERDICTS.minimum
+    assert stationary_kind(flow) == StationaryKind.minimum
     np.testing.assert_allclose(flow.model, [np.sqrt(1.5), 0], atol=1e-12)
     assert flow.stats["zero_eigenvalues"] == 0
 
@@ -165,7 +165,7 @@ def test_small_deep_networks_end_at_the_global_minimum(deep):
         # The orbit of GL(4) between each two layers, and nothing else.
         flat = 16 * (len(sizes) - 2)
         assert flow.stats["zero_eigenvalues"] == flat
-        assert flow.stats["explained_zero_eigenvalues"] == flat
+        assert flow.stats["symmetry_zero_eigenvalues"] == flat
 
 
 def test_a_rule_for_the_gradient_alone_would_stop_at_saddles(deep):
@@ -205,14 +205,14 @@ def test_trajectories_to_the_end_are_trajectories(deep):
             assert np.max(np.abs(values - values[0])) < 1e-12
         assert "A minimum" in repr(flow)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[f for f, *_ in ends])
-    assert np.all(stacked.stats["verdict"] == VERDICTS.minimum)
+    assert np.all(stacked.stats["stationary_kind"] == StationaryKind.minimum)
 
 
 def test_zero_weights_are_a_saddle_without_negative_curvature():
     model, data = problem((4, 4, 4, 4), 0)
     nothing = jax.tree.map(lambda a: 0 * a if eqx.is_array(a) else a, model)
     flow = hf.flow(nothing, data, INF)
-    assert verdict(flow) == VERDICTS.degenerate_saddle
+    assert stationary_kind(flow) == StationaryKind.degenerate_saddle
     assert all(np.all(a == 0) for a in arrays_of(flow.model))
     assert flow.stats["smallest_eigenvalue"] == flow.stats["largest_eigenvalue"] == 0
 
@@ -238,14 +238,14 @@ def test_columns_of_zeros_keep_a_factorization_at_a_strict_saddle(monkeypatch, l
         return hf.flow(start, target, INF, objective=objective, project=False)
 
     nothing, stuck, free = end(0), end(2), end(3)
-    assert verdict(nothing) == VERDICTS.strict_saddle
+    assert stationary_kind(nothing) == StationaryKind.strict_saddle
     # At 0 the Hessian pairs U with V by the target.
     np.testing.assert_allclose(nothing.stats["smallest_eigenvalue"], -3, rtol=1e-6)
-    assert verdict(stuck) == VERDICTS.strict_saddle
+    assert stationary_kind(stuck) == StationaryKind.strict_saddle
     # That of the component left out.
     np.testing.assert_allclose(stuck.stats["smallest_eigenvalue"], -1, rtol=1e-6)
     np.testing.assert_allclose(stuck.stats["stationary_loss"], 0.5, rtol=1e-12)
-    assert verdict(free) == VERDICTS.minimum
+    assert stationary_kind(free) == StationaryKind.minimum
     assert free.stats["stationary_loss"] < 1e-25
     assert stuck.stats["gradient_norm"] <= 1e-12 >= free.stats["gradient_norm"]
     assert free.stats["zero_eigenvalues"] == (-1 if lanczos else 9)
@@ -265,7 +265,7 @@ def test_separable_data_have_no_stationary_point_and_others_have():
     with pytest.raises(hf.TrajectoryError, match="separates the data") as caught:
         end(jnp.sign(x[:, :1]))
     kept = caught.value.trajectory
-    assert kept.stats["verdict"] == VERDICTS.diverges
+    assert kept.stats["stationary_kind"] == StationaryKind.diverges
     assert np.isnan(kept.stats["gradient_norm"])
     predictions = jax.vmap(kept.model)(x)
     assert np.all(predictions * x[:, :1] > 0)
@@ -274,7 +274,7 @@ def test_separable_data_have_no_stationary_point_and_others_have():
 
     labels = jnp.sign(jr.normal(jr.key(2), (20, 1)))
     mixed = end(labels)
-    assert verdict(mixed) == VERDICTS.minimum
+    assert stationary_kind(mixed) == StationaryKind.minimum
     # Logistic regression by Newton's method.
     product = np.zeros(3)
     for _ in range(30):

@@ -246,9 +246,7 @@ def test_what_was_removed_is_the_drift_of_the_run_without_projection(rtol):
     assert drift > 1e-4 * rtol
     # To a unit of rounding of ‖w‖², which drift is relative to.
     eps = np.finfo(float).eps
-    np.testing.assert_allclose(
-        run.stats["law_drift_removed"], drift, rtol=1e-5, atol=eps
-    )
+    np.testing.assert_allclose(run.stats["projected_drift"], drift, rtol=1e-5, atol=eps)
     np.testing.assert_allclose(run.losses, plain.losses, rtol=0, atol=10 * rtol)
 
 
@@ -269,7 +267,7 @@ def test_steps_that_are_long_to_go_through_are_left_alone_but_what_is_recorded()
     orbit = Orbit(hf.laws(free.model), arrays(free.model))
     drift = miss(orbit, free.model, orbit.values(arrays(model)))
     drift *= orbit.size(arrays(free.model)) / orbit.size(arrays(kept.model))
-    np.testing.assert_allclose(kept.stats["law_drift_removed"], drift, rtol=1e-8)
+    np.testing.assert_allclose(kept.stats["projected_drift"], drift, rtol=1e-8)
     np.testing.assert_allclose(kept.losses, free.losses, rtol=1e-12)
 
 
@@ -311,7 +309,7 @@ def test_batched_float32_runs_keep_their_laws():
         change = np.abs(values - values[:, :1]).reshape(3, -1).max(axis=1)
         assert np.all(change < 2e-5 * sizes), name
     # More than ten times as much as is left.
-    assert np.all(np.asarray(batch.stats["law_drift_removed"]) > 2e-4)
+    assert np.all(np.asarray(batch.stats["projected_drift"]) > 2e-4)
 
 
 def problem_of(model=None, **options):

@@ -23,7 +23,7 @@ def trajectory(
     numbers = {"time_reached": jnp.asarray(float(ts[-1]))}
     if "error_estimate" in facts:
         numbers["error_estimate"] = jnp.asarray(facts.pop("error_estimate"))
-    facts = {"clock": "flow time", "solver": "Tsit5", **facts}
+    facts = {"time_unit": "flow time", "solver": "Tsit5", **facts}
     return hf.Trajectory(
         ts=jnp.asarray(ts, float),
         losses=losses,
@@ -147,7 +147,7 @@ def test_a_run_equals_itself():
         pytest.param(
             {"result": hf.RESULTS.nonfinite}, "did not finish", id="unfinished"
         ),
-        pytest.param({"clock": "sum of learning rates"}, "clock of b", id="clock"),
+        pytest.param({"time_unit": "sum of learning rates"}, "clock of b", id="clock"),
         pytest.param({"error_estimate": 3e-3}, "estimated at 0.003", id="approximate"),
     ],
 )

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ..._models import factorization_objective, regularized_factorization_objective
 from ..._problem._losses import AbstractLoss, Risk
-from ..._results._stationary_kind import VERDICTS
+from ..._results._stationary_kind import StationaryKind
 from ._critical_point import View
 from ._degenerate import valley
 from ._landscape import Landscape
@@ -18,28 +18,28 @@ _LOWEST = 1e-15
 class Judgement(NamedTuple):
     """What a point is, and how many zero eigenvalues laws explain."""
 
-    verdict: VERDICTS
+    verdict: StationaryKind
     explained: int
 
 
 def judged(landscape: Landscape, view: View, loss_at_start: float) -> Judgement:
     """Minimum or saddle, by the Hessian modulo the flat directions that laws explain."""
     if not view.is_stationary:
-        return Judgement(VERDICTS.not_reached, 0)
+        return Judgement(StationaryKind.not_reached, 0)
     if view.lowest < -view.zero:
-        return Judgement(VERDICTS.strict_saddle, 0)
+        return Judgement(StationaryKind.strict_saddle, 0)
     explained = explained_directions(landscape, view)
     count = len(explained)
     if view.zeros is not None and view.zeros <= count:
-        return Judgement(VERDICTS.minimum, count)
+        return Judgement(StationaryKind.minimum, count)
     if _is_never_negative(landscape) and view.loss <= _LOWEST * loss_at_start:
-        return Judgement(VERDICTS.minimum, count)
+        return Judgement(StationaryKind.minimum, count)
     if not view.is_whole:
-        return Judgement(VERDICTS.undecided, count)
+        return Judgement(StationaryKind.undecided, count)
     found = valley(landscape, view, explained)
     if found.falls:
-        return Judgement(VERDICTS.degenerate_saddle, count)
-    verdict = VERDICTS.minimum if found.is_flat else VERDICTS.undecided
+        return Judgement(StationaryKind.degenerate_saddle, count)
+    verdict = StationaryKind.minimum if found.is_flat else StationaryKind.undecided
     return Judgement(verdict, count)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from ..._laws import Laws
 from ..._problem._problem import Problem
 from ..._results._trajectory import Trajectory
 
@@ -16,6 +17,7 @@ class Landscape(eqx.Module):
 
     problem: Problem
     weight_decay: Float[Array, ""] | None = None
+    laws: Laws = Laws(())
 
     def height(self, flat: Float[Array, " size"]) -> Float[Array, ""]:
         _, unravel = ravel_pytree(self.problem.weights)

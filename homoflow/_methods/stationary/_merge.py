@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..._observe._time_grid import DEFAULT_TIMES
-from ..._results._trajectory import RESULTS, Stats, Trajectory
+from ..._results._stats import Stats
+from ..._results._status import RESULTS
+from ..._results._trajectory import Trajectory
 from ._segments import RECORDS, Pace, Segment
 
 #: The change of the loss between two records, relative to its range, for which to look
@@ -34,7 +36,7 @@ def joined(
     """
     times, series = _in_order(recorded)
     chosen = _spread(times, series[0])
-    losses, laws, grad_norms, squared_norms, models = jax.tree.map(
+    losses, laws, grad_norms, squared_norms, observed, models = jax.tree.map(
         lambda values: jnp.asarray(values[chosen]), series
     )
     return Trajectory(
@@ -43,6 +45,7 @@ def joined(
         laws=laws,
         grad_norms=grad_norms,
         squared_norms=squared_norms,
+        observed=observed,
         model=model,
         models=models,
         result=result,
@@ -75,7 +78,10 @@ def _in_order(
     times = np.concatenate([p.start + np.asarray(p.trajectory.ts) for p in recorded])
     series = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
-        *[(r.losses, r.laws, r.grad_norms, r.squared_norms, r.models) for r in runs],
+        *[
+            (r.losses, r.laws, r.grad_norms, r.squared_norms, r.observed, r.models)
+            for r in runs
+        ],
     )
     # Where a segment took too many steps, the rest is NaN; each begins where the last one
     # ended; and the clock cannot tell very short ones from that.

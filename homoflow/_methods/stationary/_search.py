@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ..._dynamics._base import GradientFlow
-from ..._laws import Law
+from ..._dynamics._gradient_flow import GradientFlow
 from ..._problem._problem import Problem
-from ..._results._stationary_kind import VERDICTS
-from ..._results._trajectory import RESULTS, Trajectory, TrajectoryInterrupt
-from .._diffrax_options import Method
+from ..._results._failure import TrajectoryInterrupt
+from ..._results._stationary_kind import StationaryKind
+from ..._results._status import RESULTS
+from ..._results._trajectory import Trajectory
+from .._settings import Settings
+from .._task import Task
 from ._classify import judged
 from ._critical_point import View
 from ._dense_hessian import MOST_WEIGHTS, dense_look
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
     """
 
     result: RESULTS
-    verdict: VERDICTS = VERDICTS.not_reached
+    verdict: StationaryKind = StationaryKind.not_reached
     view: View | None = None
     explained: int = -1
     distance: float = np.nan
@@ -68,26 +70,19 @@ class _Search(NamedTuple):
 
 
 def flow_to_rest(
-    problem: Problem,
-    method: Method,
-    *,
-    weight_decay: Float[Array, ""] | None,
-    kept: tuple[Law, ...],
-    ts: Float[np.ndarray, " times"] | None,
-    max_steps: int,
-    save_models: bool,
-    told: Callable[[Segment], None],
+    task: Task, settings: Settings, *, report: Callable[[Segment], None]
 ) -> Trajectory:
     """The flow until it comes to a stationary point, and that point.
 
     It looks for one between segments, wherever the loss has become slow. There and at the
-    end the `kept` laws are restored. `told` hears of every segment.
+    end the laws of `settings` are restored. `report` is called for every segment.
     """
-    method = _at_one_resolution(problem, method)
-    keep = keeping(problem, kept)
-    pace = Pace(method, GradientFlow(weight_decay), keep, save_models)
-    more = segments(problem, pace, ts=ts, max_steps=max_steps)
-    search = _search(problem, method, weight_decay, keep)
+    problem, ts = task.problem, task.ts
+    settings = _at_one_resolution(problem, settings)
+    keep = keeping(problem, settings.restored_laws)
+    pace = Pace(task, settings, keep)
+    more = segments(problem, pace, ts=ts, max_steps=task.max_steps)
+    search = _search(task, settings, keep)
     parts: list[Segment] = []
 
     def ended(recorded: list[Segment], outcome: Outcome) -> Trajectory:
@@ -98,7 +93,7 @@ def flow_to_rest(
         return joined(recorded, parts, model, outcome.result, _numbers(outcome))
 
     try:
-        outcome = _outcome(more, parts, search, max_steps, told)
+        outcome = _outcome(more, parts, search, task.max_steps, report)
         recorded = with_closer_looks(parts, pace) if ts is None else parts[:1]
     except KeyboardInterrupt as interrupt:
         if not parts:
@@ -108,7 +103,7 @@ def flow_to_rest(
     return ended(recorded, outcome)
 
 
-def _at_one_resolution(problem: Problem, method: Method) -> Method:
+def _at_one_resolution(problem: Problem, method: Settings) -> Settings:
     """With the absolute tolerance of the start all along, not that of each segment."""
     if method.rtol is None or method.atol is not None:
         return method
@@ -117,16 +112,17 @@ def _at_one_resolution(problem: Problem, method: Method) -> Method:
     return dataclasses.replace(method, atol=method.rtol * scale)
 
 
-def _search(
-    problem: Problem, method: Method, weight_decay: Array | None, keep: Keep
-) -> _Search:
+def _search(task: Task, method: Settings, keep: Keep) -> _Search:
+    problem, dynamics = task.problem, task.dynamics
+    assert isinstance(dynamics, GradientFlow)
+    weight_decay = dynamics.weight_decay
     size = float(np.linalg.norm(raveled(problem, problem.model)))
     resolution = np.finfo(float).eps * size
     if method.atol is not None:
         resolution = _UNRESOLVED * float(method.atol)
     limit = separation_loss(problem) if weight_decay is None else None
     return _Search(
-        Landscape(problem, weight_decay),
+        Landscape(problem, weight_decay, task.recorder.laws),
         size,
         resolution,
         -np.inf if limit is None else limit,
@@ -139,32 +135,32 @@ def _outcome(
     parts: list[Segment],
     search: _Search,
     max_steps: int,
-    told: Callable[[Segment], None],
+    report: Callable[[Segment], None],
 ) -> Outcome:
     """Follows the flow to its end; `parts` collects the segments."""
     steps, next_look, flat_since = 0, 0.0, np.inf
     undecided = Outcome(RESULTS.end_not_reached)
     for segment in more:
         parts.append(segment)
-        told(segment)
+        report(segment)
         flow = segment.trajectory
         if not segment.is_complete and flow.result != RESULTS.max_steps_reached:
             return Outcome(flow.result)
         if segment.end - segment.start <= _CLOCK * segment.end:
             return Outcome(RESULTS.step_size_too_small)
         if flow.losses[-1] < search.separation_loss:
-            return Outcome(RESULTS.no_stationary_point, VERDICTS.diverges)
+            return Outcome(RESULTS.no_stationary_point, StationaryKind.diverges)
         if segment.end >= next_look and _is_slow(parts, search):
             sight = _look_around(parts, search)
             next_look = segment.end + min(sight.wait, segment.end)
             found = sight.outcome
-            if found.verdict in (VERDICTS.minimum, VERDICTS.strict_saddle):
+            if found.verdict in (StationaryKind.minimum, StationaryKind.strict_saddle):
                 return found
-            if found.verdict != VERDICTS.not_reached:
+            if found.verdict != StationaryKind.not_reached:
                 flat_since = min(flat_since, segment.end)
                 if segment.end >= _PATIENCE * flat_since:
                     return found
-            if found.verdict == VERDICTS.undecided:
+            if found.verdict == StationaryKind.undecided:
                 undecided = found
         steps += segment.steps
         if steps >= max_steps:
@@ -213,7 +209,7 @@ def _look_around(parts: list[Segment], search: _Search) -> _Sight:
         rest = on_laws
     highest = landscape.recorded_height(parts[0].trajectory, 0)
     verdict, explained = judged(landscape, rest, highest)
-    if verdict == VERDICTS.strict_saddle:
+    if verdict == StationaryKind.strict_saddle:
         away = rest.unstable_part(rest.weights + rest.step - weights)
         if away > search.resolution:
             return _Sight(nothing, 1 / abs(rest.lowest))
@@ -231,13 +227,13 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
 
     zeros = -1 if view is None or view.zeros is None else view.zeros
     return {
-        "verdict": outcome.verdict,
+        "stationary_kind": outcome.verdict,
         "stationary_loss": of_view("loss"),
         "gradient_norm": of_view("grad_norm"),
         "smallest_eigenvalue": of_view("lowest"),
         "largest_eigenvalue": of_view("largest"),
         "eigenvalue_threshold": of_view("zero"),
         "zero_eigenvalues": jnp.asarray(zeros),
-        "explained_zero_eigenvalues": jnp.asarray(outcome.explained),
+        "symmetry_zero_eigenvalues": jnp.asarray(outcome.explained),
         "polish_distance": jnp.asarray(outcome.distance),
     }

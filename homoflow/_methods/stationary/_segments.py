@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..._dynamics._base import GradientFlow
-from ..._observe._time_grid import Span
+from ..._observe._time_grid import TimeGrid
 from ..._problem._problem import Problem
-from ..._results._trajectory import RESULTS, Trajectory
-from .._diffrax import diffrax_flow
-from .._diffrax_options import Method
+from ..._results._status import RESULTS
+from ..._results._trajectory import Trajectory
+from .._integrate import integrate
+from .._settings import Settings
+from .._task import Task
 from ._landscape import raveled, with_weights
 from ._restore_laws import Keep
 
@@ -52,10 +53,9 @@ class Pace:
     `keep` is what is done to the weights at the end of each segment.
     """
 
-    method: Method
-    dynamics: GradientFlow
+    task: Task
+    settings: Settings
     keep: Keep
-    save_models: bool
 
     def segment(
         self,
@@ -67,20 +67,19 @@ class Pace:
         most_steps: int = _MOST_STEPS,
     ) -> Segment:
         """From `problem`'s weights at time `start`, recorded at `times` after that."""
-        method, dtype = self.method, problem.dtype
-        if method.controller is None:
-            method = dataclasses.replace(method, dt0=jnp.asarray(step, dtype))
-        flow = diffrax_flow(
-            problem,
-            Span(jnp.asarray(times[-1], dtype), jnp.asarray(times, dtype)),
-            method,
-            dynamics=self.dynamics,
+        settings, dtype = self.settings, problem.dtype
+        if settings.controller is None:
+            settings = dataclasses.replace(settings, dt0=jnp.asarray(step, dtype))
+        zero, *ends = (jnp.asarray(t, dtype) for t in (0.0, times[-1], times))
+        task = dataclasses.replace(
+            self.task,
+            problem=problem,
+            grid=TimeGrid(zero, *ends),
             max_steps=most_steps,
-            save_models=self.save_models,
-            adjoint=None,
             estimate_error=False,
             progress=False,
-        ).trajectory
+        )
+        flow = integrate(task, settings, adjoint=None)
         end = start + float(flow.stats["time_reached"])
         is_complete = bool(flow.result == RESULTS.successful)
         return Segment(problem, start, end, step, is_complete, flow)
@@ -98,12 +97,13 @@ def segments(
 ) -> Iterator[Segment]:
     """The flow from t = 0 on, without end; with `ts`, the first segment records these."""
     start, length = 0.0, 1.0 if ts is None else float(ts[-1])
-    step = length / RECORDS if pace.method.dt0 is None else float(pace.method.dt0)
+    step = length / RECORDS if pace.settings.dt0 is None else float(pace.settings.dt0)
     if ts is not None:
         segment = pace.segment(problem, start, ts, step, most_steps=max_steps)
         yield segment
         problem, start = pace.next(segment), segment.end
-        pace = dataclasses.replace(pace, save_models=False)
+        task = dataclasses.replace(pace.task, save_models=False)
+        pace = dataclasses.replace(pace, task=task)
     while np.isfinite(length):
         times = np.linspace(0, length, RECORDS)
         segment = pace.segment(problem, start, times, step)

@@ -34,7 +34,7 @@ def explained_directions(
     the laws are not laws, and explain nothing.
     """
     is_decaying = landscape.weight_decay is not None
-    laws = finest_laws(landscape.problem.laws)
+    laws = finest_laws(landscape.laws)
     if is_decaying:
         laws = tuple(law for law in laws if not _is_affine(law))
     nothing = np.zeros((0, view.weights.size))

@@ -1,0 +1,55 @@
+"""How an optimizer is made from a learning rate."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import optax
+
+OptimizerFactory = Callable[[Any], optax.GradientTransformation]
+
+
+class Factory(eqx.Module):
+    """An optimizer factory that is equal to another one that does the same.
+
+    Two `functools.partial` objects never compare equal, and would compile twice.
+    """
+
+    function: Callable = eqx.field(static=True)
+    args: tuple = eqx.field(static=True)
+    keywords: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    @staticmethod
+    def create(optimizer: Any) -> "Factory":
+        """The factory that a user passes, or an error if it is none."""
+        if not callable(optimizer):
+            raise TypeError(
+                "`optimizer` must be a function from the learning rate to an Optax "
+                "transformation, such as `optax.adam` itself (not `optax.adam(1e-3)`)."
+            )
+        if isinstance(optimizer, functools.partial):
+            keywords = tuple(sorted(optimizer.keywords.items()))
+            try:
+                hash((optimizer.args, keywords))
+            except TypeError:
+                return Factory(optimizer, (), ())
+            return Factory(optimizer.func, optimizer.args, keywords)
+        return Factory(optimizer, (), ())
+
+    def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
+        made = self.function(*self.args, learning_rate, **dict(self.keywords))
+        if not isinstance(made, optax.GradientTransformation):
+            raise TypeError(
+                "`optimizer(learning_rate)` must return an Optax transformation; got "
+                f"{type(made).__name__}."
+            )
+        return made
+
+    @property
+    def name(self) -> str:
+        """What to call it in `stats`."""
+        text = getattr(self.function, "__name__", type(self.function).__name__)
+        given = [repr(a) for a in self.args]
+        given += [f"{k}={v!r}" for k, v in self.keywords]
+        return f"{text}({', '.join(given)})" if given else text

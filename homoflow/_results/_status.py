@@ -1,0 +1,80 @@
+"""How a run ended."""
+
+import equinox as eqx
+
+
+class RESULTS(eqx.Enumeration):
+    """How a run ended. Anything but `successful` is not an answer."""
+
+    successful = ""
+    max_steps_reached = (
+        "The maximum number of steps was reached before the end. Likely causes: (a) the "
+        "problem is stiff, and an explicit solver takes steps of about 1/λ_max of the "
+        "Hessian: allow more with `max_steps`, or pass an implicit `solver` such as "
+        "`diffrax.Kvaerno5()`; (b) the model has kinks, on which an adaptive solver "
+        "chatters: loosen `rtol`; (c) the tolerance is tighter than the dtype allows."
+    )
+    step_size_too_small = (
+        "The step size fell below what the clock's dtype can resolve or below "
+        "`dtmin`. Likely causes: (a) the weights run off to infinity; (b) the tolerance "
+        "is too tight for kinks or for the dtype."
+    )
+    solver_failed = (
+        "The solver's inner iteration failed. Likely causes: (a) an implicit solver's "
+        "Newton iteration met kinks or too large a step: use an explicit solver or a "
+        "tighter tolerance; (b) the linear system is singular."
+    )
+    nonfinite = (
+        "The loss, its gradient or the weights became inf or NaN. Likely causes: (a) a "
+        "fixed step that is larger than 2/λ_max of the Hessian; (b) a loss that "
+        "overflows, such as the exponential one at large weights; (c) weights that run off "
+        "to infinity in finite time; (d) an objective that is not differentiable where "
+        "the flow went."
+    )
+    diverged = (
+        "Gradient descent diverged: the loss or the weights became inf or NaN. Likely "
+        "causes: (a) a learning rate above 2/λ_max of the Hessian: lower it, or shrink "
+        "the initial weights; (b) momentum that needs a smaller learning rate still."
+    )
+    kink_slots_exceeded = (
+        "More pairs of a sample and a unit were at their kinks at one time than the "
+        "exact flow had room for: pass `solver=homoflow.Filippov(max_active=...)` with "
+        "more, or `solver=homoflow.Averaged()`."
+    )
+    kink_mode_unsettled = (
+        "At an event no mode was found in which the flow goes on: which pairs cross and "
+        "which slide. Likely causes: (a) many kinks coincide (repeated or collinear "
+        "inputs, narrow layers); (b) the weights are at rounding's mercy there. "
+        "`solver=homoflow.Averaged()` averages over kinks instead."
+    )
+    stuck_on_kinks = (
+        "The exact flow met events without end and made no progress in time. Likely "
+        "causes: (a) kinks coincide to rounding; (b) events accumulate at one point. "
+        "`solver=homoflow.Averaged()` averages over kinks instead."
+    )
+    no_stationary_point = (
+        "The flow has no end: it separates the data, so that its loss falls to 0 while "
+        "the weights grow without bound, and no stationary point is on its way. Give a "
+        "finite `t1`, or a `weight_decay`."
+    )
+    end_not_reached = (
+        "The maximum number of steps was reached before a stationary point. Likely causes: "
+        "(a) the weights run off to infinity, as those of a network that fits ever better "
+        "may; (b) the flow lingers at a saddle or approaches a degenerate minimum, slower "
+        "than exponentially; (c) it is stiff, and an explicit solver takes steps of about "
+        "1/λ_max of the Hessian. Allow more with `max_steps`."
+    )
+    interrupted = "The flow was interrupted."
+    bad_weights = "The initial weights contain NaN or inf."
+    bad_data = "The data contain NaN or inf."
+    bad_time = "`t1` must be positive and finite."
+    bad_times = "`ts` must increase and lie in [0, t1]."
+    bad_learning_rate = "The learning rate must be positive and finite."
+    bad_coefficient = (
+        "A coefficient of the equation (weight decay, momentum, mass) is out of range."
+    )
+    bad_tolerance = (
+        "The tolerance is below what the dtype can reach, or is not positive. With "
+        "float32 weights, `jax.config.update('jax_enable_x64', True)` and float64 "
+        "weights allow tighter ones."
+    )
