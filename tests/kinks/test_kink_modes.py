@@ -54,7 +54,7 @@ def search():
     @jax.jit
     def find(rows, gradient, width, start, on_plus):
         at = linearization(rows, gradient, width, is_used)
-        alone = Groups(slots, jnp.ones_like(slots))
+        alone = Groups(slots, jnp.ones_like(slots), jnp.zeros_like(is_used))
         mode = find_mode(system, at, alone, is_used, on_plus, start, jnp.asarray(True))
         return mode.is_settled, mode.multiplier, mode.state
 

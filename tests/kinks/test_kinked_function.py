@@ -79,7 +79,7 @@ def test_values_that_a_model_closes_over_are_not_remembered():
 
 
 def test_a_traced_value_that_a_model_closes_over_is_not_remembered():
-    cell = {}
+    cell = {"scale": 1.0}
 
     def scaled(z):
         return jax.nn.relu(z) * cell["scale"]
