@@ -7,7 +7,7 @@ import jax.random as jr
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 
-class Order(eqx.Module):
+class EpochOrder(eqx.Module):
     """The order of the current epoch's samples."""
 
     key: PRNGKeyArray
@@ -20,22 +20,22 @@ class Batches(eqx.Module):
     samples: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
 
-    def init(self, key: PRNGKeyArray) -> Order:
+    def init(self, key: PRNGKeyArray) -> EpochOrder:
         """The state before the first step."""
-        return Order(key, jnp.arange(self.samples))
+        return EpochOrder(key, jnp.arange(self.samples))
 
     def take(
-        self, order: Order, step: Int[Array, ""], data: PyTree
-    ) -> tuple[PyTree, Order]:
+        self, order: EpochOrder, step: Int[Array, ""], data: PyTree
+    ) -> tuple[PyTree, EpochOrder]:
         """The batch of a step, and the state after it."""
         per_epoch = self.samples // self.size
         position = step % per_epoch
-        order = jax.lax.cond(position == 0, self._shuffled, lambda o: o, order)
+        order = jax.lax.cond(position == 0, self._shuffle, lambda order: order, order)
         indices = jax.lax.dynamic_slice_in_dim(
             order.permutation, position * self.size, self.size
         )
         return jax.tree.map(lambda leaf: leaf[indices], data), order
 
-    def _shuffled(self, order: Order) -> Order:
-        key, now = jr.split(order.key)
-        return Order(key, jr.permutation(now, self.samples))
+    def _shuffle(self, order: EpochOrder) -> EpochOrder:
+        key, shuffle_key = jr.split(order.key)
+        return EpochOrder(key, jr.permutation(shuffle_key, self.samples))

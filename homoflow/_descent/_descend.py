@@ -24,9 +24,9 @@ from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
 from ._clock import read_clock
 from ._factory import Factory, OptimizerFactory
-from ._law_budget import Accountant
+from ._law_budget import LawBudget
 from ._loop import Continuation, Plan, run_descent
-from ._update_parts import read_sources
+from ._update_parts import probe_update_parts
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -110,7 +110,7 @@ def descend(
     previous = model.continuation if isinstance(model, Trajectory) else None
     accountant = None
     if ledger:
-        accountant = Accountant(recorded, read_sources(factory, weights))
+        accountant = LawBudget(recorded, probe_update_parts(factory, weights))
     plan = Plan(
         steps=steps,
         record_every=min(record_every, steps),

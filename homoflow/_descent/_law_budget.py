@@ -1,4 +1,4 @@
-"""The account of one step: 2⟨Aw, u⟩ + bᵀu + q(u), by what the parts of u come from."""
+"""The laws' budget of one step: 2⟨Aw, u⟩ + bᵀu + q(u), by the parts of the update u."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._jax._dtypes import widen_half_precision
 from .._laws import Laws
 from .._laws._bilinear_forms import Values, bilinears, rates
 from .._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
-from ._update_parts import Sources
+from ._update_parts import UpdateParts
 
 #: Part → law → its sum so far.
-Sums = dict[str, Values]
+BudgetTerms = dict[str, Values]
 #: An optimizer's update and next state, from gradient, state and weights alone.
-Response = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
 class Step(eqx.Module):
@@ -27,108 +28,111 @@ class Step(eqx.Module):
     update: PyTree
 
 
-class Accountant(eqx.Module):
+class LawBudget(eqx.Module):
     """Adds up, step by step, what each part of the updates does to each law.
 
-    `sources` is `None` where nothing is known but the update itself.
+    `update_parts` is `None` where nothing is known but the update itself.
     """
 
     laws: Laws
-    sources: Sources | None
+    update_parts: UpdateParts | None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that the optimizer can have."""
-        if self.sources is None:
+        if self.update_parts is None:
             return ("discretization", FIRST_ORDER)
         return (
             "discretization",
             "gradient",
-            *(("momentum",) if self.sources.memory == "adds" else ()),
-            *(("decay",) if self.sources.weights == "adds" else ()),
-            *(() if self.sources.is_multiple else ("transformation",)),
+            *(("momentum",) if self.update_parts.memory == "additive" else ()),
+            *(("decay",) if self.update_parts.weights == "additive" else ()),
+            *(() if self.update_parts.is_multiple else ("transformation",)),
         )
 
     def values(self, weights: PyTree) -> Values:
         """Every law, in at least single precision."""
-        return self.laws.values(wide(weights))
+        return self.laws.values(widen_half_precision(weights))
 
-    def start(self, weights: PyTree) -> Sums:
-        """The account before the first step."""
+    def start(self, weights: PyTree) -> BudgetTerms:
+        """The budget before the first step."""
         values = self.values(weights)
         zeros = {name: jnp.zeros_like(value) for name, value in values.items()}
         return dict.fromkeys(self.parts, zeros)
 
-    def add(self, sums: Sums, step: Step, respond: Response | None = None) -> Sums:
-        """The account after one more step of the optimizer that `respond`s."""
-        added = self._contributions(step, respond)
+    def add(
+        self, terms: BudgetTerms, step: Step, update_fn: UpdateFn | None = None
+    ) -> BudgetTerms:
+        """The budget after one more step of the optimizer with that `update_fn`."""
+        added = self._terms_of_step(step, update_fn)
         # A law without a quadratic part has a q of another shape.
         return {
-            part: {name: total + added[part][name] for name, total in of_part.items()}
-            for part, of_part in sums.items()
+            part: {name: total + added[part][name] for name, total in totals.items()}
+            for part, totals in terms.items()
         }
 
-    def _contributions(self, step: Step, respond: Response | None) -> Sums:
-        weights, update = wide(step.weights), wide(step.update)
-        made = {"discretization": bilinears(self.laws, update, update)}
-        if self.sources is None or respond is None:
-            return made | {FIRST_ORDER: rates(self.laws, weights, update)}
-        apart = self._apart(step, respond)
-        for name, part in apart.items():
-            made[name] = rates(self.laws, weights, part)
-        rest = self._rest(step, apart, respond)
-        of_rest = rates(self.laws, weights, rest)
-        if self.sources.is_multiple:
-            return made | {"gradient": of_rest}
-        gradient = wide(step.gradient)
-        multiple = _multiple(rest, gradient)
+    def _terms_of_step(self, step: Step, update_fn: UpdateFn | None) -> BudgetTerms:
+        weights = widen_half_precision(step.weights)
+        update = widen_half_precision(step.update)
+        terms = {"discretization": bilinears(self.laws, update, update)}
+        if self.update_parts is None or update_fn is None:
+            return terms | {FIRST_ORDER: rates(self.laws, weights, update)}
+        separate = self._separate_updates(step, update_fn)
+        for name, part in separate.items():
+            terms[name] = rates(self.laws, weights, part)
+        remainder = self._remainder(step, separate, update_fn)
+        of_remainder = rates(self.laws, weights, remainder)
+        if self.update_parts.is_multiple:
+            return terms | {"gradient": of_remainder}
+        gradient = widen_half_precision(step.gradient)
+        multiple = _nearest_multiple(remainder, gradient)
         along = rates(self.laws, weights, gradient)
         along = {name: multiple * rate for name, rate in along.items()}
-        turned = {name: rate - along[name] for name, rate in of_rest.items()}
-        return made | {"gradient": along, "transformation": turned}
+        turned = {name: rate - along[name] for name, rate in of_remainder.items()}
+        return terms | {"gradient": along, "transformation": turned}
 
-    def _apart(self, step: Step, respond: Response) -> dict[str, PyTree]:
+    def _separate_updates(self, step: Step, update_fn: UpdateFn) -> dict[str, PyTree]:
         """What the memory alone and the weights alone add to the update."""
-        assert self.sources is not None
-        none = jax.tree.map(jnp.zeros_like, step.weights)
-        made = {}
-        if self.sources.memory == "adds":
-            made["momentum"] = wide(respond(none, step.state, none)[0])
-        if self.sources.weights == "adds":
-            state = self.sources.without_memory(step.state)
-            made["decay"] = wide(respond(none, state, step.weights)[0])
-        return made
+        assert self.update_parts is not None
+        zeros = jax.tree.map(jnp.zeros_like, step.weights)
+        updates = {}
+        if self.update_parts.memory == "additive":
+            updates["momentum"] = update_fn(zeros, step.state, zeros)[0]
+        if self.update_parts.weights == "additive":
+            state = self.update_parts.clear_memory(step.state)
+            updates["decay"] = update_fn(zeros, state, step.weights)[0]
+        return {name: widen_half_precision(update) for name, update in updates.items()}
 
-    def _rest(self, step: Step, apart: dict, respond: Response) -> PyTree:
+    def _remainder(self, step: Step, separate: dict, update_fn: UpdateFn) -> PyTree:
         """What the present gradient contributes to the update."""
-        assert self.sources is not None
-        if "mixes" not in (self.sources.memory, self.sources.weights):
+        assert self.update_parts is not None
+        if not self.update_parts.coupled:
             # Not what is left of the update: of an optimizer that is not what it was
             # measured to be, the parts are not to add up.
-            none = jax.tree.map(jnp.zeros_like, step.weights)
-            state = self.sources.without_memory(step.state)
-            return wide(respond(step.gradient, state, none)[0])
-        rest = wide(step.update)
-        for part in apart.values():
-            rest = jax.tree.map(jnp.subtract, rest, part)
-        return rest
+            zeros = jax.tree.map(jnp.zeros_like, step.weights)
+            state = self.update_parts.clear_memory(step.state)
+            return widen_half_precision(update_fn(step.gradient, state, zeros)[0])
+        remainder = widen_half_precision(step.update)
+        for part in separate.values():
+            remainder = jax.tree.map(jnp.subtract, remainder, part)
+        return remainder
 
-    def split(self, mean: PyTree, step: Step, respond: Response) -> dict | None:
+    def split(self, mean: PyTree, step: Step, update_fn: UpdateFn) -> dict | None:
         """`BatchSplit` of every law, for a step of a batch; `mean` is the full gradient.
 
         `None` if the optimizer does not take a multiple of the gradient.
         """
-        if self.sources is None or not self.sources.is_multiple:
+        if self.update_parts is None or not self.update_parts.is_multiple:
             return None
-        gradient, mean = wide((step.gradient, mean))
-        rest = self._rest(step, self._apart(step, respond), respond)
-        squared = _multiple(rest, gradient) ** 2
+        gradient, mean = widen_half_precision((step.gradient, mean))
+        separate = self._separate_updates(step, update_fn)
+        remainder = self._remainder(step, separate, update_fn)
+        squared = _nearest_multiple(remainder, gradient) ** 2
         noise = jax.tree.map(jnp.subtract, gradient, mean)
         forms = [
             bilinears(self.laws, *pair)
             for pair in ((mean, mean), (mean, noise), (noise, noise))
         ]
-        shapes = self.values(step.weights)
         return {
             name: BatchSplit(
                 *(
@@ -136,35 +140,30 @@ class Accountant(eqx.Module):
                     for factor, form in zip((1, 2, 1), forms, strict=True)
                 )
             )
-            for name, value in shapes.items()
+            for name, value in self.values(step.weights).items()
         }
 
     def ledger(
-        self, start: Values, now: Values, sums: Sums, splits: dict | None = None
+        self,
+        start: Values,
+        now: Values,
+        terms: BudgetTerms,
+        splits: dict | None = None,
     ) -> Ledger:
-        """The account of laws that were `start` and are `now`."""
+        """The ledger of laws that were `start` and are `now`."""
         accounts = {
             law.name: Account(
                 observed=now[law.name] - start[law.name],
-                parts={part: sums[part][law.name] for part in self.parts},
+                parts={part: terms[part][law.name] for part in self.parts},
                 batch=None if splits is None else splits[law.name],
             )
             for law in self.laws
         }
-        return Ledger(accounts, "" if self.sources is None else self.sources.note)
+        note = "" if self.update_parts is None else self.update_parts.note
+        return Ledger(accounts, note)
 
 
-def wide(tree: PyTree) -> PyTree:
-    """Arrays of half precision in single: sums of squares are not for half precision."""
-
-    def widened(a):
-        is_half = jnp.issubdtype(a.dtype, jnp.floating) and jnp.finfo(a.dtype).bits < 32
-        return a.astype(jnp.float32) if is_half else a
-
-    return jax.tree.map(widened, tree)
-
-
-def _multiple(update: PyTree, gradient: PyTree) -> Float[Array, ""]:
+def _nearest_multiple(update: PyTree, gradient: PyTree) -> Float[Array, ""]:
     """The multiple of the gradient that is nearest to the update."""
     along, square = _dot(update, gradient), _dot(gradient, gradient)
     return jnp.where(square > 0, along / jnp.where(square > 0, square, 1), 0)

@@ -22,10 +22,10 @@ from .._problem._problem import Problem
 from .._results._ledger import Ledger
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-from ._batches import Batches, Order
+from ._batches import Batches, EpochOrder
 from ._clock import Clock
 from ._factory import Factory
-from ._law_budget import Accountant, Step, Sums
+from ._law_budget import BudgetTerms, LawBudget, Step
 
 
 class Continuation(eqx.Module):
@@ -37,7 +37,7 @@ class Continuation(eqx.Module):
 
     optimizer_state: PyTree
     step: Int[Array, ""]
-    order: Order | None
+    order: EpochOrder | None
 
 
 class Plan(eqx.Module):
@@ -49,7 +49,7 @@ class Plan(eqx.Module):
     save_models: bool = eqx.field(static=True)
     factory: Factory
     clock: Clock
-    accountant: Accountant | None
+    accountant: LawBudget | None
     recorder: Recorder
 
     @property
@@ -79,8 +79,8 @@ class _State(eqx.Module):
     memory: PyTree
     step: Int[Array, ""]
     alive: Bool[Array, ""]
-    order: Order | None
-    sums: Sums | None
+    order: EpochOrder | None
+    sums: BudgetTerms | None
 
 
 class _Record(NamedTuple):
@@ -213,7 +213,7 @@ class _Loop(NamedTuple):
         saved = state.weights if self.plan.save_models else None
         return _Record(values, saved, account, state.alive), observing
 
-    def _batch(self, state: _State) -> tuple[Callable, Order | None]:
+    def _batch(self, state: _State) -> tuple[Callable, EpochOrder | None]:
         """The loss that a step goes down, and the order of samples after it."""
         batches = self.plan.batches
         if batches is None:
@@ -243,7 +243,7 @@ class _Loop(NamedTuple):
         state: _State,
         used: tuple[Array, PyTree],
         loss_fn: Callable,
-        order: Order | None,
+        order: EpochOrder | None,
     ) -> _State:
         loss, gradient = used
         respond = self._responder(loss, loss_fn)
@@ -326,7 +326,7 @@ def _times(
     recorded, dtype = plan.recorded_steps(), t0.dtype
     if not callable(learning_rate):
         is_good = jnp.isfinite(learning_rate) & (learning_rate > 0)
-        times = learning_rate * jnp.asarray(recorded, dtype) * plan.clock.gain
+        times = learning_rate * jnp.asarray(recorded, dtype) * plan.clock.time_per_step
         return t0 + times, is_good
     with jax.numpy_dtype_promotion("standard"):
         rates = jax.lax.map(
@@ -335,7 +335,7 @@ def _times(
         )
     times = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(rates)])
     is_good = jnp.all(jnp.isfinite(rates) & (rates >= 0))
-    return t0 + times[recorded] * plan.clock.gain, is_good
+    return t0 + times[recorded] * plan.clock.time_per_step, is_good
 
 
 def _ledger(plan: Plan, records: _Record, splits: dict | None) -> Ledger | None:

@@ -1,4 +1,4 @@
-"""`track`: the account of conservation laws, in anyone's own training loop."""
+"""`track`: the budget of conservation laws, in anyone's own training loop."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,26 +8,27 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from .._jax._text import path_text
 from .._laws import Law, Laws
 from .._laws._as_laws import as_laws
 from .._laws._bilinear_forms import Values
 from .._laws._law import leaf_at
 from .._results._ledger import Ledger
-from ._law_budget import Accountant, Step, Sums
-from ._update_parts import UNKNOWN, Sources, read_sources
+from ._law_budget import BudgetTerms, LawBudget, Step
+from ._update_parts import UNKNOWN, UpdateParts, probe_update_parts
 
 
 class Tracked(eqx.Module):
     """The state of `track`; `tracked` makes a `Ledger` of it.
 
     - `start`: the laws at the first weights.
-    - `sums`: the account so far.
+    - `terms`: the budget so far.
     - `inner`: the state of the optimizer inside, if there is one.
     """
 
-    accountant: Accountant
+    budget: LawBudget
     start: Values
-    sums: Sums
+    terms: BudgetTerms
     inner: Any
 
 
@@ -77,21 +78,18 @@ def track(
     print(hf.tracked(state, model)["neurons[1]"].momentum)
     ```
     """
-    found = as_laws(laws)
+    checked_laws = as_laws(laws)
     inner = optax.with_extra_args_support(
         optax.identity() if optimizer is None else optimizer
     )
 
     def init(params: PyTree) -> Any:
         weights = eqx.filter(params, eqx.is_inexact_array)
-        _refuse_unless_there(found, weights)
-        sources = None if optimizer is None else _sources_of(optimizer, weights)
-        accountant = Accountant(found, sources)
+        _refuse_unless_there(checked_laws, weights)
+        parts = None if optimizer is None else _parts_of(optimizer, weights)
+        budget = LawBudget(checked_laws, parts)
         return Tracked(
-            accountant,
-            accountant.values(weights),
-            accountant.start(weights),
-            inner.init(params),
+            budget, budget.values(weights), budget.start(weights), inner.init(params)
         )
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra) -> Any:
@@ -103,18 +101,18 @@ def track(
         gradient = eqx.filter(updates, eqx.is_inexact_array)
         weights, others = eqx.partition(params, eqx.is_inexact_array)
 
-        def respond(gradient, memory, weights):
-            given = extra | ({"grad": gradient} if "grad" in extra else {})
+        def update_inner(gradient, memory, weights):
+            options = extra | ({"grad": gradient} if "grad" in extra else {})
             with jax.numpy_dtype_promotion("standard"):
                 return inner.update(
-                    gradient, memory, eqx.combine(weights, others), **given
+                    gradient, memory, eqx.combine(weights, others), **options
                 )
 
-        made, memory = respond(updates, state.inner, weights)
-        update = eqx.filter(made, eqx.is_inexact_array)
-        step = Step(weights, gradient, state.inner, update)
-        sums = state.accountant.add(state.sums, step, respond)
-        return made, Tracked(state.accountant, state.start, sums, memory)
+        new_updates, memory = update_inner(updates, state.inner, weights)
+        arrays = eqx.filter(new_updates, eqx.is_inexact_array)
+        step = Step(weights, gradient, state.inner, arrays)
+        terms = state.budget.add(state.terms, step, update_inner)
+        return new_updates, Tracked(state.budget, state.start, terms, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -141,11 +139,11 @@ def tracked(opt_state: PyTree, params: PyTree) -> Ledger:
             "`homoflow.track`; it takes one to read."
         )
     (state,) = states
-    now = state.accountant.values(eqx.filter(params, eqx.is_inexact_array))
-    return state.accountant.ledger(state.start, now, state.sums)
+    now = state.budget.values(eqx.filter(params, eqx.is_inexact_array))
+    return state.budget.ledger(state.start, now, state.terms)
 
 
-class _Given(eqx.Module):
+class _ConstantFactory(eqx.Module):
     """A factory of one optimizer, equal to another of the same."""
 
     optimizer: optax.GradientTransformation = eqx.field(static=True)
@@ -154,9 +152,9 @@ class _Given(eqx.Module):
         return self.optimizer
 
 
-def _sources_of(optimizer: optax.GradientTransformation, weights: PyTree) -> Sources:
+def _parts_of(optimizer: optax.GradientTransformation, weights: PyTree) -> UpdateParts:
     try:
-        return read_sources(_Given(optimizer), weights)
+        return probe_update_parts(_ConstantFactory(optimizer), weights)
     except (jax.errors.TracerArrayConversionError, jax.errors.UnexpectedTracerError):
         return UNKNOWN
 
@@ -165,13 +163,12 @@ def _refuse_unless_there(laws: Laws, weights: PyTree) -> None:
     for law in laws:
         for path in law.paths():
             try:
-                found = leaf_at(weights, path)
+                leaf = leaf_at(weights, path)
             except (AttributeError, IndexError, KeyError, TypeError):
-                found = None
-            if not hasattr(found, "dtype"):
-                name = jax.tree_util.keystr(path).lstrip(".")
+                leaf = None
+            if not hasattr(leaf, "dtype"):
                 raise ValueError(
-                    f"The law {law.name} is about the array `{name}`, which these "
-                    "parameters do not have. Pass the model that the laws are of, or "
-                    "`eqx.filter(model, eqx.is_inexact_array)`, with that array in it."
+                    f"The law {law.name} is about the array `{path_text(path)}`, which "
+                    "these parameters do not have. Pass the model that the laws are of, "
+                    "or `eqx.filter(model, eqx.is_inexact_array)`, with that array in it."
                 )

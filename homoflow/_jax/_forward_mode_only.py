@@ -6,13 +6,13 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import PyTree
 
-REVERSE = (
+_NO_REVERSE_MODE = (
     "Reverse-mode derivatives (jax.grad, jax.vjp, jax.jacrev) through the exact flow, "
     "`homoflow.Filippov`, are not available. Forward-mode ones are: jax.jvp along one "
     "direction, jax.jacfwd along all. Or pass `solver=homoflow.Averaged()` to "
     "differentiate the approximate flow in either mode."
 )
-SECOND = (
+_NO_SECOND_ORDER = (
     "Second derivatives through the exact flow, `homoflow.Filippov`, are not available: "
     "jax.jvp and jax.jacfwd give first ones. Or pass `solver=homoflow.Averaged()` to "
     "differentiate the approximate flow twice."
@@ -21,7 +21,7 @@ SECOND = (
 _tangent_p = Primitive("homoflow_forward_only")
 
 
-def _same(tangent):
+def _identity(tangent):
     return tangent
 
 
@@ -29,17 +29,17 @@ def _no_transpose(cotangent, tangent):
     del tangent
     if isinstance(cotangent, ad.Zero):
         return [None]
-    raise NotImplementedError(REVERSE)
+    raise NotImplementedError(_NO_REVERSE_MODE)
 
 
-_tangent_p.def_impl(_same)
-_tangent_p.def_abstract_eval(_same)
-mlir.register_lowering(_tangent_p, mlir.lower_fun(_same, multiple_results=False))
+_tangent_p.def_impl(_identity)
+_tangent_p.def_abstract_eval(_identity)
+mlir.register_lowering(_tangent_p, mlir.lower_fun(_identity, multiple_results=False))
 ad.deflinear2(_tangent_p, _no_transpose)
 batching.defvectorized(_tangent_p)
 
 
-def forward_only(tangents: PyTree) -> PyTree:
+def forbid_reverse_mode(tangents: PyTree) -> PyTree:
     """The tangents unchanged; `NotImplementedError` where one is transposed."""
     return jax.tree.map(
         lambda t: _tangent_p.bind(t) if eqx.is_inexact_array(t) else t, tangents
@@ -47,17 +47,18 @@ def forward_only(tangents: PyTree) -> PyTree:
 
 
 @jax.custom_jvp
-def _once(leaf):
+def _not_differentiable(leaf):
     return leaf
 
 
-@_once.defjvp
+@_not_differentiable.defjvp
 def _refuse(primals, tangents):
-    raise NotImplementedError(SECOND)
+    raise NotImplementedError(_NO_SECOND_ORDER)
 
 
-def differentiated_once(tree: PyTree) -> PyTree:
+def forbid_second_derivatives(tree: PyTree) -> PyTree:
     """The tree unchanged; `NotImplementedError` where it is differentiated."""
     return jax.tree.map(
-        lambda leaf: _once(leaf) if eqx.is_inexact_array(leaf) else leaf, tree
+        lambda leaf: _not_differentiable(leaf) if eqx.is_inexact_array(leaf) else leaf,
+        tree,
     )

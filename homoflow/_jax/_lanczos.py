@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
-#: Vectors kept before the iteration starts again from the best one, and how often it may.
-_BASIS = 32
-_CYCLES = 30
+#: Vectors kept before the iteration restarts from the best one, and how often it may.
+_MAX_BASIS = 32
+_MAX_RESTARTS = 30
 
 
 class Eigenpair(NamedTuple):
@@ -37,48 +37,48 @@ def largest_eigenvalue(
     """
     start = jr.normal(jr.key(0), (size,), dtype)
 
-    def more(state):
+    def should_restart(state):
         found, cycle, products = state
         del products
-        return ~found.is_good & (cycle < _CYCLES)
+        return ~found.is_converged & (cycle < _MAX_RESTARTS)
 
-    def again(state):
+    def restart(state):
         found, cycle, products = state
-        found, used = _cycle(product, found.vector, min(size, _BASIS), rtol)
+        found, used = _lanczos(product, found.vector, min(size, _MAX_BASIS), rtol)
         return found, cycle + 1, products + used
 
-    nothing = _Ritz(jnp.asarray(jnp.nan, dtype), start, jnp.asarray(False))
+    initial = _Ritz(jnp.asarray(jnp.nan, dtype), start, jnp.asarray(False))
     found, _, products = jax.lax.while_loop(
-        more, again, (nothing, jnp.asarray(0), jnp.asarray(0))
+        should_restart, restart, (initial, jnp.asarray(0), jnp.asarray(0))
     )
-    value = jnp.where(found.is_good, found.value, jnp.nan)
+    value = jnp.where(found.is_converged, found.value, jnp.nan)
     return Eigenpair(value, found.vector, products)
 
 
 class _Ritz(NamedTuple):
     value: Float[Array, ""]
     vector: Float[Array, " size"]
-    is_good: Bool[Array, ""]
+    is_converged: Bool[Array, ""]
 
 
 class _Krylov(NamedTuple):
     """A basis, the tridiagonal matrix in it, and its largest eigenvalue's vector."""
 
-    basis: Float[Array, "more size"]
-    diagonal: Float[Array, " most"]
-    beside: Float[Array, " most"]
+    basis: Float[Array, "max_length+1 size"]
+    diagonal: Float[Array, " max_length"]
+    off_diagonal: Float[Array, " max_length"]
     length: Int[Array, ""]
     value: Float[Array, ""]
-    coordinates: Float[Array, " most"]
-    is_good: Bool[Array, ""]
+    coordinates: Float[Array, " max_length"]
+    is_converged: Bool[Array, ""]
 
 
-def _cycle(
-    product: Callable[[Array], Array], start: Array, most: int, rtol: float
+def _lanczos(
+    product: Callable[[Array], Array], start: Array, max_length: int, rtol: float
 ) -> tuple[_Ritz, Int[Array, ""]]:
     """Lanczos from `start` until the residual is small or the basis is full."""
     dtype = start.dtype
-    zeros = jnp.zeros(most, dtype)
+    zeros = jnp.zeros(max_length, dtype)
 
     def step(k: _Krylov) -> _Krylov:
         q = k.basis[k.length]
@@ -87,31 +87,48 @@ def _cycle(
         for _ in range(2):  # Once leaves what rounding brings back.
             z = z - (k.basis @ z) @ k.basis
         size = jnp.linalg.norm(z)
-        beside = k.beside.at[k.length].set(size)
+        off_diagonal = k.off_diagonal.at[k.length].set(size)
         basis = k.basis.at[k.length + 1].set(jnp.where(size > 0, z / size, 0))
-        value, coordinates, norm = _ritz(diagonal, beside, k.length + 1)
+        value, coordinates, norm = _ritz(diagonal, off_diagonal, k.length + 1)
         residual = size * jnp.abs(coordinates[k.length])
-        good = residual <= rtol * norm
-        return _Krylov(basis, diagonal, beside, k.length + 1, value, coordinates, good)
+        is_converged = residual <= rtol * norm
+        return _Krylov(
+            basis,
+            diagonal,
+            off_diagonal,
+            k.length + 1,
+            value,
+            coordinates,
+            is_converged,
+        )
 
-    basis = jnp.zeros((most + 1, start.size), dtype)
-    empty = _Krylov(
+    basis = jnp.zeros((max_length + 1, start.size), dtype)
+    initial = _Krylov(
         basis.at[0].set(start / jnp.linalg.norm(start)),
-        zeros, zeros, jnp.asarray(0), zeros[0], zeros, jnp.asarray(False),
-    )  # fmt: skip
-    k = jax.lax.while_loop(lambda k: ~k.is_good & (k.length < most), step, empty)
-    vector = k.coordinates @ k.basis[:most]
-    return _Ritz(k.value, vector, k.is_good), k.length
+        diagonal=zeros,
+        off_diagonal=zeros,
+        length=jnp.asarray(0),
+        value=zeros[0],
+        coordinates=zeros,
+        is_converged=jnp.asarray(False),
+    )
+    k = jax.lax.while_loop(
+        lambda k: ~k.is_converged & (k.length < max_length), step, initial
+    )
+    vector = k.coordinates @ k.basis[:max_length]
+    return _Ritz(k.value, vector, k.is_converged), k.length
 
 
-def _ritz(diagonal: Array, beside: Array, length: Array) -> tuple[Array, Array, Array]:
+def _ritz(
+    diagonal: Array, off_diagonal: Array, length: Array
+) -> tuple[Array, Array, Array]:
     """Largest eigenvalue, its vector, and the norm of the leading tridiagonal block."""
     index = jnp.arange(diagonal.size)
-    beside = jnp.where(index < length - 1, beside, 0)[:-1]
+    off_diagonal = jnp.where(index < length - 1, off_diagonal, 0)[:-1]
     # What is not in use yet goes below all that is, so that it sorts first.
-    lowest = -2 * (jnp.max(jnp.abs(diagonal)) + 2 * jnp.max(beside, initial=0))
+    lowest = -2 * (jnp.max(jnp.abs(diagonal)) + 2 * jnp.max(off_diagonal, initial=0))
     diagonal = jnp.where(index < length, diagonal, lowest)
-    matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+    matrix = jnp.diag(diagonal) + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
     values, vectors = jnp.linalg.eigh(matrix)
     used = index >= diagonal.size - length
     return values[-1], vectors[:, -1], jnp.max(jnp.where(used, jnp.abs(values), 0))

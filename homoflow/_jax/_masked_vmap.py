@@ -1,4 +1,4 @@
-"""What only some of a batch need, for those alone."""
+"""A function under `vmap`, for only some elements of the batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,60 +10,66 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import PyTree
 
 
-def of_those(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(*arrays)` as `(wanted, *arrays)`: computed where it is wanted.
+def masked_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Applies `function` to those elements of a batch only that a mask selects.
 
-    Elsewhere it is 0, or what the function makes of the numbers there, which is to be
-    finite.
+    Returns `g(mask, *arrays)`. Outside of `vmap`, `g` calls `function(*arrays)`: its
+    caller has decided that it is needed. Under `vmap` it depends on the platform:
 
-    Under `vmap` on a CPU it goes through those that are wanted, one after the other, as
-    LAPACK would; on other devices it computes all together. Without `vmap` it is the
-    function itself: who calls it there wants it. It has no derivative.
+    - CPU: a loop calls the function once for each selected element. The others are 0.
+    - Elsewhere: `jax.vmap(function)` on the whole batch. What is not selected is computed
+      from its own numbers, which have to be finite.
+
+    It is for small dense linear algebra, such as `eigh`: on a CPU XLA goes through the
+    matrices of a batch one by one anyway. It has no derivative.
     """
 
     @custom_vmap
-    def one(wanted, *arrays):
-        del wanted
+    def call(mask, *arrays):
+        del mask
         return function(*arrays)
 
-    @one.def_vmap
-    def _(count, is_batched, *given):
-        results = several(*_all_batched(count, is_batched, given))
+    @call.def_vmap
+    def _(count, is_batched, *arguments):
+        results = call_batch(*_broadcast(count, is_batched, arguments))
         return results, jax.tree.map(lambda _: True, results)
 
     @custom_vmap
-    def several(wanted, *arrays):
+    def call_batch(mask, *arrays):
         return lax.platform_dependent(
-            wanted,
+            mask,
             *arrays,
-            cpu=in_turn,
-            default=lambda wanted, *arrays: jax.vmap(function)(*arrays),
+            cpu=loop_over_selected,
+            default=lambda mask, *arrays: jax.vmap(function)(*arrays),
         )
 
-    @several.def_vmap
-    def _(count, is_batched, *given):
-        given = _all_batched(count, is_batched, given)
-        results = several(*jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), given))
-        results = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), results)
+    @call_batch.def_vmap
+    def _(count, is_batched, *arguments):
+        arguments = _broadcast(count, is_batched, arguments)
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), arguments)
+        results = jax.tree.map(
+            lambda a: a.reshape(count, -1, *a.shape[1:]), call_batch(*flat)
+        )
         return results, jax.tree.map(lambda _: True, results)
 
-    def in_turn(wanted, *arrays):
-        first = jnp.argsort(~wanted)
+    def loop_over_selected(mask, *arrays):
+        selected_first = jnp.argsort(~mask)
         shapes = jax.eval_shape(jax.vmap(function), *arrays)
 
-        def next_one(i, results):
-            place = first[i]
+        def call_next(i, results):
+            place = selected_first[i]
             result = function(*jax.tree.map(lambda a: a[place], arrays))
             return jax.tree.map(lambda all_, a: all_.at[place].set(a), results, result)
 
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return lax.fori_loop(0, jnp.sum(wanted), next_one, nothing)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return lax.fori_loop(0, jnp.sum(mask), call_next, zeros)
 
-    return one
+    return call
 
 
-def _all_batched(count: int, is_batched: PyTree, given: tuple[Any, ...]):
-    leaves, structure = jax.tree.flatten(given)
+def _broadcast(count: int, is_batched: PyTree, arguments: tuple[Any, ...]):
+    """The arguments, each with the batch's axis in front."""
+    leaves, structure = jax.tree.flatten(arguments)
     return jax.tree.unflatten(
         structure,
         [

@@ -1,4 +1,4 @@
-"""Facts that do not depend on the values of arrays, found out once."""
+"""A cache for what does not depend on the values of arrays."""
 
 import functools
 from collections import OrderedDict
@@ -8,39 +8,39 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 
-_Fact = TypeVar("_Fact")
-#: Structures remembered per kind of fact. They hold functions that a user passed, and
-#: what those refer to.
-_MOST = 32
+_Result = TypeVar("_Result")
+#: Results kept per function. Their keys hold functions that a user passed, and what those
+#: refer to.
+_MAX_SIZE = 32
 
 
-def known_by_structure(
-    of: Callable[..., Any] = lambda *given: given,
-) -> Callable[[Callable[..., _Fact]], Callable[..., _Fact]]:
-    """Computes what traces the functions that it is given once for each structure.
+def cached_by_structure(
+    key: Callable[..., Any] = lambda *arguments: arguments,
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """Caches a function that traces its arguments, by their structure.
 
-    That is everything but the values of arrays, in what `of` takes from the arguments, and
-    what JAX is told of dtypes and precision. An error is not remembered.
+    That is everything but the values of arrays, in what `key` takes from the arguments,
+    and what JAX is told of dtypes and precision. An error is not cached.
     """
 
-    def remembering(find: Callable[..., _Fact]) -> Callable[..., _Fact]:
-        known: OrderedDict[Hashable, _Fact] = OrderedDict()
+    def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
+        cache: OrderedDict[Hashable, _Result] = OrderedDict()
 
-        @functools.wraps(find)
-        def found(*given: Any) -> _Fact:
-            structure = _structure(of(*given)), _settings()
+        @functools.wraps(function)
+        def call(*arguments: Any) -> _Result:
+            structure = _structure(key(*arguments)), _settings()
             if not _is_hashable(structure):
-                return find(*given)
-            if structure not in known:
-                known[structure] = find(*given)
-            known.move_to_end(structure)
-            if len(known) > _MOST:
-                known.popitem(last=False)
-            return known[structure]
+                return function(*arguments)
+            if structure not in cache:
+                cache[structure] = function(*arguments)
+            cache.move_to_end(structure)
+            if len(cache) > _MAX_SIZE:
+                cache.popitem(last=False)
+            return cache[structure]
 
-        return found
+        return call
 
-    return remembering
+    return decorate
 
 
 def _settings() -> tuple[Any, ...]:
@@ -55,10 +55,10 @@ def _settings() -> tuple[Any, ...]:
 
 def _structure(tree: Any) -> tuple[Any, ...]:
     leaves, structure = jax.tree.flatten(tree)
-    return structure, *map(_of_leaf, leaves)
+    return structure, *map(_leaf_structure, leaves)
 
 
-def _of_leaf(leaf: Any) -> Any:
+def _leaf_structure(leaf: Any) -> Any:
     if not eqx.is_array(leaf):
         # A float and an int that are equal may not be the same to a function.
         return type(leaf), leaf

@@ -11,7 +11,7 @@ def is_concrete(tree: PyTree) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def is_untraced(tree: PyTree) -> bool:
+def is_concrete_call(tree: PyTree) -> bool:
     """Whether a function of this is called by itself, not inside of jit, vmap or grad."""
     # A constant is traced inside of what is being compiled, whatever the arguments.
     return is_concrete((tree, jax.numpy.zeros(())))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._jax._compilation import quickly_compiled
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
 from .._jax._tracing import is_concrete
@@ -194,7 +194,7 @@ def obstacle(problem: Problem) -> str | None:
             "show; give a `loss` over samples"
         )
     function = kinked_function(problem)
-    named = (*function.refused, *_loss_kinks(problem, objective))
+    named = (*function.unsupported, *_loss_kinks(problem, objective))
     if named:
         return (
             f"it has {', '.join(named)}, and the kinks that can be followed are those "
@@ -282,7 +282,7 @@ def _run_with_room(
         max_active *= 2
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _solve(call: _Call, options: _Options) -> Trajectory:
     problem, grid = call.problem, call.grid

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
-from .._jax._tracing import is_untraced
+from .._jax._dtypes import cast_floats
+from .._jax._text import first_line
+from .._jax._tracing import is_concrete_call
 from .._observe._recorder import Recorder
 from .._observe._time_grid import TimeGrid
 from .._problem._problem import Problem
@@ -27,7 +28,7 @@ def solve_in_float64(
     """
     with jax.enable_x64(True):
         wide = widened((problem, recorder, grid))
-        trajectory = _cast(solve(*wide), np.float32, np.int32)
+        trajectory = _narrow(solve(*wide))
 
     def as_given(model: PyTree) -> PyTree:
         return eqx.combine(eqx.filter(model, problem.mask), problem.frozen)
@@ -42,7 +43,7 @@ def solve_in_float64(
 
 def widened(tree: PyTree) -> PyTree:
     """The same numbers in float64, which has to be switched on."""
-    return _cast(tree, np.float64, np.int64)
+    return cast_floats(tree, jnp.float64)
 
 
 def _is_none(leaf) -> bool:
@@ -51,7 +52,7 @@ def _is_none(leaf) -> bool:
 
 def why_not_in_float64(problem: Problem) -> str | None:
     """What keeps a float32 problem from being followed in float64, or `None`."""
-    if not (is_untraced(problem) or jax.config.read("jax_enable_x64")):
+    if not (is_concrete_call(problem) or jax.config.read("jax_enable_x64")):
         return (
             "the sides of kinks are told apart in float64 only, which under jit and "
             "vmap has to be switched on: run `jax.config.update('jax_enable_x64', "
@@ -62,19 +63,15 @@ def why_not_in_float64(problem: Problem) -> str | None:
         try:
             eqx.filter_eval_shape(wide.loss, wide.weights)
         except (TypeError, ValueError) as error:  # strict promotion raises either
-            reason = str(error).strip().split("\n")[0]
-            return f"the model cannot be evaluated in float64 ({reason})"
+            return f"the model cannot be evaluated in float64 ({first_line(error)})"
     return None
 
 
-def _cast(tree: PyTree, floats: type, integers: type) -> PyTree:
-    """Floating-point arrays in one dtype, and 64-bit integers in another."""
+def _narrow(tree: PyTree) -> PyTree:
+    """The arrays as they would be with float64 switched off."""
 
-    def one(leaf):
-        if not eqx.is_array(leaf):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf.astype(floats)
-        return leaf.astype(integers) if leaf.dtype == jnp.int64 else leaf
+    def narrow_integers(leaf):
+        is_wide = eqx.is_array(leaf) and leaf.dtype == jnp.int64
+        return leaf.astype(jnp.int32) if is_wide else leaf
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(narrow_integers, cast_floats(tree, jnp.float32))

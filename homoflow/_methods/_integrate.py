@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics
 from .._jax._arrays import all_finite
-from .._jax._compilation import quickly_compiled
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
+from .._jax._runtime_checks import without_time_checks
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
 from .._observe._time_grid import TimeGrid, input_error, time_reached
@@ -20,7 +21,7 @@ from .._problem._problem import Problem
 from .._rescaling import Orbit
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-from .._solvers import OnOrbit, Remembered, as_flow_solver
+from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._save_plan import Records, make_save_plan
 from ._settings import Settings
@@ -76,8 +77,9 @@ class _Options(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
+@without_time_checks()
 def _solve(
     problem: Problem,
     shown: Problem | None,
@@ -101,7 +103,7 @@ def _solve(
     stepper, controller = _stepper_and_controller(problem, settings, equation, span)
     solver, orbit = stepper, equation.orbit
     if orbit is not None and not _remembers_much(stepper, equation):
-        solver = OnOrbit(stepper, orbit, _tolerated_drift(settings, grid))
+        solver = ProjectedSolver(stepper, orbit, _tolerated_drift(settings, grid))
     plan = make_save_plan(
         equation,
         recorder,
@@ -202,8 +204,8 @@ def _removed(orbit: Orbit, records: Records, solver_state: PyTree) -> Float[Arra
     """The largest of the drifts that were removed, relative to ‖w‖²."""
     ends = map(orbit.values, (records.last, records.final))
     drifts = jax.tree.map(jnp.subtract, *ends)
-    if isinstance(solver_state, Remembered):
-        drifts = jax.tree.map(jnp.add, solver_state.removed, drifts)
+    if isinstance(solver_state, ProjectedState):
+        drifts = jax.tree.map(jnp.add, solver_state.removed_drift, drifts)
     size = orbit.size(records.final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
     return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))

@@ -6,7 +6,8 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 
-from .._jax._tracing import is_untraced
+from .._jax._text import first_line
+from .._jax._tracing import is_concrete_call
 from .._laws import Law, Laws, known_laws, threshold, violations_at_random_weights
 from .._models import factorization_objective
 from .._problem._losses import Risk, SquaredLoss
@@ -86,7 +87,7 @@ def _why_uncertified(problem: Problem, laws: tuple[Law, ...]) -> str | None:
     }
     if not all(law.paths() <= trained for law in laws):
         return "some of the laws involve arrays that are not trained"
-    if not is_untraced(problem):
+    if not is_concrete_call(problem):
         return (
             "inside of jit, vmap and grad only laws of homoflow's own models and losses "
             "are certain"
@@ -98,8 +99,7 @@ def _why_uncertified(problem: Problem, laws: tuple[Law, ...]) -> str | None:
                 laws, wide.objective, wide.model, wide.data, wide.mask
             )
         except (TypeError, ValueError) as error:  # strict promotion raises either
-            first_line = str(error).strip().split("\n")[0]
-            return f"the laws cannot be certified in float64 ({first_line})"
+            return f"the laws cannot be certified in float64 ({first_line(error)})"
         broken = [
             law.name
             for law, size in zip(laws, violations.tolist(), strict=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._jax._precision import full_matmul_precision
-from .._jax._structural_cache import known_by_structure
+from .._jax._structural_cache import cached_by_structure
 from .._jaxpr import Degree, degree_in
 from .._problem._data import sample_shape
 from .._problem._losses import Risk, is_squared
@@ -46,7 +46,7 @@ def reduce_samples(task: Task) -> Task:
     return dataclasses.replace(task, problem=smaller, sample_reduction=note)
 
 
-@known_by_structure()
+@cached_by_structure()
 def _degree(problem: Problem) -> Degree:
     """What is proved of the model in its input; `UNKNOWN` if that is of no use."""
     objective = problem.objective

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from .._dynamics._base import AbstractDynamics
 from .._jax._progress import Progress
-from .._jax._tracing import is_concrete, is_untraced
+from .._jax._tracing import is_concrete, is_concrete_call
 from .._observe._recorder import Recorder
 from .._observe._time_grid import TimeGrid
 from .._problem._problem import Problem
@@ -45,7 +45,7 @@ class Task:
     @property
     def is_untraced(self) -> bool:
         """Whether it is outside of jit, vmap and grad, where numbers may decide."""
-        return is_untraced((self.given, self.dynamics, self.grid, self.rtol))
+        return is_concrete_call((self.given, self.dynamics, self.grid, self.rtol))
 
 
 def is_infinite(t1: Any) -> bool:

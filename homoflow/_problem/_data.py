@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._jax._structural_cache import known_by_structure
+from .._jax._dtypes import cast_floats
+from .._jax._structural_cache import cached_by_structure
+from .._jax._text import first_line
 from .._jax._tracing import is_concrete, known_finite
 
 
@@ -43,17 +45,12 @@ def as_objective_data(data: Any, dtype: jnp.dtype) -> PyTree:
     return cast_floats(data, dtype)
 
 
-def cast_floats(tree: PyTree, dtype: jnp.dtype) -> PyTree[Array]:
-    """Arrays, the floating-point ones in `dtype` and the others as they are."""
-    return jax.tree.map(lambda leaf: _cast(_as_array(leaf), dtype), tree)
-
-
 def sample_shape(x: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
     """Shape and dtype of one of the samples stacked in `x`."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
 
 
-@known_by_structure()
+@cached_by_structure()
 def shape_of(function: Callable, *given: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shape and dtype of what a function or model returns."""
     return eqx.filter_eval_shape(function, *given)
@@ -74,10 +71,6 @@ def _refuse_complex(data: PyTree[Array]) -> None:
         raise ValueError(
             "The data are complex: give real and imaginary parts as real arrays."
         )
-
-
-def _cast(leaf: Array, dtype: jnp.dtype) -> Array:
-    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _sample_count(x: PyTree[Array], y: PyTree[Array]) -> int:
@@ -105,11 +98,10 @@ def _inputs_for(model: PyTree, x: PyTree[Array], dtype: jnp.dtype) -> PyTree[Arr
     if _why_not_applicable(model, as_given) is None:
         return as_given
     shapes = [s.shape for s in jax.tree.leaves(sample_shape(x))]
-    reason = str(error).strip().split("\n")[0]
     raise ValueError(
         f"The model cannot be applied to one input sample of shape "
-        f"{shapes[0] if len(shapes) == 1 else shapes}: {reason}. Inputs have shape "
-        "(samples, …), and the model maps one sample to one output."
+        f"{shapes[0] if len(shapes) == 1 else shapes}: {first_line(error)}. Inputs have "
+        "shape (samples, …), and the model maps one sample to one output."
     ) from error
 
 

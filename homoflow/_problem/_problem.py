@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._jax._structural_cache import known_by_structure
+from .._jax._structural_cache import cached_by_structure
 from .._jax._tracing import is_concrete
-from .._jaxpr import with_quick_softplus
+from .._jaxpr import use_fast_softplus
 from ._data import (
     as_objective_data,
     as_samples,
@@ -86,7 +86,7 @@ class Problem(eqx.Module):
 # the model is called once.
 @eqx.filter_jit
 def _evaluate(objective: Objective, frozen: PyTree, weights: PyTree, data: PyTree):
-    @with_quick_softplus
+    @use_fast_softplus
     def loss(weights: PyTree) -> Float[Array, ""]:
         return objective(eqx.combine(weights, frozen), data)
 
@@ -141,7 +141,7 @@ def _check_loss(model: PyTree, data: tuple[PyTree[Array], Array], loss: LossLike
         loss.check_targets(y, prediction.size)
 
 
-@known_by_structure()
+@cached_by_structure()
 def _prediction_shape(model: PyTree, x: PyTree, y: Array, loss: LossLike):
     """The shape of one prediction; `ValueError` unless the loss of it is a number."""
     prediction = shape_of(model, sample_shape(x))

@@ -3,12 +3,12 @@
 import equinox as eqx
 from jaxtyping import PyTree
 
-from .._jax._structural_cache import known_by_structure
+from .._jax._structural_cache import cached_by_structure
 from .._jaxpr import nonsmooth_primitives
 from ._problem import Problem
 
 
-@known_by_structure()
+@cached_by_structure()
 def kinks_of(problem: Problem) -> tuple[str, ...]:
     """Names of the kinked operations between the weights and what is minimized.
 

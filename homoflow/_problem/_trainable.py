@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._jax._text import path_text
+
 Trainable = PyTree[bool] | Callable[..., bool] | None
 
 
@@ -54,7 +56,7 @@ def _refuse_integers(model: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         if eqx.is_array(leaf) and _is_integer(leaf):
             raise ValueError(
-                f"The model's array at `{_dotted(path)}` has the integer type "
+                f"The model's array at `{path_text(path)}` has the integer type "
                 f"{leaf.dtype}. If it is a weight, make it floating point, for example "
                 "with `.astype(float)`; if it is a constant, say so by passing "
                 "`trainable=eqx.is_inexact_array`."
@@ -64,14 +66,10 @@ def _refuse_integers(model: PyTree) -> None:
 def _refuse_unless_real(path, leaf) -> None:
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
-            f"`trainable` selects `{_dotted(path)}`, of type {leaf.dtype}: only "
+            f"`trainable` selects `{path_text(path)}`, of type {leaf.dtype}: only "
             "real floating-point arrays can be trained."
         )
 
 
 def _is_integer(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == jnp.bool_
-
-
-def _dotted(path) -> str:
-    return jax.tree_util.keystr(path).lstrip(".")

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._jax._arrays import tree_norm
+from .._jax._dtypes import cast_floats
 from .._jax._tracing import is_concrete
-from .._problem._data import cast_floats
 from ._status import RESULTS
 from ._trajectory import Trajectory
 
@@ -241,7 +241,7 @@ def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, "
 def _as_inputs(x: PyTree, model: PyTree) -> PyTree[Array]:
     """Inputs as the runs saw them: floats in the dtype of the weights."""
     dtype = jax.tree.leaves(_arrays(model))[0].dtype
-    return cast_floats(x, dtype)
+    return cast_floats(jax.tree.map(jnp.asarray, x), dtype)
 
 
 def _along(distance, a: PyTree, b: PyTree) -> Float[Array, " times"]:

@@ -5,6 +5,9 @@ from ._base import (
     as_flow_solver as as_flow_solver,
 )
 from ._gauss_legendre import GaussLegendre as GaussLegendre
-from ._projected import OnOrbit as OnOrbit, Remembered as Remembered
+from ._projected import (
+    ProjectedSolver as ProjectedSolver,
+    ProjectedState as ProjectedState,
+)
 from ._rodas5p import Rodas5P as Rodas5P
 from .exponential_adams._solver import ExponentialAdams as ExponentialAdams

@@ -14,31 +14,32 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ._base import AbstractFlowSolver
+from ._checks import require_single_dtype
 from ._interpolation import AbstractStepPolynomial
 
 #: Beyond this many unknowns the dense Jacobian of the stages takes gigabytes.
-MOST_UNKNOWNS = 20_000
-#: Iterations until a step has failed, and units of rounding of its size to which its
-#: stages are to be found.
-_MOST_ITERATIONS = {"newton": 25, "fixed point": 100}
-_ROUNDING = 0.5
-#: An iteration whose changes are as small as this and grow has met rounding, and more
-#: than so many units are a failure.
-_MET_ROUNDING, _FAILED = 10, 1e4
+MAX_UNKNOWNS = 20_000
+#: Iterations until a step has failed.
+_MAX_ITERATIONS = {"newton": 25, "fixed point": 100}
+#: In units of rounding of the step's size: to what its stages are to be found, below
+#: which change an iteration whose changes grow has met rounding, and above which last
+#: change it has failed.
+_TOLERANCE, _NEAR_ROUNDING, _FAILURE = 0.5, 10, 1e4
+#: Columns of the Jacobian that are computed at a time.
 _CHUNK = 8
 
 
 class _Tableau(NamedTuple):
     """Nodes, coefficients and weights; what turns stages into the polynomial's powers.
 
-    `bends[p, i]` is the weight of stage i in the coefficient of θ^(p+1); `start` gives the
-    slope at the step's start from those at the nodes.
+    `coefficients[p, i]` is the weight of stage i in the coefficient of θ^(p+1); `start`
+    gives the slope at the step's start from those at the nodes.
     """
 
     nodes: np.ndarray
     a: np.ndarray
     b: np.ndarray
-    bends: np.ndarray
+    coefficients: np.ndarray
     start: np.ndarray
 
 
@@ -49,19 +50,21 @@ def _tableau(stages: int) -> _Tableau:
     # Lagrange's polynomials: column i is the coefficients of the one that is 1 at node i.
     lagrange = np.linalg.inv(np.vander(nodes, increasing=True))
     powers = np.arange(1, stages + 1)
-    bends = lagrange / powers[:, None]
-    a = (nodes[:, None] ** powers) @ bends
-    return _Tableau(nodes, a, b, bends, lagrange[0])
+    coefficients = lagrange / powers[:, None]
+    a = (nodes[:, None] ** powers) @ coefficients
+    return _Tableau(nodes, a, b, coefficients, lagrange[0])
 
 
 class _Collocation(AbstractStepPolynomial):
     """The polynomial of degree s with the field's slopes at the nodes."""
 
     @staticmethod
-    def at(s, start, end, bends):
-        powers = s ** jnp.arange(1, bends.shape[0] + 1, dtype=start.dtype)
+    def evaluate_leaf(s, start, end, coefficients):
+        powers = s ** jnp.arange(1, coefficients.shape[0] + 1, dtype=start.dtype)
         # To the last digit what the step ends with.
-        return jnp.where(s == 1, end, start + jnp.tensordot(powers, bends, axes=1))
+        return jnp.where(
+            s == 1, end, start + jnp.tensordot(powers, coefficients, axes=1)
+        )
 
 
 class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
@@ -117,7 +120,7 @@ class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     def __check_init__(self):
         if self.stages not in (1, 2, 3):
             raise ValueError(f"`stages` must be 1, 2 or 3; got {self.stages}.")
-        if self.iteration not in _MOST_ITERATIONS:
+        if self.iteration not in _MAX_ITERATIONS:
             raise ValueError(
                 f"`iteration` must be 'newton' or 'fixed point'; got {self.iteration!r}."
             )
@@ -129,19 +132,12 @@ class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         return self.stages + 1
 
     def init(self, terms, t0, t1, y0, args):
-        leaves = jax.tree.leaves(y0)
-        dtypes = {jnp.result_type(leaf) for leaf in leaves}
-        floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
-        if len(dtypes) != 1 or not floating:
-            named = ", ".join(sorted(map(str, dtypes))) or "nothing"
-            raise ValueError(
-                f"GaussLegendre needs a state of one floating-point dtype; got {named}."
-            )
-        unknowns = self.stages * sum(jnp.size(leaf) for leaf in leaves)
-        if self.iteration == "newton" and unknowns > MOST_UNKNOWNS:
+        require_single_dtype("GaussLegendre", y0)
+        unknowns = self.stages * sum(jnp.size(leaf) for leaf in jax.tree.leaves(y0))
+        if self.iteration == "newton" and unknowns > MAX_UNKNOWNS:
             raise ValueError(
                 f"GaussLegendre decomposes a dense {unknowns:,} × {unknowns:,} matrix in "
-                f"every step and refuses more than {MOST_UNKNOWNS:,} unknowns: use "
+                f"every step and refuses more than {MAX_UNKNOWNS:,} unknowns: use "
                 "`iteration='fixed point'`."
             )
 
@@ -155,48 +151,35 @@ class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         control = terms.contr(t0, t1)
         t0, h = jnp.asarray(t0), jnp.asarray(t1 - t0)
         times = t0 + jnp.asarray(tableau.nodes, h.dtype) * h
-        a, b = (jnp.asarray(part, w.dtype) for part in (tableau.a, tableau.b))
 
         def increment(t, w):
             moved = terms.vf_prod(t, unravel(w), args, control)
             return ravel_pytree(moved)[0].astype(w.dtype)
 
-        def increments(z):
+        def stage_increments(z):
             return jax.vmap(increment)(times, w + z)
 
-        def residual(z):
-            return z - a @ increments(z)
-
         # The field at the start gives the first guess, and later the error.
-        first = increment(t0, w)
+        start_increment = increment(t0, w)
         correct = _identity
         if self.iteration == "newton":
+            a = jnp.asarray(tableau.a, w.dtype)
             correct = _newton_correction(lambda w: increment(t0, w), w, a)
-        z, left = lax.custom_root(
-            residual,
-            jnp.asarray(tableau.nodes, w.dtype)[:, None] * first,
-            lambda residual, z: _iterated(
-                residual,
-                z,
-                jnp.linalg.norm(w),
-                correct,
-                _MOST_ITERATIONS[self.iteration],
-            ),
-            _dense_solve if self.iteration == "newton" else _summed_series,
-            has_aux=True,
+        z, last_change = self._solve_stages(
+            tableau, w, start_increment, stage_increments, correct
         )
-        is_found = left <= _FAILED * float(jnp.finfo(w.dtype).eps)
-        d = increments(z)
-        w1 = w + b @ d
-        start = jnp.asarray(tableau.start, w.dtype)
-        error = (first - start @ d) / (self.stages + 1) ** 2
+        is_found = last_change <= _FAILURE * float(jnp.finfo(w.dtype).eps)
+        d = stage_increments(z)
+        w1 = w + jnp.asarray(tableau.b, w.dtype) @ d
+        polynomial_slope = jnp.asarray(tableau.start, w.dtype) @ d
+        error = (start_increment - polynomial_slope) / (self.stages + 1) ** 2
         if self.iteration == "newton":
             # As for Radau IIA: stiff parts of it have decayed.
             error = lax.stop_gradient(correct(jnp.broadcast_to(error, z.shape)))[-1]
         error = jnp.where(is_found, error, jnp.inf)
         y1 = unravel(w1)
-        bends = jax.vmap(unravel)(jnp.asarray(tableau.bends, w.dtype) @ d)
-        dense = {"y0": y0, "y1": y1, "bends": bends}
+        coefficients = jax.vmap(unravel)(jnp.asarray(tableau.coefficients, w.dtype) @ d)
+        dense = {"y0": y0, "y1": y1, "coefficients": coefficients}
         result = dfx.RESULTS.where(
             is_found,
             dfx.RESULTS.successful,
@@ -204,13 +187,38 @@ class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         )
         return y1, unravel(error), dense, solver_state, result
 
+    def _solve_stages(
+        self,
+        tableau: _Tableau,
+        w: Float[Array, " n"],
+        start_increment: Float[Array, " n"],
+        stage_increments: Callable[[Array], Array],
+        correct: Callable[[Array], Array],
+    ) -> tuple[Float[Array, "stages n"], Float[Array, ""]]:
+        """z with z = A·h·f(w + z), and the last change of its iteration."""
+        a = jnp.asarray(tableau.a, w.dtype)
+        solve_linear = _solve_dense if self.iteration == "newton" else _solve_by_series
+        return lax.custom_root(
+            lambda z: z - a @ stage_increments(z),
+            jnp.asarray(tableau.nodes, w.dtype)[:, None] * start_increment,
+            lambda residual, z: _iterate(
+                residual,
+                z,
+                jnp.linalg.norm(w),
+                correct,
+                _MAX_ITERATIONS[self.iteration],
+            ),
+            solve_linear,
+            has_aux=True,
+        )
 
-def _iterated(
+
+def _iterate(
     residual: Callable[[Array], Array],
     z: Float[Array, "stages n"],
     size: Float[Array, ""],
     correct: Callable[[Array], Array],
-    most: int,
+    max_iterations: int,
 ) -> tuple[Float[Array, "stages n"], Float[Array, ""]]:
     """z with residual 0 to rounding of something of that size, and its last change."""
     eps = float(jnp.finfo(z.dtype).eps)
@@ -219,20 +227,23 @@ def _iterated(
         whole = size + jnp.linalg.norm(z)
         return jnp.linalg.norm(change) / jnp.where(whole > 0, whole, 1)
 
-    def goes_on(now):
-        _, change, before, count = now
+    def should_continue(state):
+        _, change, previous_change, count = state
         # At the level of rounding changes become no smaller.
-        met_rounding = (change >= before) & (change <= _MET_ROUNDING * eps)
-        return (change > _ROUNDING * eps) & ~met_rounding & (count < most)
+        has_met_rounding = (change >= previous_change) & (
+            change <= _NEAR_ROUNDING * eps
+        )
+        is_unfinished = change > _TOLERANCE * eps
+        return is_unfinished & ~has_met_rounding & (count < max_iterations)
 
-    def better(now):
-        z, before, _, count = now
+    def improve(state):
+        z, previous_change, _, count = state
         change = correct(residual(z))
-        return z - change, relative(change, z), before, count + 1
+        return z - change, relative(change, z), previous_change, count + 1
 
     unknown = jnp.asarray(jnp.inf, z.dtype)
     z, change, *_ = lax.while_loop(
-        goes_on, better, (z, unknown, unknown, jnp.zeros((), jnp.int32))
+        should_continue, improve, (z, unknown, unknown, jnp.zeros((), jnp.int32))
     )
     return z, change
 
@@ -260,18 +271,18 @@ def _identity(r: Array) -> Array:
     return r
 
 
-def _dense_solve(linear: Callable[[Array], Array], b: Array) -> Array:
+def _solve_dense(linear: Callable[[Array], Array], b: Array) -> Array:
     """x with linear(x) = b, for derivatives."""
     matrix = jax.jacfwd(linear)(jnp.zeros_like(b)).reshape(b.size, b.size)
     return jnp.linalg.solve(matrix, b.reshape(-1)).reshape(b.shape)
 
 
-def _summed_series(linear: Callable[[Array], Array], b: Array) -> Array:
+def _solve_by_series(linear: Callable[[Array], Array], b: Array) -> Array:
     """The same where linear is the identity and a contraction."""
 
     def solve(linear, b):
-        most = _MOST_ITERATIONS["fixed point"]
-        nothing = jnp.zeros((), b.dtype)
-        return _iterated(lambda x: linear(x) - b, b, nothing, _identity, most)[0]
+        max_iterations = _MAX_ITERATIONS["fixed point"]
+        size = jnp.zeros((), b.dtype)
+        return _iterate(lambda x: linear(x) - b, b, size, _identity, max_iterations)[0]
 
     return lax.custom_linear_solve(linear, b, solve, transpose_solve=solve)

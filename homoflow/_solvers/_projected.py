@@ -12,28 +12,28 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._rescaling import Orbit, Rescaling
 from ._base import AbstractFlowSolver, as_flow_solver
 
-#: Where some drift may wait, every so manieth step is looked at: for layers as wide as
-#: long, their laws cost a part of a gradient that counts.
-LOOKED_AT = 4
+#: Where some drift may wait, laws are checked after so many steps: for square layers, to
+#: evaluate them takes a part of a gradient that counts.
+CHECK_EVERY = 4
 
 
-class Remembered(NamedTuple):
-    """What is remembered from step to step.
+class ProjectedState(NamedTuple):
+    """What is kept from step to step.
 
-    - `inner`: the wrapped solver's own memory.
+    - `inner`: the wrapped solver's own state.
     - `targets`: the laws at the start.
-    - `removed`: by how much they had drifted whenever they were restored, summed up.
-    - `passed`: how many steps have not been looked at since the last one that was.
+    - `removed_drift`: by how much they had drifted when they were restored, summed up.
+    - `steps_since_check`: how many steps were taken since laws were last checked.
     """
 
     inner: PyTree
     targets: tuple[Array, ...]
-    removed: tuple[Array, ...]
-    passed: Int[Array, ""]
+    removed_drift: tuple[Array, ...]
+    steps_since_check: Int[Array, ""]
 
 
-class OnOrbit(AbstractFlowSolver, dfx.AbstractWrappedSolver):
-    """Any one-step solver of gradient flow, with drift of the laws undone after steps.
+class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
+    """Any one-step solver of gradient flow, with the laws restored after steps.
 
     After a step the weights are moved along the orbit of `orbit`'s rescalings to where
     the laws have their initial values: the function and the loss stay what they are, to
@@ -47,13 +47,13 @@ class OnOrbit(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     (see `AbstractFlowSolver`): a `Rescaling` has the linear maps for what is like weights
     and for what is like gradients.
 
-    - `beyond`: while no law has drifted by more than this, relative to ‖w‖², steps are
-        left alone; 0 for rounding, else every fourth step is looked at.
+    - `max_drift`: while no law has drifted by more than this, relative to ‖w‖², steps are
+        left alone. 0 for rounding; otherwise laws are checked every fourth step.
     """
 
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     orbit: Orbit
-    beyond: Float[Array, ""] | float = 0.0
+    max_drift: Float[Array, ""] | float = 0.0
 
     uses_memory: ClassVar[bool] = True
 
@@ -104,7 +104,7 @@ class OnOrbit(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     def func(self, terms, t0, y0, args):
         return self.solver.func(terms, t0, y0, args)
 
-    def init(self, terms, t0, t1, y0, args) -> Remembered:
+    def init(self, terms, t0, t1, y0, args) -> ProjectedState:
         inner = self.solver.init(terms, t0, t1, y0, args)
         if not as_flow_solver(self.solver).can_project(inner, y0):
             raise ValueError(
@@ -113,28 +113,29 @@ class OnOrbit(AbstractFlowSolver, dfx.AbstractWrappedSolver):
                 "a method `step_with_projection`."
             )
         targets = self.orbit.values(y0)
-        nothing = jax.tree.map(jnp.zeros_like, targets)
-        return Remembered(inner, targets, nothing, jnp.zeros((), jnp.int32))
+        zeros = jax.tree.map(jnp.zeros_like, targets)
+        return ProjectedState(inner, targets, zeros, jnp.zeros((), jnp.int32))
 
-    def step(self, terms, t0, t1, y0, args, solver_state: Remembered, made_jump):
-        inner, targets, removed, passed = solver_state
-        given = terms, t0, t1, y0, args, inner, made_jump
-        is_due = jnp.asarray(self.beyond == 0) | (passed + 1 >= LOOKED_AT)
-        is_due = eqxi.unvmap_any(is_due)
+    def step(self, terms, t0, t1, y0, args, solver_state: ProjectedState, made_jump):
+        inner, targets, removed_drift, steps_since_check = solver_state
+        is_due = jnp.asarray(self.max_drift == 0)
+        is_due = eqxi.unvmap_any(is_due | (steps_since_check + 1 >= CHECK_EVERY))
 
         def project(y: PyTree) -> Rescaling:
             return lax.cond(
                 is_due,
-                lambda: self.orbit.restoring(y, targets, self.beyond),
+                lambda: self.orbit.restoring(y, targets, self.max_drift),
                 lambda: self.orbit.leaving(y, targets),
             )
 
         step = as_flow_solver(self.solver).step_with_projection
-        y1, error, dense, inner, result, rescaling = step(project, *given)
-        removed = tuple(
-            jnp.where(rescaling.is_one, old, old + new)
-            for old, new in zip(removed, rescaling.miss, strict=True)
+        y1, error, dense, inner, result, rescaling = step(
+            project, terms, t0, t1, y0, args, inner, made_jump
         )
-        passed = jnp.where(is_due, 0, passed + 1)
-        state = Remembered(inner, targets, removed, passed)
+        removed_drift = tuple(
+            jnp.where(rescaling.is_one, old, old + new)
+            for old, new in zip(removed_drift, rescaling.miss, strict=True)
+        )
+        steps_since_check = jnp.where(is_due, 0, steps_since_check + 1)
+        state = ProjectedState(inner, targets, removed_drift, steps_since_check)
         return y1, error, dense, state, result

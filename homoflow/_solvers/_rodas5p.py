@@ -12,20 +12,20 @@ from jax.flatten_util import ravel_pytree
 
 from . import _rodas5p_tableau as tableau
 from ._base import AbstractFlowSolver
-from ._checks import refuse_unless_one_dtype
+from ._checks import require_single_dtype
 from ._interpolation import AbstractStepPolynomial
 
 #: Beyond this the Hessian alone takes gigabytes.
-MOST_WEIGHTS = 10_000
+MAX_WEIGHTS = 10_000
 
 
 class _Quartic(AbstractStepPolynomial):
     """The polynomial of degree 4 that Rodas5P's stages give between two steps."""
 
     @staticmethod
-    def at(s, start, end, bends):
-        bend = bends[0] + s * (bends[1] + s * bends[2])
-        return (1 - s) * start + s * (end + (1 - s) * bend)
+    def evaluate_leaf(s, start, end, coefficients):
+        interior = coefficients[0] + s * (coefficients[1] + s * coefficients[2])
+        return (1 - s) * start + s * (end + (1 - s) * interior)
 
 
 class Rodas5P(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
@@ -75,7 +75,7 @@ class Rodas5P(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
         del num_accepted, num_rejected, solver_state, args
         return {
-            "gradient_evaluations": tableau.STAGES * num_steps,
+            "gradient_evaluations": tableau.NUM_STAGES * num_steps,
             "jacobian_evaluations": num_steps,
         }
 
@@ -83,14 +83,14 @@ class Rodas5P(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         return 5
 
     def init(self, terms, t0, t1, y0, args):
-        refuse_unless_one_dtype("Rodas5P", y0)
+        require_single_dtype("Rodas5P", y0)
         leaves = jax.tree.leaves(y0)
         size = sum(jnp.size(leaf) for leaf in leaves)
-        if size > MOST_WEIGHTS:
+        if size > MAX_WEIGHTS:
             raise ValueError(
                 f"Rodas5P decomposes a dense {size:,} × {size:,} Jacobian in every step: "
                 f"it is made for about a thousand weights, and refuses more than "
-                f"{MOST_WEIGHTS:,}."
+                f"{MAX_WEIGHTS:,}."
             )
 
     def func(self, terms, t0, y0, args):
@@ -118,21 +118,21 @@ class Rodas5P(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         def solve(right):
             return jax.scipy.linalg.lu_solve(decomposed, right, check_finite=False)
 
-        def stage(stages, row):
+        def solve_stage(stages, row):
             a, c, time, time_slope, i = row
             right = increment(t0 + time.astype(h.dtype) * h, w + a @ stages)
             right = right + c @ stages + time_slope * in_time
             return stages.at[i].set(solve(right)), None
 
-        first = solve(slope + jnp.asarray(tableau.GAMMA, w.dtype) * in_time)
-        stages = jnp.zeros((tableau.STAGES, w.size), w.dtype).at[0].set(first)
-        stages, _ = jax.lax.scan(stage, stages, _rows(w.dtype))
+        first_stage = solve(slope + jnp.asarray(tableau.GAMMA, w.dtype) * in_time)
+        stages = jnp.zeros((tableau.NUM_STAGES, w.size), w.dtype).at[0].set(first_stage)
+        stages, _ = jax.lax.scan(solve_stage, stages, _rows(w.dtype))
         w1 = w + jnp.asarray(tableau.B, w.dtype) @ stages
         y1 = unravel(w1)
         # The last stage is the difference of both solutions.
         error = unravel(stages[-1])
-        bends = jnp.asarray(tableau.DENSE, w.dtype) @ stages
-        dense = {"y0": y0, "y1": y1, "bends": jax.vmap(unravel)(bends)}
+        coefficients = jnp.asarray(tableau.DENSE, w.dtype) @ stages
+        dense = {"y0": y0, "y1": y1, "coefficients": jax.vmap(unravel)(coefficients)}
         return y1, error, dense, solver_state, dfx.RESULTS.successful
 
 
@@ -140,4 +140,4 @@ def _rows(dtype: jnp.dtype):
     """What the stages after the first differ in."""
     parts = (tableau.A, tableau.C, tableau.TIMES, tableau.TIME_SLOPES)
     numbers = tuple(jnp.asarray(part[1:], dtype) for part in parts)
-    return *numbers, jnp.arange(1, tableau.STAGES)
+    return *numbers, jnp.arange(1, tableau.NUM_STAGES)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-STAGES = 8
+NUM_STAGES = 8
 GAMMA = 0.21193756319429014
 
 
 def _lower(*rows: tuple[float, ...]) -> np.ndarray:
-    full = np.zeros((STAGES, STAGES))
+    full = np.zeros((NUM_STAGES, NUM_STAGES))
     for i, row in enumerate(rows, start=1):
         full[i, : len(row)] = row
     return full

@@ -89,12 +89,12 @@ def small_gradient(size=1e-3):
 def test_gain_is_the_settled_displacement_over_the_gradient(factory, gain, word):
     clock = read_clock(factory, WEIGHTS)
     assert clock.has_limit
-    np.testing.assert_allclose(clock.gain, gain, rtol=1e-10)
+    np.testing.assert_allclose(clock.time_per_step, gain, rtol=1e-10)
     gradient = small_gradient()
     displacement = settled_displacement(factory, gradient)
     for name in WEIGHTS:
         np.testing.assert_allclose(
-            displacement[name], -clock.gain * gradient[name], rtol=1e-10
+            displacement[name], -clock.time_per_step * gradient[name], rtol=1e-10
         )
 
 
@@ -153,7 +153,7 @@ def test_ascent_has_no_clock():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
 def test_gain_does_not_lose_digits_in_low_precision(dtype):
     weights = jax.tree.map(lambda w: w.astype(dtype), WEIGHTS)
-    assert read_clock(sgd(momentum=0.99), weights).gain == 100.0
+    assert read_clock(sgd(momentum=0.99), weights).time_per_step == 100.0
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
@@ -162,7 +162,7 @@ def test_clock_is_read_under_transformations(transform):
 
     def traced(weights):
         clock = read_clock(sgd(momentum=0.9), {"w": weights})
-        gains.append((clock.gain, clock.has_limit))
+        gains.append((clock.time_per_step, clock.has_limit))
         return jnp.sum(weights)
 
     transform(traced)(jnp.ones((2, 3)) if transform is not jax.grad else jnp.ones(3))

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import pytest
 
 import homoflow._jax._compilation
-from homoflow._jax._compilation import quickly_compiled
+from homoflow._jax._compilation import fast_compile_jit
 
 
 @pytest.fixture(autouse=True)
 def forget():
-    homoflow._jax._compilation._has_choice.cache_clear()
+    homoflow._jax._compilation._has_options.cache_clear()
     yield
-    homoflow._jax._compilation._has_choice.cache_clear()
+    homoflow._jax._compilation._has_options.cache_clear()
 
 
 def twice():
-    return quickly_compiled(lambda x: 2 * jnp.sin(x))
+    return fast_compile_jit(lambda x: 2 * jnp.sin(x))
 
 
 def forms(fun) -> int:
@@ -29,7 +29,7 @@ X = jnp.array([0.5, 1.0])
 def test_options_are_used_where_they_exist():
     f = twice()
     assert jnp.array_equal(f(X), 2 * jnp.sin(X))
-    assert (forms(f.plain), forms(f.quick)) == (0, 1)
+    assert (forms(f.default), forms(f.fast_compile)) == (0, 1)
 
 
 def test_options_that_do_not_exist_are_left_out(monkeypatch):
@@ -38,9 +38,9 @@ def test_options_that_do_not_exist_are_left_out(monkeypatch):
     )
     f = twice()
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        f.quick(X)
+        f.fast_compile(X)
     assert jnp.array_equal(f(X), 2 * jnp.sin(X))
-    assert forms(f.plain) == 1
+    assert forms(f.default) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_options_that_do_not_exist_are_left_out(monkeypatch):
 )
 def test_options_do_not_get_in_the_way_of_transformations(transform):
     f = lambda x: 2 * jnp.sin(x)  # noqa: E731
-    assert jnp.array_equal(transform(quickly_compiled(f))(X), transform(f)(X))
+    assert jnp.array_equal(transform(fast_compile_jit(f))(X), transform(f)(X))
 
 
 def test_a_trace_without_arguments_has_no_options():

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import relu_regression
 from scipy.optimize import lsq_linear
-from toys import relu_regression
 
 import homoflow as hf
 from homoflow._kinks import as_system

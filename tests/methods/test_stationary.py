@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from oracles import compilations
+from problems import arrays_of, saved
 from stationary import faults_of, problem
-from test_transformations import compilations
-from toys import arrays_of, saved
 
 import homoflow as hf
 from homoflow._methods.stationary._separable import separation_loss
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 INF = jnp.inf
 #: Most of the time is compilation. The script `stationary.py` checks what users run.
@@ -116,7 +116,7 @@ def test_too_few_steps_and_ctrl_c_lose_nothing(monkeypatch, capsys):
         if segment.start > 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("homoflow._methods._steady_state._say", interrupted)
+    monkeypatch.setattr("homoflow._methods._steady_state._print", interrupted)
     with pytest.raises(KeyboardInterrupt) as stopped:
         end_of(SADDLE, (1.0, 1e-7), progress=True)
     assert isinstance(stopped.value, hf.TrajectoryInterrupt)
@@ -223,7 +223,7 @@ def test_zero_weights_are_a_saddle_without_negative_curvature():
 @pytest.mark.parametrize("lanczos", [False, True], ids=["dense", "Lanczos"])
 def test_columns_of_zeros_keep_a_factorization_at_a_strict_saddle(monkeypatch, lanczos):
     if lanczos:
-        monkeypatch.setattr("homoflow._methods.stationary._search.MOST_WEIGHTS", 1)
+        monkeypatch.setattr("homoflow._methods.stationary._search.MAX_WEIGHTS", 1)
     values = np.array([3.0, 2.0, 1.0])
     turns = [np.linalg.qr(np.random.default_rng(s).standard_normal((n, 3)))[0]
              for s, n in ((0, 5), (1, 4))]  # fmt: skip
@@ -322,7 +322,7 @@ def test_soft_labels_have_a_minimum_of_their_own():
 
 
 def _posed(model, data, loss):
-    return pose(model, data, loss=loss, objective=None, trainable=None, laws=())
+    return make_problem(model, data, loss=loss)
 
 
 # At the door.

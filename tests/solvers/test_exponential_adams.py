@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from problems import flat
 from scipy.integrate import solve_ivp
-from toys import flat
 
 import homoflow as hf
-from homoflow._jax._masked_vmap import of_those
+from homoflow._jax._masked_vmap import masked_vmap
 from homoflow._solvers.exponential_adams import (
-    _jacobian_update as _lessons,
-    _order_control as _adams_control,
+    _jacobian_update,
+    _order_control,
 )
-from homoflow._solvers.exponential_adams._jacobian_update import rows_for
-from homoflow._solvers.exponential_adams._low_rank import LowRank, of_rows
+from homoflow._solvers.exponential_adams._jacobian_update import num_rows
+from homoflow._solvers.exponential_adams._low_rank import LowRank, from_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -87,7 +87,7 @@ WRONG = jnp.array([[3.0, 1.0, -2.0], [1.0, -1.0, 0.5], [-2.0, 0.5, -4.0]])
 def low_rank(matrix) -> LowRank:
     rates, vectors = jnp.linalg.eigh(matrix)
     order = jnp.argsort(-jnp.abs(rates))
-    size, room = len(rates), rows_for(len(rates)) - len(rates)
+    size, room = len(rates), num_rows(len(rates)) - len(rates)
     return LowRank(
         jnp.pad(vectors[:, order].T, ((0, room), (0, 0))),
         jnp.pad(jnp.eye(size), (0, room)),
@@ -102,7 +102,7 @@ def test_order_of_steps_and_dense_output_whatever_j_is(order):
 
     @jax.jit
     def run(rtol, matrix):
-        solver = hf.ExponentialAdams(rtol, rtol, most_order=order)
+        solver = hf.ExponentialAdams(rtol, rtol, max_order=order)
         return solve(solver, descent, TREE, 2.0, jnp.asarray(TIMES), j=low_rank(matrix))
 
     for matrix in (jnp.zeros((3, 3)), WRONG):
@@ -276,7 +276,7 @@ def test_stiff_flow_far_from_balance_is_stable_at_loose_tolerances(
         np.testing.assert_allclose(stable.losses[-1], least, rtol=rtol)
         assert stable.stats["steps"] < 200
     # Of orders as the errors alone would have them.
-    monkeypatch.setattr(_adams_control, "STABLE", ())
+    monkeypatch.setattr(_order_control, "STABLE", ())
     # Another number of steps is another program.
     results = [run(rtol, max_steps=5000).result for rtol in rtols]
     assert any(result != hf.RESULTS.successful for result in results)
@@ -286,11 +286,11 @@ def test_of_a_batch_each_learns_as_often_as_alone(monkeypatch):
     """Also where some are at their end long before the others."""
     lessons = Counter()
 
-    def counted(*given, learn=_lessons.learned, **options):
+    def counted(*given, update=_jacobian_update.secant_update, **options):
         jax.debug.callback(lambda: lessons.update(["learned"]))
-        return learn(*given, **options)
+        return update(*given, **options)
 
-    monkeypatch.setattr(_lessons, "learned", counted)
+    monkeypatch.setattr(_jacobian_update, "secant_update", counted)
     start, unravel = jax.flatten_util.ravel_pytree(student(0))
 
     def loss(w):
@@ -313,17 +313,19 @@ def test_of_a_batch_each_learns_as_often_as_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [[True, False, True], [False] * 3, [True] * 3])
-def test_of_those_that_are_wanted(wanted):
+def test_masked_vmap_computes_what_is_selected(wanted):
     def function(a, b):
         return {"sum": a + b, "root": jnp.sqrt(a)}
 
     wanted, a, b = jnp.array(wanted), jnp.array([1.0, 4.0, 9.0]), jnp.array(2.0)
-    batched = jax.jit(jax.vmap(of_those(function), in_axes=(0, 0, None)))
+    batched = jax.jit(jax.vmap(masked_vmap(function), in_axes=(0, 0, None)))
     got, expected = batched(wanted, a, b), function(a, b)
     for name in expected:
         np.testing.assert_array_equal(got[name], jnp.where(wanted, expected[name], 0))
     # Asked of all alike, it is the function.
-    alike = jax.vmap(of_those(function), in_axes=(None, 0, None))(jnp.array(True), a, b)
+    alike = jax.vmap(masked_vmap(function), in_axes=(None, 0, None))(
+        jnp.array(True), a, b
+    )
     np.testing.assert_array_equal(alike["root"], expected["root"])
 
 
@@ -354,7 +356,7 @@ def test_j_of_the_rows_of_a_matrix(count, least):
     rows, x = jr.normal(jr.key(0), (count, 4)), jr.normal(jr.key(1), (3, 4))
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
     rows = (left * values.at[-1].mul(least)) @ right
-    j = of_rows(rows, 7)
+    j = from_rows(rows, 7)
     assert int(j.used) == min(count, 4)
     np.testing.assert_allclose(
         j.combined(j.rates * j.coordinates(x)), -x @ rows.T @ rows, atol=1e-13
@@ -426,7 +428,7 @@ def test_derivatives_in_both_modes_against_finite_differences():
         return -jnp.stack([30 * (a - jnp.cos(args * t)) + a**3, 0.5 * (b - a)])
 
     def end(args, adjoint):
-        solver = hf.ExponentialAdams(1e-7, 1e-7, rank=2, most_order=4)
+        solver = hf.ExponentialAdams(1e-7, 1e-7, rank=2, max_order=4)
         y0 = jnp.stack([args, jnp.sin(args)])
         solution = solve(solver, field, y0, 1.0, args=args, adjoint=adjoint)
         assert solution.ys is not None
@@ -462,7 +464,7 @@ def test_jumps_of_the_field_and_time_that_runs_back():
         del args
         return jnp.where(t < 0.5, 1.0, -3.0) * y
 
-    solver = hf.ExponentialAdams(1e-8, 1e-8, most_order=4)
+    solver = hf.ExponentialAdams(1e-8, 1e-8, max_order=4)
 
     def run(t0, t1):
         controller = dfx.ClipStepSizeController(
@@ -494,8 +496,8 @@ def test_weights_that_blow_up_are_a_failure_and_not_an_answer():
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="`rank` must be at least 0; got -1"):
         hf.ExponentialAdams(rank=-1)
-    with pytest.raises(ValueError, match="`most_order` must be between 1 and 12"):
-        hf.ExponentialAdams(most_order=13)
+    with pytest.raises(ValueError, match="`max_order` must be between 1 and 12"):
+        hf.ExponentialAdams(max_order=13)
 
     def init(y0, solver):
         return solver.init(dfx.ODETerm(descent), 0.0, 1.0, y0, None)

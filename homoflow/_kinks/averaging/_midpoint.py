@@ -229,7 +229,7 @@ def _evaluate(
                 low_, high_ = (a[part].reshape(z.shape) for a in (low, high))
                 return low_ + above * (high_ - low_)
 
-            prediction, z, inputs = system.function.opened(
+            prediction, z, inputs = system.function.evaluate(
                 weights, choose_slope, offsets, system.constants, x
             )
             found = z, jnp.concatenate(fractions), inputs

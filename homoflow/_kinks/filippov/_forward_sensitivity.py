@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ..._jax._forward_mode_only import differentiated_once, forward_only
+from ..._jax._forward_mode_only import forbid_reverse_mode, forbid_second_derivatives
 from .._system import System
 from ._loop import Carry, Loop, make_loop
 from ._progress import Goal, Solution
@@ -62,7 +62,9 @@ def integrate(
 
     @solve.defjvp
     def solve_with_derivative(primals, tangents):
-        return _run_with_derivative(setting, differentiated_once(primals), tangents)
+        return _run_with_derivative(
+            setting, forbid_second_derivatives(primals), tangents
+        )
 
     return solve(arrays, w0, t1, ts, rtol)
 
@@ -196,7 +198,7 @@ class _DerivativeLoop(NamedTuple):
         # Event times do move, but by how much is not recorded: NaN, not 0.
         log = jax.tree.map(_unknown_tangent, solution.log)
         change = no_change._replace(w=dw, t=dt1, records=c.records, log=log)
-        return solution, forward_only(change)
+        return solution, forbid_reverse_mode(change)
 
 
 def _zero_tangent(a: Array) -> Any:

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..._jax._compilation import quickly_compiled
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ._critical_point import Look, View, zero_curvature
 from ._landscape import Landscape
 
 #: Beyond this a Hessian and its eigenvalues take too long.
-MOST_WEIGHTS = 2000
+MAX_WEIGHTS = 2000
 #: Eigenvalues below this, relative to the largest, are zero to rounding.
 _ROUNDING = 1e-12
 #: Columns of the Hessian that are computed at a time.
@@ -47,7 +47,7 @@ def dense_look(landscape: Landscape, size: float) -> Look:
     return look
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _derivatives(
     landscape: Landscape, flat: Float[Array, " size"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..._jax._compilation import quickly_compiled
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._lanczos import Eigenpair, largest_eigenvalue
 from ..._jax._precision import full_matmul_precision
 from ._critical_point import Look, View, zero_curvature
@@ -52,7 +52,7 @@ def krylov_look(landscape: Landscape, size: float) -> Look:
     return look
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _ends(
     landscape: Landscape, flat: Float[Array, " size"]
@@ -65,7 +65,7 @@ def _ends(
     return landscape.height(flat), gradient, largest, downward
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _newton_step(
     landscape: Landscape, flat: Float[Array, " size"], zero: Float[Array, ""]

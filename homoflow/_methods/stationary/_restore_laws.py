@@ -7,7 +7,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..._jax._compilation import quickly_compiled
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._laws import Law
 from ..._problem._problem import Problem
@@ -28,7 +28,7 @@ def keeping(problem: Problem, laws: tuple[Law, ...]) -> Keep:
     return lambda flat: np.asarray(_restored(laws, start, jnp.asarray(flat)))
 
 
-@quickly_compiled
+@fast_compile_jit
 @full_matmul_precision()
 def _restored(
     laws: tuple[Law, ...], start: PyTree, flat: Float[Array, " size"]

@@ -18,7 +18,7 @@ from .._settings import Settings
 from .._task import Task
 from ._classify import judged
 from ._critical_point import View
-from ._dense_hessian import MOST_WEIGHTS, dense_look
+from ._dense_hessian import MAX_WEIGHTS, dense_look
 from ._krylov import krylov_look
 from ._landscape import Landscape, raveled, with_weights
 from ._merge import joined, with_closer_looks
@@ -193,7 +193,7 @@ def _look_around(parts: list[Segment], search: _Search) -> _Sight:
     landscape, nothing = search.landscape, Outcome(RESULTS.end_not_reached)
     weights = raveled(landscape.problem, parts[-1].trajectory.model)
     size = max(search.size_at_start, float(np.linalg.norm(weights))) or 1.0
-    is_small = weights.size <= MOST_WEIGHTS
+    is_small = weights.size <= MAX_WEIGHTS
     look = (dense_look if is_small else krylov_look)(landscape, size)
     try:
         view = look(weights)

@@ -30,18 +30,18 @@ def newton_form(back: Float[Array, " points"]) -> NewtonForm:
     points = back.size
     ahead = 1 - back
     apart = back[None, :] - back[:, None]
-    itself = jnp.eye(points, dtype=bool)
-    factors = jnp.where(itself, 1, ahead[:, None] / jnp.where(itself, 1, apart))
-    first = jnp.ones_like(back), jnp.zeros(points + 1, back.dtype).at[0].set(1)
+    is_same = jnp.eye(points, dtype=bool)
+    factors = jnp.where(is_same, 1, ahead[:, None] / jnp.where(is_same, 1, apart))
+    initial = jnp.ones_like(back), jnp.zeros(points + 1, back.dtype).at[0].set(1)
 
-    def next_row(rows, of):
-        (product, power), (factor, time, length) = rows, of
+    def next_row(rows, inputs):
+        (product, power), (factor, time, length) = rows, inputs
         product = product * factor
         shifted = jnp.concatenate([jnp.zeros_like(power[:1]), power[:-1]])
         return (product, (shifted - time * power) / length), (product, power)
 
     (_, last), (products, powers) = jax.lax.scan(
-        next_row, first, (factors, back, ahead)
+        next_row, initial, (factors, back, ahead)
     )
     extrapolation = jnp.tril(products)
     differences = extrapolation * ahead[None, :] / ahead[:, None]

@@ -1,4 +1,4 @@
-"""A symmetric matrix of low rank that learns from what it is compared with."""
+"""A symmetric matrix of low rank, and its secant updates."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,10 +21,10 @@ _ROUNDING = 100.0
 class LowRank(NamedTuple):
     """J = Σ_r rates_r v_r v_rᵀ with orthonormal v_r = Σ_i vectors_ir basis_i.
 
-    What is learned adds rows to the basis and turns `vectors` alone, which are small;
+    An update adds rows to the basis and turns `vectors` alone, which are small;
     where there is no more room the basis is turned too.
 
-    - `basis`: orthonormal rows, of which the first `used` are; the others are zero.
+    - `basis`: orthonormal rows, of which the first `num_used` are; the others are zero.
     - `vectors`: orthogonal where they are used, and zero elsewhere.
     - `rates`: largest |rate| first.
     """
@@ -32,34 +32,34 @@ class LowRank(NamedTuple):
     basis: Float[Array, "rows size"]
     vectors: Float[Array, "rows rows"]
     rates: Float[Array, " rows"]
-    used: Int[Array, ""]
+    num_used: Int[Array, ""]
 
     @property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         return self.rates.size
 
     def coordinates(self, vectors: Float[Array, "k size"]) -> Float[Array, "k rows"]:
         """⟨v_r, x⟩ of each vector."""
-        return self._in_few(
+        return self._with_few_directions(
             lambda size: (vectors @ self.basis[:size].T) @ self.vectors[:size]
         )
 
-    def combined(self, coordinates: Float[Array, "k rows"]) -> Float[Array, "k size"]:
+    def combine(self, coordinates: Float[Array, "k rows"]) -> Float[Array, "k size"]:
         """Σ_r c_r v_r for each row of coordinates."""
-        return self._in_few(
+        return self._with_few_directions(
             lambda size: (coordinates @ self.vectors[:size].T) @ self.basis[:size]
         )
 
-    def _in_few(self, product: Callable[[int], Array]) -> Array:
+    def _with_few_directions(self, product: Callable[[int], Array]) -> Array:
         if self.basis.size <= _CHEAP:
-            return product(self.rows)
-        return self.by_size(product, (_NONE, _FEW, _SOME, self.rows))
+            return product(self.num_rows)
+        return self.by_size(product, (_NONE, _FEW, _SOME, self.num_rows))
 
     def by_size(self, branch: Callable[[int], PyTree], sizes: Sequence[int]) -> PyTree:
         """`branch` of the least of the sizes that holds what is used."""
-        sizes = sorted({min(size, self.rows) for size in sizes})
+        sizes = sorted({min(size, self.num_rows) for size in sizes})
         # The same for a whole batch: otherwise vmap computes every branch.
-        largest = eqxi.unvmap_max(self.used)
+        largest = eqxi.unvmap_max(self.num_used)
         index = jnp.sum(jnp.asarray(sizes) < largest).astype(jnp.int32)
         return jax.lax.switch(index, [partial(branch, size) for size in sizes])
 
@@ -73,8 +73,8 @@ def no_directions(rows: int, size: int, dtype: jnp.dtype) -> LowRank:
     )
 
 
-def of_rows(rows: Float[Array, "k size"], room: int) -> LowRank:
-    """−GᵀG for a matrix G, with room for at least as many directions as that has.
+def from_rows(rows: Float[Array, "k size"], num_rows: int) -> LowRank:
+    """−GᵀG for a matrix G, in a basis of `num_rows`, at least as many as G has directions.
 
     Of GGᵀ's eigenvalues those below √ε of the largest are left out: they are not known.
     """
@@ -82,50 +82,52 @@ def of_rows(rows: Float[Array, "k size"], room: int) -> LowRank:
     eps = jnp.finfo(rows.dtype).eps
     if count > size:
         rates, vectors = jnp.linalg.eigh(rows.T @ rows)
-        directions, kept = vectors.T, rates > size * eps * rates[-1]
+        directions, is_kept = vectors.T, rates > size * eps * rates[-1]
     else:
         rates, vectors = jnp.linalg.eigh(rows @ rows.T)
-        kept = rates > jnp.sqrt(eps).astype(rates.dtype) * rates[-1]
-        directions = (vectors.T @ rows) / jnp.sqrt(jnp.where(kept, rates, 1))[:, None]
-    directions = jnp.where(kept[:, None], directions, 0)
+        is_kept = rates > jnp.sqrt(eps).astype(rates.dtype) * rates[-1]
+        directions = (vectors.T @ rows) / jnp.sqrt(jnp.where(is_kept, rates, 1))[
+            :, None
+        ]
+    directions = jnp.where(is_kept[:, None], directions, 0)
     # Orthonormal to √ε so far: by a step of Newton's method [Higham 2008, ch. 8] to ε. Much
     # faster than a QR factorization.
-    off = directions @ directions.T - jnp.diag(kept.astype(rates.dtype))
+    off = directions @ directions.T - jnp.diag(is_kept.astype(rates.dtype))
     directions = directions - off @ directions / 2
-    left = (0, room - rates.size)
+    left = (0, num_rows - rates.size)
     return LowRank(
         jnp.pad(directions[::-1], (left, (0, 0))),
-        jnp.diag(jnp.pad(kept[::-1], left).astype(rates.dtype)),
-        jnp.pad(-jnp.where(kept, rates, 0)[::-1], left),
-        jnp.sum(kept).astype(jnp.asarray(0).dtype),
+        jnp.diag(jnp.pad(is_kept[::-1], left).astype(rates.dtype)),
+        jnp.pad(-jnp.where(is_kept, rates, 0)[::-1], left),
+        jnp.sum(is_kept).astype(jnp.asarray(0).dtype),
     )
 
 
 class Turn(NamedTuple):
-    """What coordinates in J's directions become when J has learned.
+    """What coordinates in J's directions become when J is updated.
 
-    - `kept`: the directions that J had room for.
+    - `is_kept`: which directions J had room for.
     - `added`: orthonormal rows, orthogonal to those.
     - `turn`: from coordinates in both to those in the new directions.
     """
 
-    kept: Bool[Array, " rows"]
+    is_kept: Bool[Array, " rows"]
     added: Float[Array, "more size"]
     turn: Float[Array, "rows+more rows"]
 
-    def turned(
-        self, seen: Float[Array, "k size"], inner: Float[Array, "k rows"]
+    def new_coordinates(
+        self, vectors: Float[Array, "k size"], coordinates: Float[Array, "k rows"]
     ) -> Float[Array, "k rows"]:
-        """The coordinates of what was `seen`, from those in the old directions."""
-        inner = jnp.where(self.kept, inner, 0)
-        return jnp.concatenate([inner, seen @ self.added.T], axis=1) @ self.turn
+        """The vectors' coordinates, from those in the old directions."""
+        old = jnp.where(self.is_kept, coordinates, 0)
+        return jnp.concatenate([old, vectors @ self.added.T], axis=1) @ self.turn
 
 
-def learned(
+def secant_update(
     j: LowRank,
     steps: Float[Array, "k size"],
     changes: Float[Array, "k size"],
-    least: Float[Array, ""],
+    min_rate: Float[Array, ""],
     rank: int,
 ) -> tuple[LowRank, Turn]:
     """The matrix nearest to J that is symmetric and maps `steps` to `changes`.
@@ -134,32 +136,37 @@ def learned(
     9.1.3]. The steps have unit length and are orthogonal to each other, and to J's basis
     but for the first; each change lies in the span of these and of the next step, but for
     the last. So k + 1 directions are added. Where the basis has no room for them, J is
-    taken to be of its `rank` largest rates before, of those above `least`.
+    taken to be of its `rank` largest rates before, of those above `min_rate`.
     """
-    everything = jnp.ones(j.rows, bool)
-    j, kept = jax.lax.cond(
-        j.used + len(steps) + 1 > j.rows,
-        lambda: _condensed(j, rank, least),
-        lambda: (j, everything),
+    all_kept = jnp.ones(j.num_rows, bool)
+    j, is_kept = jax.lax.cond(
+        j.num_used + len(steps) + 1 > j.num_rows,
+        lambda: _condense(j, rank, min_rate),
+        lambda: (j, all_kept),
     )
-    # Where many directions are learned at once, many are known.
-    sizes = (_FEW, _SOME, j.rows) if len(steps) == 1 else (j.rows,)
-    new, added, turn = j.by_size(lambda size: _learned(j, size, steps, changes), sizes)
-    return new, Turn(kept, added, turn)
+    # Where many directions are added at once, many are known.
+    sizes = (_FEW, _SOME, j.num_rows) if len(steps) == 1 else (j.num_rows,)
+    new, added, turn = j.by_size(
+        lambda size: _add_directions(j, size, steps, changes), sizes
+    )
+    return new, Turn(is_kept, added, turn)
 
 
-def _condensed(j: LowRank, rank: int, least: Float[Array, ""]) -> tuple[LowRank, Array]:
-    kept = (jnp.abs(j.rates) > least) & (jnp.arange(j.rows) < rank)
+def _condense(
+    j: LowRank, rank: int, min_rate: Float[Array, ""]
+) -> tuple[LowRank, Array]:
+    """J of its largest rates alone, with a basis that has room again."""
+    is_kept = (jnp.abs(j.rates) > min_rate) & (jnp.arange(j.num_rows) < rank)
     new = LowRank(
-        jnp.where(kept[:, None], j.vectors.T, 0) @ j.basis,
-        jnp.diag(kept.astype(j.rates.dtype)),
-        jnp.where(kept, j.rates, 0),
-        jnp.sum(kept).astype(j.used.dtype),
+        jnp.where(is_kept[:, None], j.vectors.T, 0) @ j.basis,
+        jnp.diag(is_kept.astype(j.rates.dtype)),
+        jnp.where(is_kept, j.rates, 0),
+        jnp.sum(is_kept).astype(j.num_used.dtype),
     )
-    return new, kept
+    return new, is_kept
 
 
-def _learned(
+def _add_directions(
     j: LowRank, size: int, steps: Array, changes: Array
 ) -> tuple[LowRank, Array, Array]:
     """The new matrix, what is added to its basis, and how coordinates turn."""
@@ -176,24 +183,24 @@ def _learned(
 
     rates = jnp.pad(j.rates[:size], (0, count + 1))
     along = within(steps)
-    rest = within(changes) - rates * along
-    update = along.T @ rest
-    overlap = rest @ along.T
+    residual = within(changes) - rates * along
+    update = along.T @ residual
+    overlap = residual @ along.T
     overlap = (overlap + overlap.T) / 2
     small = jnp.diag(rates) + update + update.T - along.T @ overlap @ along
     number = jnp.arange(rates.size)
-    rates, turn = _spectrum(small, (number >= j.used) & (number < size))
-    missing = (0, max(j.rows - rates.size, 0))
-    turn = jnp.pad(turn[:, : j.rows], ((0, 0), missing))
-    place = jnp.arange(j.rows)[:, None] == j.used + jnp.arange(count + 1)
+    rates, turn = _spectrum(small, (number >= j.num_used) & (number < size))
+    missing = (0, max(j.num_rows - rates.size, 0))
+    turn = jnp.pad(turn[:, : j.num_rows], ((0, 0), missing))
+    place = jnp.arange(j.num_rows)[:, None] == j.num_used + jnp.arange(count + 1)
     place = place.astype(rates.dtype)
     new = LowRank(
         j.basis + place @ added,
         j.vectors[:, :size] @ turn[:size] + place @ turn[size:],
-        jnp.pad(rates[: j.rows], missing),
-        j.used + count + 1,
+        jnp.pad(rates[: j.num_rows], missing),
+        j.num_used + count + 1,
     )
-    unused = jnp.zeros((j.rows - size, j.rows), turn.dtype)
+    unused = jnp.zeros((j.num_rows - size, j.num_rows), turn.dtype)
     return new, added, jnp.concatenate([turn[:size], unused, turn[size:]])
 
 

@@ -1,22 +1,24 @@
-"""Moments of the exponential: what exponential integrators weigh polynomials with."""
+"""φ-functions: what exponential integrators weigh polynomials with."""
 
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-#: Below this |z| the recurrence is run from the highest moment down, above it up: each
+#: Below this |z| the recurrence is run from the highest degree down, above it up: each
 #: way loses digits on the other side.
 _SWITCH = 6.0
-#: Of the series of the highest moment, enough for |z| ≤ 6.
+#: Of the series of the highest degree, enough for |z| ≤ 6.
 _TERMS = 28
 
 
-def moments(z: Float[Array, "*rates"], count: int) -> Float[Array, "count *rates"]:
-    """∫₀¹ e^{(1−s)z} sᵐ ds = m!·φ_{m+1}(z) for m = 0, …, count − 1, to rounding.
+def phi_functions(
+    z: Float[Array, "*rates"], count: int
+) -> Float[Array, "count *rates"]:
+    """m!·φ_{m+1}(z) = ∫₀¹ e^{(1−s)z} sᵐ ds for m = 0, …, count − 1, to rounding.
 
-    They obey μ_{m+1} = ((m + 1)·μ_m − 1)/z [Hochbruck & Ostermann 2010, eq. 2.10]. For
-    real z all are positive.
+    These moments μ_m of the exponential obey μ_{m+1} = ((m + 1)·μ_m − 1)/z [Hochbruck &
+    Ostermann 2010, eq. 2.10]. For real z all are positive.
     """
     is_small = jnp.abs(z) < _SWITCH
     near = jnp.where(is_small, z, 0)

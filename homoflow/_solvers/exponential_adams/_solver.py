@@ -11,28 +11,29 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from .._base import AbstractFlowSolver
-from .._checks import refuse_unless_one_dtype
+from .._checks import require_single_dtype
 from ._divided_differences import newton_form
-from ._history import End, Now, Past, Trial
+from ._history import Attempt, History, StepCoefficients, StepEnd
 from ._interpolation import ExponentialInterpolation
 from ._jacobian_update import (
-    QUESTIONS,
-    STIFFNESS,
+    MIN_STIFFNESS,
+    NUM_PROBES,
+    UpdateSource,
+    default_rank,
     has_room,
-    most_directions,
-    rows_for,
-    stiffness_left,
-    taught,
+    num_rows,
+    remaining_stiffness,
+    update_jacobian,
 )
 from ._low_rank import no_directions
 from ._order_control import SAFETY, next_order_and_factor
-from ._phi_functions import moments
+from ._phi_functions import phi_functions
 
 #: Extrapolating through more values than this loses more to rounding than it gains.
-HIGHEST_ORDER = 12
+MAX_ORDER = 12
 #: It interpolates as accurately as it steps, and its steps have errors of a few times the
 #: tolerance.
 DEFAULT_RTOL = {"float64": 1e-11, "float32": 3e-6}
@@ -50,9 +51,9 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     orders [Shampine & Gordon 1975], and the order comes down where J leaves much
     stiffness: high orders become unstable first. Adams methods alone become unstable at
     steps of about 1/sharpness. The two slopes of each step tell when that is near, and in
-    what direction: then J learns from them, by the symmetric secant update of Powell. So
-    what is stiff moves into J, one direction at a time, at no cost in gradients. No Hessian
-    is formed.
+    what direction: then J is updated from them, by the symmetric secant update of Powell.
+    So what is stiff moves into J, one direction at a time, at no cost in gradients. No
+    Hessian is formed.
     Where the field has few residuals, J can come from them (`curvature`), all at once.
     Past values of N are kept as those of w and f, and computed anew when J changes: J has
     an effect on stability, none on the order.
@@ -66,10 +67,10 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     its estimates. The field may depend on time; where its Jacobian is not symmetric J
     helps less.
 
-    Under vmap the steps, orders and lessons of each element are its own: on a CPU those
-    that learn are gone through one by one, on other devices all are computed. Derivatives
-    in forward and reverse mode are those of the steps taken, at constant J. State: any
-    PyTree of arrays of one floating-point dtype.
+    Under vmap the steps, orders and updates of each element are its own: on a CPU those
+    whose J is updated are gone through one by one, on other devices all are computed.
+    Derivatives in forward and reverse mode are those of the steps taken, at constant J.
+    State: any PyTree of arrays of one floating-point dtype.
 
     **Arguments:**
 
@@ -77,7 +78,7 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         `flow`.
     - `rank`: the most directions of J; 0 for Adams methods alone. Default: 64, less
         beyond 32,000 weights.
-    - `most_order`: the highest order.
+    - `max_order`: the highest order.
     - `curvature`: a function of t, state and `args` that returns the rows of a matrix G,
         a PyTree like the state with an axis in front, with −GᵀG near the field's Jacobian:
         Gauss–Newton's approximation, for a sum of squares. Taken where it has less than
@@ -97,7 +98,7 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     rtol: Any = None
     atol: Any = None
     rank: int | None = eqx.field(default=None, static=True)
-    most_order: int = eqx.field(default=HIGHEST_ORDER, static=True)
+    max_order: int = eqx.field(default=MAX_ORDER, static=True)
     curvature: Callable[[Any, PyTree, Any], PyTree] | None = eqx.field(
         default=None, static=True
     )
@@ -110,14 +111,13 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     def __check_init__(self):
         if self.rank is not None and self.rank < 0:
             raise ValueError(f"`rank` must be at least 0; got {self.rank}.")
-        if not 1 <= self.most_order <= HIGHEST_ORDER:
+        if not 1 <= self.max_order <= MAX_ORDER:
             raise ValueError(
-                f"`most_order` must be between 1 and {HIGHEST_ORDER}; got "
-                f"{self.most_order}."
+                f"`max_order` must be between 1 and {MAX_ORDER}; got {self.max_order}."
             )
 
     def order(self, terms):
-        return self.most_order
+        return self.max_order
 
     @property
     def has_tolerances(self):
@@ -143,9 +143,15 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         """The step size controller that reads its error estimates."""
         # The next step is this one times `safety` over the error: `step` makes it so.
         return dfx.PIDController(
-            rtol=0.0, atol=1.0, error_order=1.0, safety=SAFETY,
-            factormin=0.0, factormax=jnp.inf, dtmin=dtmin, force_dtmin=force_dtmin,
-        )  # fmt: skip
+            rtol=0.0,
+            atol=1.0,
+            error_order=1.0,
+            safety=SAFETY,
+            factormin=0.0,
+            factormax=jnp.inf,
+            dtmin=dtmin,
+            force_dtmin=force_dtmin,
+        )
 
     def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
         del num_steps, args
@@ -153,13 +159,16 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         if solver_state is None:
             return {}
         gradients = 1 + 2 * num_accepted + num_rejected
-        num_asked = solver_state.asked
+        num_probings = solver_state.num_probings
         if self.curvature is None:
-            return {"gradient_evaluations": gradients + QUESTIONS * num_asked}
-        return {"gradient_evaluations": gradients, "jacobian_evaluations": num_asked}
+            return {"gradient_evaluations": gradients + NUM_PROBES * num_probings}
+        return {
+            "gradient_evaluations": gradients,
+            "jacobian_evaluations": num_probings,
+        }
 
     def num_remembered(self, size):
-        return 2 * (self.most_order + 1) * size
+        return 2 * (self.max_order + 1) * size
 
     def can_project(self, solver_state, y0):
         return True
@@ -167,36 +176,36 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def init(self, terms, t0, t1, y0, args) -> Past:
-        refuse_unless_one_dtype("ExponentialAdams", y0)
+    def init(self, terms, t0, t1, y0, args) -> History:
+        require_single_dtype("ExponentialAdams", y0)
         if self.rtol is None or self.atol is None:
             raise ValueError(
                 "ExponentialAdams weighs its errors itself: give it the tolerances, "
                 "`ExponentialAdams(rtol, atol)`."
             )
         w = ravel_pytree(y0)[0]
-        points, rows = self.most_order + 1, rows_for(self._rank(w.size))
-        empty = jnp.zeros((points, w.size), w.dtype)
-        inner = jnp.zeros((points, rows), w.dtype)
-        return Past(
-            empty.at[0].set(w),
-            empty.at[0].set(_field(terms, args, y0)(t0, w)),
-            jnp.ones(self.most_order, w.dtype),
-            inner,
-            inner,
-            jnp.asarray(1),
-            jnp.asarray(1),
-            no_directions(rows, w.size, w.dtype),
-            jnp.asarray(0),
-            jnp.zeros((), w.dtype),
-            jnp.asarray(0),
+        points, rows = self.max_order + 1, num_rows(self._rank(w.size))
+        vectors = jnp.zeros((points, w.size), w.dtype)
+        coordinates = jnp.zeros((points, rows), w.dtype)
+        return History(
+            states=vectors.at[0].set(w),
+            slopes=vectors.at[0].set(_field(terms, args, y0)(t0, w)),
+            step_sizes=jnp.ones(self.max_order, w.dtype),
+            state_coordinates=coordinates,
+            slope_coordinates=coordinates,
+            num_known=jnp.asarray(1),
+            order=jnp.asarray(1),
+            jacobian=no_directions(rows, w.size, w.dtype),
+            update_streak=jnp.asarray(0),
+            probe_step_size=jnp.zeros((), w.dtype),
+            num_probings=jnp.asarray(0),
         )
 
-    def step(self, terms, t0, t1, y0, args, solver_state: Past, made_jump):
+    def step(self, terms, t0, t1, y0, args, solver_state: History, made_jump):
         return self._step(terms, t0, t1, y0, args, solver_state, made_jump)[:-1]
 
     def step_with_projection(
-        self, project, terms, t0, t1, y0, args, solver_state: Past, made_jump
+        self, project, terms, t0, t1, y0, args, solver_state: History, made_jump
     ):
         y1, error, dense, state, result, rescaling = self._step(
             terms, t0, t1, y0, args, solver_state, made_jump, project
@@ -205,49 +214,50 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         return y1, error, dense, state, result, rescaling
 
     def _step(
-        self, terms, t0, t1, y0, args, solver_state: Past, made_jump, project=None
+        self, terms, t0, t1, y0, args, solver_state: History, made_jump, project=None
     ):
         """The parts of a step, and the rescaling that moved its end, if any."""
         field = _field(terms, args, y0)
         w, unravel = ravel_pytree(y0)
-        past = _unless_jumped(solver_state, made_jump, lambda: field(t0, w))
+        before = _restart_after_jump(solver_state, made_jump, lambda: field(t0, w))
         h = jnp.asarray(t1 - t0).astype(w.dtype)
         # Of a batch, what is at its end still makes steps, of length 0, that do not count:
         # nothing is to be learned from them, and their derivatives, times 0, must not be
         # infinite.
         is_over = h == 0
-        now = _prepared(past, jnp.where(is_over, past.steps[0], h))
-        predicted, moved_inner = _predicted(past, now, w)
+        coefficients = _coefficients(
+            before, jnp.where(is_over, before.step_sizes[0], h)
+        )
+        predicted, prediction = _predict(before, coefficients, w)
         slope = field(t1, predicted)
-        trial = self._corrected(past, now, w, predicted, slope, moved_inner)
-        corrected = predicted + trial.correction
-        accepted = (trial.errors[1] <= 1) & ~is_over
+        attempt = self._correct(before, coefficients, w, predicted, slope, prediction)
+        corrected = predicted + attempt.correction
+        is_accepted = (attempt.errors[1] <= 1) & ~is_over
         # What is rejected is not evaluated again, unless others of a batch are accepted.
         final_slope = lax.cond(
-            eqxi.unvmap_any(accepted), lambda: field(t1, corrected), lambda: slope
+            eqxi.unvmap_any(is_accepted), lambda: field(t1, corrected), lambda: slope
         )
-        end = End(corrected, final_slope)
-        after = past.after(now.h, trial, end)
-        stiffness = stiffness_left(past, after, end, trial)
+        end = StepEnd(corrected, final_slope)
+        after = before.advance(coefficients.h, attempt, end)
+        stiffness = remaining_stiffness(before, after, end, attempt)
         order, factor = next_order_and_factor(
-            past.known, past.order, trial.errors, stiffness, self.most_order
+            before.num_known, before.order, attempt.errors, stiffness, self.max_order
         )
         after = after._replace(order=order)
-        learns = accepted & (stiffness > STIFFNESS)
+        should_update = is_accepted & (stiffness > MIN_STIFFNESS)
         rank = self._rank(w.size)
         curvature = self._curvature(rank, t1, y0, args)
-        after = taught(
-            past, after, end, trial, learns, rank, lambda w: field(t1, w), curvature
-        )
+        source = UpdateSource(rank, lambda w: field(t1, w), curvature)
+        after = update_jacobian(before, after, end, attempt, should_update, source)
         y1, error = unravel(corrected), jnp.broadcast_to(SAFETY / factor, w.shape)
         rescaling = None if project is None else project(y1)
-        after = _remembered(after, end, rescaling, unravel)
+        after = _with_end(after, end, rescaling, unravel)
         y1 = y1 if rescaling is None else rescaling.restored
-        dense = _dense(past, now, trial, unravel)
+        dense = _dense_info(before, coefficients, attempt, unravel)
         return y1, unravel(error), dense, after, dfx.RESULTS.successful, rescaling
 
     def _rank(self, size: int) -> int:
-        return min(most_directions(size) if self.rank is None else self.rank, size)
+        return min(default_rank(size) if self.rank is None else self.rank, size)
 
     def _curvature(self, rank: int, t, y0, args):
         """Of a flat state, as a matrix; `None` if J has no room for it."""
@@ -263,40 +273,43 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         count, size = jax.eval_shape(rows, ravel_pytree(y0)[0]).shape
         return rows if has_room(rank, count, size) else None
 
-    def _corrected(self, past, now, w, predicted, slope, moved_inner) -> Trial:
+    def _correct(
+        self, before: History, coefficients, w, predicted, slope, prediction
+    ) -> Attempt:
         """By the formula of one order more than the predictor's."""
         assert self.rtol is not None
         assert self.atol is not None
-        order, j, h = past.order, past.j, now.h
+        order, j, h = before.order, before.jacobian, coefficients.h
         # Residuals of extrapolations through so many values, and what multiplies them:
         # in the correction, and in the errors at three orders.
-        values = order + jnp.asarray([0, -1, 0, 1], order.dtype)
-        values = jnp.clip(values, 1, past.slopes.shape[0])
-        through = now.form.extrapolation[values - 1]
-        gamma = now.gamma[values]
-        gamma = h * jnp.where(_first(4), gamma, gamma - now.gamma[values - 1])
-        gamma_inner, gamma_rest = gamma[:, :-1], gamma[:, -1:]
-        slope_inner = j.coordinates(slope[None])[0]
-        residual_inner = slope_inner - j.rates * moved_inner - through @ now.inner
-        plain = slope_inner - through @ past.inner_slopes
-        combined = gamma_rest * (slope - through @ past.slopes) + j.combined(
-            gamma_inner * residual_inner - gamma_rest * plain
+        num_values = order + jnp.asarray([0, -1, 0, 1], order.dtype)
+        num_values = jnp.clip(num_values, 1, before.slopes.shape[0])
+        extrapolation = coefficients.form.extrapolation[num_values - 1]
+        phi = coefficients.phi[num_values]
+        is_correction = jnp.arange(4)[:, None] == 0
+        phi = h * jnp.where(is_correction, phi, phi - coefficients.phi[num_values - 1])
+        phi_stiff, phi_nonstiff = phi[:, :-1], phi[:, -1:]
+        slope_coordinates = j.coordinates(slope[None])[0]
+        residual = slope_coordinates - j.rates * prediction
+        residual = residual - extrapolation @ coefficients.nonlinear_coordinates
+        nonstiff = slope_coordinates - extrapolation @ before.slope_coordinates
+        combined = phi_nonstiff * (slope - extrapolation @ before.slopes) + j.combine(
+            phi_stiff * residual - phi_nonstiff * nonstiff
         )
         correction, differences = combined[0], combined[1:]
         size = jnp.maximum(jnp.abs(w), jnp.abs(predicted + correction))
         scaled = differences / (self.atol + self.rtol * size)
         errors = jnp.sqrt(jnp.mean(scaled**2, axis=1))
-        is_possible = jnp.stack(
-            [order > 1, order > 0, order < jnp.minimum(past.known, self.most_order)]
-        )
+        can_rise = order < jnp.minimum(before.num_known, self.max_order)
+        is_possible = jnp.stack([order > 1, order > 0, can_rise])
         errors = jnp.where(is_possible & ~jnp.isnan(errors), errors, jnp.inf)
-        return Trial(
-            correction,
-            lax.stop_gradient(errors),
-            slope,
-            slope_inner,
-            moved_inner,
-            gamma_inner[0] * residual_inner[0],
+        return Attempt(
+            correction=correction,
+            errors=lax.stop_gradient(errors),
+            slope=slope,
+            slope_coordinates=slope_coordinates,
+            prediction_coordinates=prediction,
+            correction_coordinates=phi_stiff[0] * residual[0],
         )
 
 
@@ -312,97 +325,108 @@ def _field(terms, args, y0) -> Callable[[Any, Array], Array]:
     return field
 
 
-def _unless_jumped(past: Past, made_jump, slope: Callable[[], Array]) -> Past:
-    """Nothing of the past counts after a jump of the field, but J."""
+def _restart_after_jump(
+    history: History, made_jump, slope: Callable[[], Array]
+) -> History:
+    """After a jump of the field nothing of the past counts, but J."""
     if made_jump is False:
-        return past
-    new = lax.cond(eqxi.unvmap_any(made_jump), slope, lambda: past.slopes[0])
-    slopes = past.slopes.at[0].set(jnp.where(made_jump, new, past.slopes[0]))
-    one = jnp.ones_like(past.known)
-    return past._replace(
+        return history
+    old = history.slopes[0]
+    new = lax.cond(eqxi.unvmap_any(made_jump), slope, lambda: old)
+    slopes = history.slopes.at[0].set(jnp.where(made_jump, new, old))
+    one = jnp.ones_like(history.num_known)
+    return history._replace(
         slopes=slopes,
-        inner_slopes=past.j.coordinates(slopes),
-        known=jnp.where(made_jump, one, past.known),
-        order=jnp.where(made_jump, one, past.order),
+        slope_coordinates=history.jacobian.coordinates(slopes),
+        num_known=jnp.where(made_jump, one, history.num_known),
+        order=jnp.where(made_jump, one, history.order),
     )
 
 
-def _remembered(after: Past, end: End, rescaling, unravel) -> Past:
-    """What is known after a step, with its end; of rescaled weights if they are."""
+def _with_end(after: History, end: StepEnd, rescaling, unravel) -> History:
+    """The history with the step's end in it; all of it rescaled if weights are."""
     if rescaling is None:
-        states, slopes = after.seen(end)
+        states, slopes = after.states_and_slopes(end)
         return after._replace(states=states, slopes=slopes)
 
-    def moved(by: Callable[[PyTree], PyTree], rows: Array) -> Array:
-        return jax.vmap(lambda row: ravel_pytree(by(unravel(row)))[0])(rows)
+    def rescale_rows(rescale: Callable[[PyTree], PyTree], rows: Array) -> Array:
+        return jax.vmap(lambda row: ravel_pytree(rescale(unravel(row)))[0])(rows)
 
-    def rescaled():
-        states, slopes = after.seen(end)
-        states, slopes = (
-            moved(rescaling.weights, states),
-            moved(rescaling.slopes, slopes),
-        )
-        return states, slopes, after.j.coordinates(states), after.j.coordinates(slopes)
+    def rescale_history():
+        states, slopes = after.states_and_slopes(end)
+        states = rescale_rows(rescaling.weights, states)
+        slopes = rescale_rows(rescaling.slopes, slopes)
+        j = after.jacobian
+        return states, slopes, j.coordinates(states), j.coordinates(slopes)
 
-    # A long memory is a lot to go through: where nothing is rescaled it is moved on, once.
-    states, slopes, inner_states, inner_slopes = lax.cond(
-        eqxi.unvmap_all(rescaling.is_one),
-        lambda: (*after.seen(end), after.inner_states, after.inner_slopes),
-        rescaled,
+    def leave_history():
+        coordinates = after.state_coordinates, after.slope_coordinates
+        return *after.states_and_slopes(end), *coordinates
+
+    # A long history is a lot to go through: where nothing is rescaled it is copied once.
+    states, slopes, state_coordinates, slope_coordinates = lax.cond(
+        eqxi.unvmap_all(rescaling.is_one), leave_history, rescale_history
     )
     return after._replace(
         states=states,
         slopes=slopes,
-        inner_states=inner_states,
-        inner_slopes=inner_slopes,
+        state_coordinates=state_coordinates,
+        slope_coordinates=slope_coordinates,
     )
 
 
-def _prepared(past: Past, h: Array) -> Now:
-    points, j = past.slopes.shape[0], past.j
+def _coefficients(before: History, h: Array) -> StepCoefficients:
+    points, j = before.slopes.shape[0], before.jacobian
     number = jnp.arange(points - 1)
-    steps = jnp.where(number < past.known - 1, past.steps / h, 1)
+    steps = jnp.where(number < before.num_known - 1, before.step_sizes / h, 1)
     form = newton_form(jnp.append(jnp.zeros(1, h.dtype), -jnp.cumsum(steps)))
     rates = jnp.append(h * j.rates, jnp.zeros(1, h.dtype))
-    is_used = jnp.arange(points)[:, None] < past.order
-    return Now(
-        h,
-        form,
-        form.powers @ moments(rates, points + 1),
-        past.inner_slopes - j.rates * (past.inner_states - past.inner_states[0]),
-        jnp.where(is_used, form.differences, 0),
+    is_used = jnp.arange(points)[:, None] < before.order
+    linear = j.rates * (before.state_coordinates - before.state_coordinates[0])
+    return StepCoefficients(
+        h=h,
+        form=form,
+        phi=form.powers @ phi_functions(rates, points + 1),
+        nonlinear_coordinates=before.slope_coordinates - linear,
+        differences=jnp.where(is_used, form.differences, 0),
     )
 
 
-def _predicted(past: Past, now: Now, w: Array) -> tuple[Array, Array]:
+def _predict(
+    before: History, coefficients: StepCoefficients, w: Array
+) -> tuple[Array, Array]:
     """The state at the step's end, and how far it has moved in J's directions."""
-    weights = now.h * now.used.T @ now.gamma[:-1]
-    inner, rest = weights[:, :-1], weights[:, -1]
-    moved_inner = jnp.sum(inner * now.inner, axis=0)
-    along = moved_inner - rest @ past.inner_slopes
-    return w + rest @ past.slopes + past.j.combined(along[None])[0], moved_inner
+    phi = coefficients.phi[:-1]
+    weights = coefficients.h * coefficients.differences.T @ phi
+    stiff, nonstiff = weights[:, :-1], weights[:, -1]
+    moved = jnp.sum(stiff * coefficients.nonlinear_coordinates, axis=0)
+    along = moved - nonstiff @ before.slope_coordinates
+    combined = before.jacobian.combine(along[None])[0]
+    return w + nonstiff @ before.slopes + combined, moved
 
 
-def _dense(past: Past, now: Now, trial: Trial, unravel) -> dict[str, PyTree]:
+def _dense_info(
+    before: History, coefficients: StepCoefficients, attempt: Attempt, unravel
+) -> dict[str, PyTree]:
     """What `ExponentialInterpolation` needs of a step."""
-    points, order = past.slopes.shape[0], past.order
+    points, order, j = before.slopes.shape[0], before.order, before.jacobian
+    form, past = coefficients.form, coefficients.nonlinear_coordinates
     # Weights of past values and of the one at the predicted end, in Newton's basis.
-    residual = jnp.append(-now.form.extrapolation[order - 1], jnp.ones_like(now.h))
+    residual = jnp.append(-form.extrapolation[order - 1], jnp.ones_like(coefficients.h))
     is_last = (jnp.arange(points + 1) == order).astype(residual.dtype)
-    weights = jnp.pad(now.used.T, ((0, 1), (0, 1))) + residual[:, None] * is_last
-    last_inner = trial.slope_inner - past.j.rates * trial.moved_inner
+    weights = jnp.pad(coefficients.differences.T, ((0, 1), (0, 1)))
+    weights = weights + residual[:, None] * is_last
+    last = attempt.slope_coordinates - j.rates * attempt.prediction_coordinates
     return {
-        "y0": unravel(past.states[0]),
-        "slopes": past.slopes,
-        "last_slope": trial.slope,
-        "basis": past.j.basis,
-        "vectors": past.j.vectors,
-        "rates": past.j.rates,
-        "inner": jnp.append(now.inner, last_inner[None], axis=0),
-        "plain": jnp.append(past.inner_slopes, trial.slope_inner[None], axis=0),
-        "powers": weights @ now.form.powers,
+        "y0": unravel(before.states[0]),
+        "slopes": before.slopes,
+        "last_slope": attempt.slope,
+        "basis": j.basis,
+        "vectors": j.vectors,
+        "rates": j.rates,
+        "nonlinear_coordinates": jnp.append(past, last[None], axis=0),
+        "slope_coordinates": jnp.append(
+            before.slope_coordinates, attempt.slope_coordinates[None], axis=0
+        ),
+        "powers": weights @ form.powers,
     }
-
-
-def _first(count: int) -> Bool[Array, "{count} 1"]:
-    return jnp.arange(count)[:, None] == 0
