@@ -14,13 +14,14 @@ from jaxtyping import Array
 
 import homoflow as hf
 from homoflow._kinks import System, as_system
-from homoflow._kinks.filippov._loop import Carry, loop
-from homoflow._kinks.filippov._resolve_event import arrival, loses_sliders
-from homoflow._problem._problem import pose
+from homoflow._kinks.filippov._event_point import event_point, loses_sliders
+from homoflow._kinks.filippov._loop import Carry, make_loop
+from homoflow._kinks.filippov._progress import Goal
+from homoflow._problem._problem import make_problem
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROOM, T1 = 60, 4.0
+CAPACITY, T1 = 60, 4.0
 
 
 def small_start() -> tuple[System, Array]:
@@ -33,21 +34,25 @@ def small_start() -> tuple[System, Array]:
     ]
     model = eqx.tree_at(lambda m: [layer.weight for layer in m.layers], model, weights)
     data = jr.normal(keys[3], (8, 4)), 10 * jr.normal(keys[4], (8, 2))
-    problem = pose(
-        model, data, loss=hf.SquaredLoss(), objective=None, trainable=None, laws=()
-    )
+    problem = make_problem(model, data)
     return as_system(problem), ravel_pytree(problem.weights)[0]
 
 
 def loses(system: System, carry: Carry) -> Array:
-    """Whether the pending step ends where a slider is lost."""
-    state, pending = carry.progress.state, carry.pending
-    trigger = jnp.arange(state.side.size) == pending.pair
-    target, _ = arrival(
-        system, pending.path(pending.theta), state.side, state.base,
-        trigger.reshape(state.side.shape), state.largest, state.way, ROOM,
-    )  # fmt: skip
-    return loses_sliders(target, state.slots)
+    """Whether the next step ends where a slider is lost."""
+    state, arrival = carry.progress.state, carry.arrival
+    side = state.tables.side
+    trigger = (jnp.arange(side.size) == arrival.pair).reshape(side.shape)
+    event, _ = event_point(
+        system,
+        arrival.w,
+        state.tables,
+        trigger,
+        state.point.max_abs_z,
+        state.hint,
+        CAPACITY,
+    )
+    return loses_sliders(event, state.sliding.pairs)
 
 
 @eqx.filter_jit
@@ -56,21 +61,27 @@ def first_loss(
 ) -> tuple[Carry, Array]:
     """Up to the first step that loses a slider, which is judged by its own tolerance."""
 
-    def at(rtol):
-        return loop(
-            system, w0, jnp.asarray(T1), jnp.full(1, T1), lambda w, loss, v: loss,
-            rtol=rtol, room=ROOM, max_steps=10_000, events=0,
-        )  # fmt: skip
+    def loop_at(rtol):
+        goal = Goal(jnp.asarray(T1), jnp.full(1, T1), rtol, max_steps=10_000)
+        return make_loop(
+            system,
+            w0,
+            goal,
+            lambda w, loss, v: loss,
+            capacity=CAPACITY,
+            log_capacity=0,
+        )
 
-    def one(carry):
+    def advance(carry):
         run, _ = carry
         ends = loses(system, run)
-        return at(jnp.where(ends, rtol_there, rtol)).one(run), ends
+        return loop_at(jnp.where(ends, rtol_there, rtol)).advance(run), ends
 
+    loop = loop_at(rtol)
     return jax.lax.while_loop(
-        lambda c: at(rtol).running(c[0]) & ~c[1],
-        one,
-        (at(rtol).start, jnp.asarray(False)),
+        lambda c: loop.goes_on(c[0]) & ~c[1],
+        advance,
+        (loop.start, jnp.asarray(False)),
     )
 
 
@@ -80,4 +91,4 @@ def test_a_step_that_loses_a_slider_is_judged():
     for there, accepted in ((1e-4, True), (1e-10, False)):
         carry, ends = first_loss(system, w0, jnp.asarray(1e-4), jnp.asarray(there))
         assert ends
-        assert carry.progress.accepted == accepted
+        assert carry.progress.is_accepted == accepted

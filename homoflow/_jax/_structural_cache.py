@@ -20,7 +20,7 @@ def cached_by_structure(
     """Caches a function that traces its arguments, by their structure.
 
     That is everything but the values of arrays, in what `key` takes from the arguments,
-    and what JAX is told of dtypes. An error is not cached.
+    and what JAX is told of dtypes and precision. An error is not cached.
     """
 
     def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -28,7 +28,7 @@ def cached_by_structure(
 
         @functools.wraps(function)
         def call(*arguments: Any) -> _Result:
-            structure = _structure(key(*arguments)), _dtype_rules()
+            structure = _structure(key(*arguments)), _settings()
             if not _is_hashable(structure):
                 return function(*arguments)
             if structure not in cache:
@@ -43,8 +43,13 @@ def cached_by_structure(
     return decorate
 
 
-def _dtype_rules() -> tuple[Any, ...]:
-    names = "jax_enable_x64", "jax_numpy_dtype_promotion"
+def _settings() -> tuple[Any, ...]:
+    """The settings of JAX that change what a trace holds."""
+    names = (
+        "jax_enable_x64",
+        "jax_numpy_dtype_promotion",
+        "jax_default_matmul_precision",
+    )
     return tuple(getattr(jax.config, name) for name in names)
 
 

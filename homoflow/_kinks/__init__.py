@@ -1,11 +1,11 @@
 """The exact flow of networks with kinks, sliding included."""
 
-from ._system import (
-    System as System,
-    as_system as as_system,
-    kinked_function as kinked_function,
+from ._from_problem import as_system as as_system, kinked_function as kinked_function
+from ._system import System as System
+from .averaging._midpoint import (
+    AveragedMidpoint as AveragedMidpoint,
+    count_gradients as count_gradients,
 )
-from .averaging._midpoint import KinkShare as KinkShare, evaluations as evaluations
 from .filippov._event_log import Log as Log
 from .filippov._forward_sensitivity import integrate as integrate
-from .filippov._loop import Solution as Solution
+from .filippov._progress import Solution as Solution

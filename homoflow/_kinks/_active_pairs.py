@@ -1,4 +1,4 @@
-"""The pairs of a sample and a kink that are at their kink, numbered."""
+"""The active pairs: (sample, kink) pairs whose pre-activation is at its kink."""
 
 import functools
 import math
@@ -10,55 +10,67 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 
-class Slots(NamedTuple):
-    """The (sample, kink) pairs that are at their kink, in room for a fixed number.
+class ActivePairs(NamedTuple):
+    """A list of pairs of fixed length, its *capacity*, as XLA needs it.
 
-    A pair's number is sample · kinks + kink; an unused slot holds 0. `place` is the
-    slot of a pair, or the number of slots for a pair that has none.
+    - `flat_index`: the pair in each slot of the list, as sample · kinks + kink; 0 in a slot
+        that is not used.
+    - `is_used`: which slots hold a pair.
+    - `slot`: the slot of every pair, or the capacity for a pair that has none.
     """
 
-    pair: Int[Array, " slots"]
-    used: Bool[Array, " slots"]
-    place: Int[Array, "samples kinks"]
+    flat_index: Int[Array, " slots"]
+    is_used: Bool[Array, " slots"]
+    slot: Int[Array, "samples kinks"]
 
     @staticmethod
-    def none(shape: tuple[int, int], room: int) -> "Slots":
-        place = jnp.full(shape, room, jnp.int32)
-        return Slots(jnp.zeros(room, jnp.int32), jnp.zeros(room, bool), place)
+    def empty(shape: tuple[int, int], capacity: int) -> "ActivePairs":
+        slot = jnp.full(shape, capacity, jnp.int32)
+        return ActivePairs(
+            jnp.zeros(capacity, jnp.int32), jnp.zeros(capacity, bool), slot
+        )
 
     @staticmethod
-    def of(chosen: Bool[Array, "samples kinks"], room: int) -> "Slots":
-        """Slots for the chosen pairs, the first `room` of them."""
-        place = jnp.where(chosen, jnp.minimum(_ranks(chosen), room), room)
-        numbers = jnp.arange(chosen.size, dtype=jnp.int32).reshape(chosen.shape)
-        nothing = jnp.full(room, chosen.size, jnp.int32)
-        pair = nothing.at[place].set(numbers, mode="drop")
-        used = pair < chosen.size
-        return Slots(jnp.where(used, pair, 0), used, place)
+    def from_mask(mask: Bool[Array, "samples kinks"], capacity: int) -> "ActivePairs":
+        """The pairs in the mask, or the first ones where there are more than fit."""
+        slot = jnp.where(mask, jnp.minimum(_ranks(mask), capacity), capacity)
+        indices = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
+        unused = jnp.full(capacity, mask.size, jnp.int32)
+        index = unused.at[slot].set(indices, mode="drop")
+        is_used = index < mask.size
+        return ActivePairs(jnp.where(is_used, index, 0), is_used, slot)
 
-    def scattered(self, table: Array, values: Array, where: Array) -> Array:
-        """`table` over all pairs with the values of the slots in `where` put in."""
-        room = self.pair.size
-        slot = jnp.minimum(self.place, room - 1)
-        return jnp.where((self.place < room) & where[slot], values[slot], table)
+    def scatter(
+        self,
+        table: Array,
+        values: Array,
+        where: Bool[Array, " slots"],
+    ) -> Array:
+        """A table over all pairs, with `values` in place of the pairs `where` it says."""
+        capacity = self.flat_index.size
+        slot = jnp.minimum(self.slot, capacity - 1)
+        return jnp.where((self.slot < capacity) & where[slot], values[slot], table)
 
-    def beside(self, chosen: Bool[Array, "samples kinks"]) -> Bool[Array, " slots"]:
-        """The slots with chosen pairs in their sample."""
-        return self.used & jnp.any(chosen, 1)[self.pair // chosen.shape[1]]
-
-    def gathered(self, table: Array) -> Array:
+    def gather(self, table: Array) -> Array:
         """The entries of a table over all pairs that belong to the slots."""
-        return table.ravel()[self.pair]
+        return table.ravel()[self.flat_index]
+
+    def in_samples_with(
+        self, mask: Bool[Array, "samples kinks"]
+    ) -> Bool[Array, " slots"]:
+        """Which slots have a pair of the mask in their sample."""
+        return self.is_used & jnp.any(mask, 1)[self.flat_index // mask.shape[1]]
 
 
-def _ranks(chosen: Bool[Array, "samples kinks"]) -> Int[Array, "samples kinks"]:
-    """How many chosen entries come before each entry.
+def _ranks(mask: Bool[Array, "samples kinks"]) -> Int[Array, "samples kinks"]:
+    """How many entries of the mask are true before each entry.
 
-    As two matrix products: XLA makes a cumulative sum of many small kernels.
+    Written as two matrix products, because XLA turns a cumulative sum into many small
+    kernels.
     """
-    width = math.isqrt(chosen.size - 1) + 1
-    square = jnp.pad(chosen.ravel(), (0, width**2 - chosen.size)).reshape(width, width)
+    width = math.isqrt(mask.size - 1) + 1
+    square = jnp.pad(mask.ravel(), (0, width**2 - mask.size)).reshape(width, width)
     square, lower = square.astype(jnp.float32), np.tri(width, k=-1, dtype=np.float32)
     product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     ranks = product(square, lower.T) + product(lower, square.sum(1))[:, None]
-    return ranks.ravel()[: chosen.size].reshape(chosen.shape).astype(jnp.int32)
+    return ranks.ravel()[: mask.size].reshape(mask.shape).astype(jnp.int32)

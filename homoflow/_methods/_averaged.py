@@ -6,7 +6,7 @@ import diffrax as dfx
 import equinox as eqx
 from jaxtyping import ArrayLike, Float
 
-from .._kinks import KinkShare, kinked_function
+from .._kinks import AveragedMidpoint, kinked_function
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
@@ -54,11 +54,6 @@ class Averaged(AbstractMethod):
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         kinks = kinks_of(task.problem)
-        if not kinks:
-            raise ValueError(
-                "`homoflow.Averaged` is for models with kinks; this one has none. Leave "
-                "`solver` out."
-            )
         solver, how = self._solver(task, kinks)
         if reason is REQUESTED:
             reason = Reason("requested", f"asked for; {how.text}")
@@ -84,7 +79,7 @@ class Averaged(AbstractMethod):
         is_plain = task.dynamics.is_gradient_flow and task.dynamics.conserves_laws
         goes_back = isinstance(self.adjoint, dfx.BacksolveAdjoint)
         if is_plain and not goes_back and _has_many_pairs(task.problem):
-            return KinkShare(), Reason(
+            return AveragedMidpoint(), Reason(
                 "nonsmooth_many_pairs",
                 f"{jumps}, for more than {MAX_FOLLOWED_PAIRS:,} pairs of a sample and a "
                 "kink: the slope of each is averaged over the step; the result is "
@@ -103,4 +98,4 @@ def _has_many_pairs(problem: Problem) -> bool:
         return False
     function, samples = kinked_function(problem), problem.num_samples
     assert samples is not None
-    return function.count * samples > MAX_FOLLOWED_PAIRS and not function.refused
+    return function.count * samples > MAX_FOLLOWED_PAIRS and not function.unsupported

@@ -194,7 +194,7 @@ def obstacle(problem: Problem) -> str | None:
             "show; give a `loss` over samples"
         )
     function = kinked_function(problem)
-    named = (*function.refused, *_loss_kinks(problem, objective))
+    named = (*function.unsupported, *_loss_kinks(problem, objective))
     if named:
         return (
             f"it has {', '.join(named)}, and the kinks that can be followed are those "
@@ -315,9 +315,9 @@ def _solve(call: _Call, options: _Options) -> Trajectory:
         span.times() - span.t0,
         record,
         rtol=call.rtol,
-        room=min(options.max_active, system.low.size),
+        capacity=min(options.max_active, system.low.size),
         max_steps=options.max_steps,
-        events=options.events,
+        log_capacity=options.events,
         meter=options.meter,
     )
     if keeps_states:
@@ -371,10 +371,10 @@ def _assemble(
     is_sound = error == RESULTS.successful
     result = RESULTS.where(is_sound, _result(solution, grid), error)
     ts = grid.times()
-    recorded = is_sound & (jnp.arange(ts.size) < solution.recorded)
+    recorded = is_sound & (jnp.arange(ts.size) < solution.num_recorded)
     valid = recorded & solution.is_finite
     reached = jnp.where(is_sound, grid.t0 + solution.t, -jnp.inf)
-    first = solution.first_choice
+    first = solution.first_nonunique_time
     counts = solution.counts
     numbers = {
         "steps": solution.steps,
@@ -383,8 +383,8 @@ def _assemble(
         "entries": counts["entries"],
         "exits": counts["exits"],
         "largest_sliding_set": counts["largest_sliding_set"],
-        "num_nonunique_pairs": solution.non_unique,
-        "forced_steps": counts["leaps"],
+        "num_nonunique_pairs": solution.num_nonunique_pairs,
+        "forced_steps": counts["forced_steps"],
         "first_nonunique_time": jnp.where(
             jnp.isfinite(first), grid.t0 + first, jnp.nan
         ),
@@ -409,7 +409,7 @@ def _assemble(
 def _events(
     call: _Call, system: System, is_sound: Array, solution: Solution
 ) -> Events | None:
-    log, kinks, t0 = solution.log, system.kinks, call.grid.t0
+    log, kinks, t0 = solution.log, system.num_kinks, call.grid.t0
     if log is None:
         return None
     room = log.pair.size
@@ -424,7 +424,7 @@ def _events(
         dropped=jnp.maximum(log.seen - room, 0),
         complete_until=t0 + jnp.minimum(log.overflowed_at, reached),
         layers=kink_layers(call.problem.model, system.function.operations),
-        sample_count=system.samples,
+        sample_count=system.num_samples,
     )
 
 

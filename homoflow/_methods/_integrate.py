@@ -13,6 +13,7 @@ from .._jax._arrays import all_finite
 from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
+from .._jax._runtime_checks import without_time_checks
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
 from .._observe._time_grid import TimeGrid, input_error, time_reached
@@ -78,6 +79,7 @@ class _Options(eqx.Module):
 
 @fast_compile_jit
 @full_matmul_precision()
+@without_time_checks()
 def _solve(
     problem: Problem,
     shown: Problem | None,

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._jax._tracing import is_concrete, known_finite
 from .._laws import Law, laws
-from .._laws._law import Path, contracted, leaf_at, rows_of
+from .._laws._law import Path, contract, leaf_at, rows_of
 from ._balanced_factors import balanced_chain, balanced_factors
 from ._balanced_scales import balanced_scales
 from ._generating_laws import generating_laws
@@ -133,7 +133,7 @@ def _imbalance(laws: Sequence[Law], arrays: dict) -> float:
         value, size = 0.0, 0.0
         for term in law.quadratic_terms:
             rows = rows_of(term, arrays[term.path])
-            square = contracted(law.contraction, law.blocks, rows, rows)
+            square = contract(law.contraction, law.blocks, rows, rows)
             value = value + term.coefficient * square
             size = size + abs(term.coefficient) * np.abs(square)
         if law.contraction == "matrix":

@@ -38,8 +38,8 @@ class RESULTS(eqx.Enumeration):
     )
     kink_slots_exceeded = (
         "More pairs of a sample and a unit were at their kinks at one time than the "
-        "exact flow had room for: pass `solver=homoflow.Filippov(slots=...)` with more, "
-        "or `solver=homoflow.Averaged()`."
+        "exact flow had room for: pass `solver=homoflow.Filippov(max_active=...)` with "
+        "more, or `solver=homoflow.Averaged()`."
     )
     kink_mode_unsettled = (
         "At an event no mode was found in which the flow goes on: which pairs cross and "

@@ -62,7 +62,7 @@ def filippov() -> Method:
         def solve(rtol: float, t1: float = problem.t1) -> Outcome:
             flow = hf.flow(
                 problem.model, problem.data, t1, ts=[0.0, t1], laws=(), rtol=rtol,
-                loss=problem.loss, solver=hf.Filippov(slots=problem.slots),
+                loss=problem.loss, solver=hf.Filippov(max_active=problem.slots),
                 max_steps=_EXACT_STEPS, throw=False,
             )  # fmt: skip
             return Outcome(

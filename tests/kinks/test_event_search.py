@@ -6,16 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-import homoflow as hf
 from homoflow._kinks import as_system
 from homoflow._kinks.filippov._event_location import (
     _NODES,
     Path,
-    first_bracket,
-    locate,
-    watch,
+    SideMonitor,
+    bracket_first_crossing,
+    locate_crossing,
 )
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 
 class Curves(eqx.Module):
@@ -40,21 +39,19 @@ def brackets(curves):
     """
     pairs = curves.shape[1]
     data = curves[0], jnp.zeros(pairs)
-    problem = pose(
-        Curves(jnp.zeros(1)), data, loss=hf.SquaredLoss(), objective=None,
-        trainable=None, laws=(),
-    )  # fmt: skip
+    problem = make_problem(
+        Curves(jnp.zeros(1)), data)  # fmt: skip
     system = as_system(problem)
     ones, none = jnp.ones((pairs, 1)), jnp.zeros((pairs, 1), bool)
 
-    def one(x):
-        there = eqx.tree_at(lambda s: s.x, system, x)
+    def search(x):
+        shifted = eqx.tree_at(lambda s: s.x, system, x)
         side = ones.astype(jnp.int32)
-        watched = watch(there, ones, side, none, jnp.asarray(1.0))
-        bracket, watched = first_bracket(watched, STEP, jnp.asarray(1.0))
-        return bracket.found, *locate(watched, STEP, bracket)[:3]
+        monitor = SideMonitor.create(shifted, ones, side, none, jnp.asarray(1.0))
+        bracket, monitor = bracket_first_crossing(monitor, STEP, jnp.asarray(1.0))
+        return bracket.is_found, *locate_crossing(monitor, STEP, bracket)[:3]
 
-    return jax.lax.map(one, curves)
+    return jax.lax.map(search, curves)
 
 
 def first_root(coefficients) -> float:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 import homoflow as hf
 import homoflow.plot
-from homoflow._jaxpr import with_kinks
+from homoflow._jaxpr import expose_kinks
 from homoflow._kinks._layers import kink_layers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,7 +76,7 @@ def toys():
     one = jnp.ones((1, 1))
     return hf.flow(
         start, (one, one), END, loss=total, rtol=1e-10, ts=[0.0, 0.6, END],
-        solver=hf.Filippov(slots=12, events=60),
+        solver=hf.Filippov(max_active=12, events=60),
     )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def network(seed):
 def solved(model, problem):
     return hf.flow(
         model, problem, 20.0, laws=(), save_models=True,
-        solver=hf.Filippov(slots=40, events=ROOM),
+        solver=hf.Filippov(max_active=40, events=ROOM),
     )  # fmt: skip
 
 
@@ -355,7 +355,7 @@ def batch():
     stacked = jax.tree.map(
         lambda *a: jnp.stack(a) if eqx.is_array(a[0]) else a[0], *models
     )
-    few = hf.Filippov(slots=40, events=8)
+    few = hf.Filippov(max_active=40, events=8)
     return eqx.filter_jit(
         eqx.filter_vmap(
             lambda m: hf.flow(m, data(), 20.0, laws=(), solver=few, throw=False)
@@ -397,7 +397,7 @@ def test_members_of_a_batch_are_told_apart(batch):
 def test_no_list_unless_asked_for():
     model, problem = network(0), data()
     shapes = eqx.filter_eval_shape(
-        lambda m: hf.flow(m, problem, 1.0, solver=hf.Filippov(slots=40)), model
+        lambda m: hf.flow(m, problem, 1.0, solver=hf.Filippov(max_active=40)), model
     )
     assert shapes.events is None
     with pytest.raises(ValueError, match=r"Filippov\(events"):
@@ -412,7 +412,7 @@ def test_room_for_events_is_a_number_of_them(events):
 
 def layers_of(model, shape):
     arrays, rest = eqx.partition(model, eqx.is_array)
-    function = with_kinks(
+    function = expose_kinks(
         lambda w, _, x: eqx.combine(w, rest)(x), arrays, (), jnp.ones(shape)
     )
     return kink_layers(model, function.operations)

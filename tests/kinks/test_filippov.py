@@ -11,15 +11,17 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jaxtyping import Array
-from toys import flat, midpoint, relative_error, relu_regression
+from oracles import midpoint
+from problems import asserted, flat, relative_error, relu_regression
 
 import homoflow as hf
-import homoflow._methods._exact
+import homoflow._methods._filippov
 
 CASE = np.load(Path(__file__).parent.parent / "data" / "relu_20_30_30_3.npz")
-EXACT = hf.Filippov(slots=40)
-#: What README says of the case at t = 60: all stay below.
-ERROR, GRADIENTS, DRIFT = 1e-9, 18_000, 1e-10
+EXACT = hf.Filippov(max_active=40)
+#: What the case at t = 60 stays below.
+BOUNDS = asserted("exact flow")
+ERROR, GRADIENTS, DRIFT = (BOUNDS[k] for k in ("error", "gradients", "drift"))
 
 
 class Scaled(eqx.Module):
@@ -73,7 +75,7 @@ def reference():
     ts = [0.0, 6.0, 20.0, 60.0]
     return hf.flow(
         reference_model("0"), data, 60.0, ts=ts, save_models=True,
-        solver=hf.Filippov(slots=96),
+        solver=hf.Filippov(max_active=96),
     )  # fmt: skip
 
 
@@ -261,7 +263,7 @@ def test_new_values_do_not_compile_anew(flow):
 
 def solves() -> int:
     """How many forms of the solve JAX has compiled."""
-    solve = homoflow._methods._exact._solve
+    solve = homoflow._methods._filippov._solve
     return sum(f._cached._cache_size() for f in (solve.plain, solve.quick))
 
 
@@ -330,16 +332,16 @@ def test_a_start_on_a_convex_kink_is_unique():
     assert np.all(flat(flow.model) == [0, -1])
 
 
-def test_too_few_slots_are_a_result(flow):
+def test_more_active_pairs_than_max_active_are_a_result(flow):
     model, data = plain()
     few = int(flow.stats["largest_sliding_set"]) - 1
-    short = exactly(model, data, 10.0, solver=hf.Filippov(slots=few), throw=False)
+    short = exactly(model, data, 10.0, solver=hf.Filippov(max_active=few), throw=False)
     assert short.result == hf.RESULTS.kink_slots_exceeded
     assert 0 < short.stats["time_reached"] < 10
     assert np.isfinite(short.losses[0])
     assert np.isnan(short.losses[-1])
-    with pytest.raises(hf.TrajectoryError, match="slots"):
-        exactly(model, data, 10.0, solver=hf.Filippov(slots=few))
+    with pytest.raises(hf.TrajectoryError, match="max_active"):
+        exactly(model, data, 10.0, solver=hf.Filippov(max_active=few))
 
 
 class Applied(eqx.Module):
@@ -372,12 +374,12 @@ def test_what_cannot_be_done_is_refused(model, options, message, monkeypatch):
     def compiled(*args, **keywords):
         pytest.fail("something was compiled")
 
-    monkeypatch.setattr("homoflow._methods._exact._solve", compiled)
+    monkeypatch.setattr("homoflow._methods._filippov._solve", compiled)
     with pytest.raises(ValueError, match=message):
         hf.flow(model, plain()[1], 1.0, solver=EXACT, **options)
 
 
-@pytest.mark.parametrize("slots", [0, -3])
-def test_slots_must_be_a_positive_integer(slots):
-    with pytest.raises(ValueError, match="slots"):
-        hf.Filippov(slots=slots)
+@pytest.mark.parametrize("max_active", [0, -3])
+def test_max_active_must_be_a_positive_integer(max_active):
+    with pytest.raises(ValueError, match="max_active"):
+        hf.Filippov(max_active=max_active)

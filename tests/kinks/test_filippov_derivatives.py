@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 import homoflow as hf
 
-EXACT = hf.Filippov(slots=16)
+EXACT = hf.Filippov(max_active=16)
 
 
 def normal(seed, shape):

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from toys import flat, midpoint, relu_regression
+from oracles import midpoint
+from problems import flat, relu_regression
 
 import homoflow as hf
 
 T1 = 4.0
 EPS = float(jnp.finfo(jnp.float32).eps)
 STEPS = jnp.asarray(400_000)
-OPTIONS = {"solver": hf.Filippov(slots=24), "ts": [0.0, 2.0, T1]}
+OPTIONS = {"solver": hf.Filippov(max_active=24), "ts": [0.0, 2.0, T1]}
 
 
 def problem():

@@ -7,7 +7,8 @@ The problem slides with two pairs between the times 7.1 and 9.7 and with five be
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from toys import flat, midpoint, relative_error, relu_regression
+from oracles import midpoint
+from problems import flat, relative_error, relu_regression
 
 import homoflow as hf
 
@@ -17,7 +18,13 @@ RTOLS = 10.0 ** -np.arange(6, 10.1, 0.5)
 
 def exactly(model, t1: float, rtol: float) -> hf.Trajectory:
     return hf.flow(
-        model, DATA, t1, solver=hf.Filippov(slots=40), ts=[0.0, t1], laws=(), rtol=rtol
+        model,
+        DATA,
+        t1,
+        solver=hf.Filippov(max_active=40),
+        ts=[0.0, t1],
+        laws=(),
+        rtol=rtol,
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 from jaxtyping import Array
+from oracles import midpoint
+from problems import arrays_of, flat, relative_error, saved
 from scipy.optimize import least_squares
-from toys import arrays_of, flat, midpoint, relative_error, saved
 
 import homoflow as hf
 
@@ -54,7 +55,7 @@ def exactly(weights, x, y, scale: float = 1.0, c: float = 1.0) -> hf.Trajectory:
     """The flow, with all times multiplied by `scale`."""
     return hf.flow(
         network(weights), (jnp.asarray(x), jnp.asarray(y)), scale * T1,
-        loss=Scaled(jnp.asarray(c)), solver=hf.Filippov(slots=SLOTS), ts=scale * TS,
+        loss=Scaled(jnp.asarray(c)), solver=hf.Filippov(max_active=SLOTS), ts=scale * TS,
         save_models=True,
     )  # fmt: skip
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from oracles import compilations
+from problems import arrays_of, saved
 from stationary import faults_of, problem
-from test_transformations import compilations
-from toys import arrays_of, saved
 
 import homoflow as hf
 from homoflow._methods.stationary._separable import separation_loss
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 INF = jnp.inf
 #: Most of the time is compilation. The script `stationary.py` checks what users run.
@@ -116,7 +116,7 @@ def test_too_few_steps_and_ctrl_c_lose_nothing(monkeypatch, capsys):
         if segment.start > 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("homoflow._methods._steady_state._say", interrupted)
+    monkeypatch.setattr("homoflow._methods._steady_state._print", interrupted)
     with pytest.raises(KeyboardInterrupt) as stopped:
         end_of(SADDLE, (1.0, 1e-7), progress=True)
     assert isinstance(stopped.value, hf.TrajectoryInterrupt)
@@ -322,7 +322,7 @@ def test_soft_labels_have_a_minimum_of_their_own():
 
 
 def _posed(model, data, loss):
-    return pose(model, data, loss=loss, objective=None, trainable=None, laws=())
+    return make_problem(model, data, loss=loss)
 
 
 # At the door.

@@ -13,7 +13,7 @@ from paper._steps import account_of, norms_by_start, ratio
 
 import homoflow as hf
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 #: Nine samples for training, in batches of two: 36 batches.
 TINY = digits.Config(

@@ -1,4 +1,4 @@
-"""A step that gives each kink its share: the averaged flow of large networks."""
+"""The midpoint rule with the slope of every kink averaged over the step."""
 
 import functools
 import math
@@ -13,54 +13,55 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..._solvers import AbstractFlowSolver
-from .._active_pairs import Slots
-from .._system import System, as_system
-from ._time_fraction import share_above
+from .._active_pairs import ActivePairs
+from .._from_problem import as_system
+from .._system import System
+from ._time_fraction import TimeFraction, fraction_above
 
-#: How often the shares of a step are improved. Each time costs a gradient. With 2 the
-#: shares of sliding pairs lag behind, and large networks with thousands of them part at
-#: some kink; with 8 the error is less than half of that with 4, at the same step.
-ITERATIONS = 4
-#: How far the slopes of sliding pairs move towards what would hold each at its kink by
-#: itself, and how much of their last move they repeat. They are coupled: full moves
-#: over-correct where hundreds of pairs slide on similar samples.
+#: Fixed-point iterations for the time fractions of a step. Each costs a gradient. With 2
+#: the fractions of sliding pairs lag behind, and in large networks with thousands of them
+#: some pair leaves its kink that should not; with 8 the error is less than half of that
+#: with 4, at the same step.
+NUM_ITERATIONS = 4
+#: Under-relaxation and momentum of these iterations, for pairs that slide. Such pairs are
+#: coupled: full moves over-correct where hundreds slide on similar samples.
 RELAXATION, MOMENTUM = 0.6, 0.2
-#: Gradients of pre-activations per step, as a share of the samples, and at least.
-ROWS_SHARE, ROWS_LEAST = 2, 32
-#: The most numbers that those gradients may take up together.
-ROWS_MOST_NUMBERS = 2**24
+#: Gradients ∇_w z per step: one for so many samples, and no fewer than the minimum.
+SAMPLES_PER_ROW, MIN_ROWS = 2, 32
+#: How many numbers those gradients may hold together.
+MAX_ROW_ENTRIES = 2**24
 
 
-class Memory(NamedTuple):
-    """What is kept from step to step about the pairs of a sample and a kink.
+class MidpointState(NamedTuple):
+    """What is known from earlier steps, as tables over all pairs.
 
-    - `above`: the place of the slope between low and high, for sliding pairs.
-    - `slides`: which are held at their kink.
-    - `square`: ‖∇_w z‖² where it was needed so far, elsewhere 0.
-    - `start`: which pair is first in line for its `square`.
+    - `above`: the fraction α, where the slope is low + α · (high − low).
+    - `slides`: whether a pair slides along its kink.
+    - `squared_norm`: ‖∇_w z‖² where it was needed so far, elsewhere 0.
+    - `next_pair`: the pair whose `squared_norm` is computed next.
     """
 
     above: Float[Array, "samples kinks"]
     slides: Bool[Array, "samples kinks"]
-    square: Float[Array, "samples kinks"]
-    start: Int[Array, ""]
+    squared_norm: Float[Array, "samples kinks"]
+    next_pair: Int[Array, ""]
 
 
-class KinkShare(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
+class AveragedMidpoint(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     """Explicit midpoint with the slope of every kink averaged over the step.
 
-    A pre-activation that changes sign during a step has for slope the mean of both
-    sides, weighted by their share of the step; one that both sides push towards its kink
-    has the slope that brings it to 0 at the step's end, as in Moreau's time stepping of
-    contacts. So no step is rejected for a kink and none chatters. The shares are found
-    by evaluating `ITERATIONS` times, starting from those of the step before.
+    A pre-activation that changes sign during a step has the mean slope of both sides,
+    weighted by the time spent on each. One that both sides push towards its kink has the
+    slope that brings it to 0 at the end of the step, as in Moreau's time stepping of
+    contacts. So no step is rejected because of a kink, and no pair chatters. The time
+    fractions are found by `NUM_ITERATIONS` fixed-point iterations, which start from those
+    of the step before.
 
-    The error is measured on all weights together: ‖midpoint − Euler‖ relative to
-    atol·√n + rtol·‖w‖, so that a single kink does not make the step small.
+    The error is measured on all weights together, as ‖midpoint − Euler‖ relative to
+    atol·√n + rtol·‖w‖: a single kink does not make the step small.
 
-    It takes `(given, system)` for the field's arguments, and finds its gradients with
-    the `System`. Derivatives are those at constant shares, as with every solver that
-    does not know of kinks.
+    The arguments of the vector field are `(given, system, …)`, and gradients are those
+    of the `System`. Derivatives of the solution are taken at constant time fractions.
     """
 
     rtol: Float[Array, ""] | None = None
@@ -82,26 +83,30 @@ class KinkShare(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         return self.rtol is not None or self.atol is not None
 
     def with_tolerances(self, rtol, atol):
-        return KinkShare(rtol, atol)
+        return AveragedMidpoint(rtol, atol)
 
     def make_controller(self, rtol, atol, *, dtmin, force_dtmin):
         del rtol, atol
         return dfx.PIDController(
-            rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4,
-            dtmin=dtmin, force_dtmin=force_dtmin,
-        )  # fmt: skip
+            rtol=0.0,
+            atol=1.0,
+            pcoeff=0.3,
+            icoeff=0.4,
+            dtmin=dtmin,
+            force_dtmin=force_dtmin,
+        )
 
     def problem_args(self, problem):
         return as_system(problem)
 
     def cost(self, *, num_accepted, num_rejected, num_steps, solver_state, args):
         del num_accepted, num_rejected, solver_state
-        return {"gradient_evaluations": evaluations(args[1], num_steps)}
+        return {"gradient_evaluations": count_gradients(args[1], num_steps)}
 
-    def init(self, terms, t0, t1, y0, args) -> Memory:
+    def init(self, terms, t0, t1, y0, args) -> MidpointState:
         system: System = args[1]
-        nothing = jnp.zeros_like(system.low)
-        return Memory(nothing, nothing > 0, nothing, jnp.zeros((), jnp.int32))
+        zeros = jnp.zeros_like(system.low)
+        return MidpointState(zeros, zeros > 0, zeros, jnp.zeros((), jnp.int32))
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
@@ -112,30 +117,30 @@ class KinkShare(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     def step_with_projection(
         self, project, terms, t0, t1, y0, args, solver_state, made_jump
     ):
-        # A rescaling changes no pre-activation's sign: shares stay what they are.
-        y1, error, dense, memory, result = self.step(
+        # A rescaling changes no pre-activation's sign: fractions stay what they are.
+        y1, error, dense, solver_state, result = self.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         rescaling = project(y1)
-        return rescaling.restored, error, dense, memory, result, rescaling
+        return rescaling.restored, error, dense, solver_state, result, rescaling
 
-    def step(self, terms, t0, t1, y0, args, solver_state: Memory, made_jump):
-        system, memory, h = args[1], solver_state, jnp.asarray(t1 - t0)
+    def step(self, terms, t0, t1, y0, args, solver_state: MidpointState, made_jump):
+        system, state, h = args[1], solver_state, jnp.asarray(t1 - t0)
         assert self.rtol is not None
         assert self.atol is not None
         w, unravel = jax.flatten_util.ravel_pytree(y0)
-        start = _gradient(system, w, _side_or_slope, (memory.above, memory.slides))
-        first = _Iterate(start, start.above, memory.slides)
-        improved = functools.partial(_improved, system, h, w, start)
-        now = improved(_filled(memory.square), first)
-        turned = (2 * now.seen.z - start.z > 0) != (start.z > 0)
-        meets = turned | memory.slides | now.slides
-        square, line = _with_squares(
-            system, w, start, meets, memory.square, memory.start
+        start = _evaluate(system, w, _fraction_at_start, (state.above, state.slides))
+        improve = functools.partial(_improve, system, h, w, start)
+        first = _Iterate(start, start.above, state.slides)
+        now = improve(_fill(state.squared_norm), first)
+        crosses = (2 * now.found.z - start.z > 0) != (start.z > 0)
+        meets_kink = crosses | state.slides | now.slides
+        squared_norm, next_pair = _update_norms(
+            system, w, start, meets_kink, state.squared_norm, state.next_pair
         )
-        filled = _filled(square)
-        now = lax.fori_loop(1, ITERATIONS, lambda i, now: improved(filled, now), now)
-        gradient = now.seen.gradient
+        norms = _fill(squared_norm)
+        now = lax.fori_loop(1, NUM_ITERATIONS, lambda i, now: improve(norms, now), now)
+        gradient = now.found.gradient
         w1 = w - h * gradient
         size = jnp.maximum(_rms(w), _rms(w1))
         error = h * (gradient - start.gradient)
@@ -144,146 +149,161 @@ class KinkShare(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         # The parabola with the step's first slope and both of its ends.
         k1 = unravel(2 * (w1 - w) + h * start.gradient)
         dense = {"y0": y0, "y1": y1, "k0": k0, "k1": k1}
-        memory = Memory(now.seen.above, now.slides, square, line)
-        return y1, unravel(error), dense, memory, dfx.RESULTS.successful
+        state = MidpointState(now.found.above, now.slides, squared_norm, next_pair)
+        return y1, unravel(error), dense, state, dfx.RESULTS.successful
 
 
-def evaluations(system: System, steps: Int[Array, ""]) -> Int[Array, ""]:
-    """Gradients over all samples in so many steps; of a single one count as 1/samples."""
-    rows = -(-rows_per_step(system) * steps // system.samples)
-    return (1 + ITERATIONS) * steps + rows
+def count_gradients(system: System, steps: Int[Array, ""]) -> Int[Array, ""]:
+    """Gradients over all samples in so many steps; one of a single sample is 1/samples."""
+    rows = -(-num_rows_per_step(system) * steps // system.num_samples)
+    return (1 + NUM_ITERATIONS) * steps + rows
 
 
-def rows_per_step(system: System) -> int:
-    """For how many pairs ‖∇_w z‖² is found in a step."""
-    factored = {p.leaf for p in system.function.products}
-    leaves = jax.tree.leaves(system.template)
-    rest = sum(leaf.size for i, leaf in enumerate(leaves) if i not in factored)
-    wide = sum(math.prod(p.shape) for p in system.function.factored)
-    wide += sum(c.patch_size for c in system.function.convolutions)
-    wide += system.kinks + rest
-    room = max(system.samples // ROWS_SHARE, ROWS_LEAST)
-    return max(1, min(room, system.low.size, ROWS_MOST_NUMBERS // wide))
+def num_rows_per_step(system: System) -> int:
+    """For how many pairs ‖∇_w z‖² is computed in a step."""
+    in_factors = {p.leaf for p in system.function.products}
+    leaves = jax.tree.leaves(system.layout.template)
+    explicit = sum(leaf.size for i, leaf in enumerate(leaves) if i not in in_factors)
+    entries = sum(math.prod(p.shape) for p in system.function.factored)
+    entries += sum(c.patch_size for c in system.function.convolutions)
+    entries += system.num_kinks + explicit
+    wanted = max(system.num_samples // SAMPLES_PER_ROW, MIN_ROWS)
+    return max(1, min(wanted, system.low.size, MAX_ROW_ENTRIES // entries))
 
 
-class _Seen(NamedTuple):
-    """The gradient, z, places of slopes, ∂L/∂a, and what the function is factored with."""
+class _Evaluation(NamedTuple):
+    """∇L, z, the fractions α and ∂L/∂a; and the inputs of products and convolutions."""
 
     gradient: Float[Array, " weights"]
     z: Float[Array, "samples kinks"]
     above: Float[Array, "samples kinks"]
-    upward: Float[Array, "samples kinks"]
-    images: list[Array]
+    dloss_da: Float[Array, "samples kinks"]
+    inputs: list[Array]
 
 
 class _Iterate(NamedTuple):
-    """What was seen with the shares so far, the places before them, and who slides."""
+    """What was found at the latest fractions, the fractions before, and who slides."""
 
-    seen: _Seen
-    before: Float[Array, "samples kinks"]
+    found: _Evaluation
+    above_before: Float[Array, "samples kinks"]
     slides: Bool[Array, "samples kinks"]
 
 
-def _improved(
-    system: System, h: Array, w: Array, start: _Seen, square: Array, last: _Iterate
+def _improve(
+    system: System,
+    h: Array,
+    w: Array,
+    start: _Evaluation,
+    squared_norm: Array,
+    last: _Iterate,
 ) -> _Iterate:
-    """The middle of the step once more, with better shares."""
-    seen = last.seen
-    pull = seen.upward * (system.high - system.low) * square
-    tables = (start.z, seen.above, last.before, pull, last.slides)
-    middle = w - h / 2 * seen.gradient
-    now = _gradient(system, middle, functools.partial(_relaxed_share, h), tables)
-    share = _share(h, now.z, start.z, seen.above, pull)
-    return _Iterate(now, seen.above, share.slides)
+    """The middle of the step once more, with better fractions."""
+    found = last.found
+    pull = found.dloss_da * (system.high - system.low) * squared_norm
+    tables = (start.z, found.above, last.above_before, pull, last.slides)
+    middle = w - h / 2 * found.gradient
+    now = _evaluate(system, middle, functools.partial(_relaxed_fraction, h), tables)
+    fraction = _fraction(h, now.z, start.z, found.above, pull)
+    return _Iterate(now, found.above, fraction.slides)
 
 
-def _gradient(system: System, w: Array, rule, tables: PyTree[Array]) -> _Seen:
-    """∇L with the slope of each kink given by `rule(z, *tables)`, its place in [0, 1]."""
+def _evaluate(
+    system: System,
+    w: Array,
+    choose_fraction: Callable[..., Array],
+    tables: PyTree[Array],
+) -> _Evaluation:
+    """∇L, where `choose_fraction(z, *tables)` gives α in [0, 1] for every kink."""
 
-    def risk(w, lift):
-        weights = system.unravel(w)
+    def risk(w, offsets):
+        weights = system.layout.unravel(w)
 
-        def of_sample(lift, low, high, tables, x, y):
-            places = []
+        def evaluate_sample(offsets, low, high, tables, x, y):
+            fractions = []
 
-            def slope(z, start):
-                part = slice(start, start + z.size)
-                mine = jax.tree.map(lambda a: a[part].reshape(z.shape), tables)
-                place = lax.stop_gradient(rule(z, *mine))
-                places.append(place.ravel())
+            def choose_slope(z, first_kink):
+                part = slice(first_kink, first_kink + z.size)
+                entries = jax.tree.map(lambda a: a[part].reshape(z.shape), tables)
+                above = lax.stop_gradient(choose_fraction(z, *entries))
+                fractions.append(above.ravel())
                 low_, high_ = (a[part].reshape(z.shape) for a in (low, high))
-                return low_ + place * (high_ - low_)
+                return low_ + above * (high_ - low_)
 
-            prediction, z, images = system.function.opened(
-                weights, slope, lift, system.others, x
+            prediction, z, inputs = system.function.evaluate(
+                weights, choose_slope, offsets, system.constants, x
             )
-            seen = z, jnp.concatenate(places), images
-            return system.loss_of_sample(prediction, y), seen
+            found = z, jnp.concatenate(fractions), inputs
+            return system.loss_of_sample(prediction, y), found
 
-        losses, seen = jax.vmap(of_sample)(
-            lift, system.low, system.high, tables, system.x, system.y
+        losses, found = jax.vmap(evaluate_sample)(
+            offsets, system.low, system.high, tables, system.x, system.y
         )
-        return (jnp.mean(losses) if system.is_mean else jnp.sum(losses)), seen
+        return (jnp.mean(losses) if system.is_mean else jnp.sum(losses)), found
 
-    lift = jnp.zeros_like(system.low)
-    (gradient, upward), (z, above, images) = jax.grad(risk, (0, 1), has_aux=True)(
-        w, lift
+    offsets = jnp.zeros_like(system.low)
+    (gradient, dloss_da), (z, above, inputs) = jax.grad(risk, (0, 1), has_aux=True)(
+        w, offsets
     )
-    return _Seen(gradient, z, above, lax.stop_gradient(upward), images)
+    return _Evaluation(gradient, z, above, lax.stop_gradient(dloss_da), inputs)
 
 
-def _side_or_slope(z, above, slides):
+def _fraction_at_start(z, above, slides):
     return jnp.where(slides, above, (z > 0).astype(z.dtype))
 
 
-def _share(h, middle, z, assumed, pull):
-    return share_above(z, (middle - z) * 2 / h, assumed, pull, h)
+def _fraction(h, z_middle, z, assumed, pull) -> TimeFraction:
+    return fraction_above(z, (z_middle - z) * 2 / h, assumed, pull, h)
 
 
-def _relaxed_share(h, middle, z, assumed, before, pull, slides):
-    above, sliding = _share(h, middle, z, assumed, pull)
+def _relaxed_fraction(h, z_middle, z, assumed, before, pull, slides):
+    above, sliding = _fraction(h, z_middle, z, assumed, pull)
     # A pair that has just begun to slide has nothing to over-correct.
-    moved = (
+    relaxed = (
         assumed + RELAXATION * (above - assumed) + MOMENTUM * (assumed - before)
     ).clip(0, 1)
-    return jnp.where(sliding & slides, moved, above)
+    return jnp.where(sliding & slides, relaxed, above)
 
 
-def _with_squares(
-    system: System, w: Array, seen: _Seen, meets: Array, square: Array, first: Array
+def _update_norms(
+    system: System,
+    w: Array,
+    found: _Evaluation,
+    meets_kink: Array,
+    squared_norm: Array,
+    first: Array,
 ) -> tuple[Array, Array]:
-    """`square` with ‖∇_w z‖² of more of the pairs that meet their kinks.
+    """Compute ‖∇_w z‖² for more of the pairs that meet their kinks.
 
-    Half of the room is for those without, half for all in turn.
+    Half of the budget is for pairs that have none yet, half for all pairs in turn.
+    Returned are the table and the pair whose turn is next.
     """
-    room = rows_per_step(system)
-    news = _first_in_line(meets & (square == 0), first, room - room // 2)
-    turn = _first_in_line(meets, first, room // 2)
-    pair = jnp.concatenate([news, turn])
-    slots = Slots.none((system.samples, system.kinks), room)._replace(
-        pair=jnp.minimum(pair, square.size - 1)
-    )
-    slopes = system.low + seen.above * (system.high - system.low)
-    found = system.rows(w, slopes, slots, seen.images).squares()
-    flat = square.ravel().at[pair].set(lax.stop_gradient(found), mode="drop")
-    last = jnp.where(turn < square.size, turn, -1)
-    ahead = (last - first) % square.size
-    reached = jnp.max(jnp.where(turn < square.size, ahead, -1), initial=-1) + 1
-    return flat.reshape(square.shape), (first + reached) % square.size
+    budget = num_rows_per_step(system)
+    missing = _next_pairs(meets_kink & (squared_norm == 0), first, budget - budget // 2)
+    in_turn = _next_pairs(meets_kink, first, budget // 2)
+    index = jnp.concatenate([missing, in_turn])
+    pairs = ActivePairs.empty((system.num_samples, system.num_kinks), budget)
+    pairs = pairs._replace(flat_index=jnp.minimum(index, squared_norm.size - 1))
+    slopes = system.low + found.above * (system.high - system.low)
+    norms = system.rows(w, slopes, pairs, found.inputs).squared_norms()
+    flat = squared_norm.ravel().at[index].set(lax.stop_gradient(norms), mode="drop")
+    last = jnp.where(in_turn < squared_norm.size, in_turn, -1)
+    ahead = (last - first) % squared_norm.size
+    advance = jnp.max(jnp.where(in_turn < squared_norm.size, ahead, -1), initial=-1) + 1
+    return flat.reshape(squared_norm.shape), (first + advance) % squared_norm.size
 
 
-def _filled(square: Float[Array, "samples kinks"]) -> Float[Array, "samples kinks"]:
-    """For pairs whose square is not known, the mean of their kink's over samples."""
-    known = square > 0
-    mean = jnp.sum(square, 0) / jnp.maximum(jnp.sum(known, 0, dtype=square.dtype), 1)
-    return jnp.where(known, square, mean)
+def _fill(squared_norm: Float[Array, "samples kinks"]) -> Array:
+    """For pairs whose norm is not known, the mean of their kink's over samples."""
+    known = squared_norm > 0
+    count = jnp.maximum(jnp.sum(known, 0, dtype=squared_norm.dtype), 1)
+    return jnp.where(known, squared_norm, jnp.sum(squared_norm, 0) / count)
 
 
-def _first_in_line(chosen: Array, first: Array, room: int) -> Array:
-    """The numbers of the first chosen pairs from `first` on, then out of bounds ones."""
-    size = chosen.size
-    line = jnp.roll(chosen.ravel(), -first)
-    (ahead,) = jnp.nonzero(line, size=room, fill_value=size)
+def _next_pairs(mask: Array, first: Array, count: int) -> Array:
+    """The first pairs of the mask from `first` on, padded with indices out of bounds."""
+    size = mask.size
+    rolled = jnp.roll(mask.ravel(), -first)
+    (ahead,) = jnp.nonzero(rolled, size=count, fill_value=size)
     ahead = ahead.astype(first.dtype)
     return jnp.where(ahead < size, (ahead + first) % size, size)
 

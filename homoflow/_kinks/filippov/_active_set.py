@@ -1,4 +1,4 @@
-"""Which pairs are at their kink at a point, and which of them nothing reaches."""
+"""Which pairs are at their kink at a point, and which of them ∂z/∂w = 0 disconnects."""
 
 from typing import NamedTuple
 
@@ -9,178 +9,198 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._system import System
+from ._state import ContinuationHint, PairTables
 
 #: |z| up to this times the largest |z| counts as 0.
-_ON_KINK = 1e-10
+_MAX_ZERO = 1e-10
 #: A derivative up to this times the largest one counts as 0.
-_NO_DERIVATIVE = 1e-9
-#: How far sliding units are lifted to see which way the units above them would wake.
-#: Small enough not to shift events by more than rounding does.
+_MAX_ZERO_DERIVATIVE = 1e-9
+#: How far sliding units are raised, to see to which side they would push the units above.
+#: Small enough to shift events by no more than rounding does.
 LIFT = 1e-11
-#: How much more units are lifted that leave their kinks: those that slide on are at 0.
-_LEAVING = 100.0
-#: In how many other proportions sliding units are lifted, and by what least part.
-_PROPORTIONS, _LEAST_PART = 4, 1e-2
+#: How much more units are raised that leave their kinks: those that slide on are at 0.
+_LEAVING_FACTOR = 100.0
+#: In how many further proportions sliding units are raised, and the least factor.
+_NUM_PROPORTIONS, _MIN_PROPORTION = 4, 1e-2
 
 
-class Way(NamedTuple):
-    """The way on that was found at a point, if it has to be settled `again`.
+class ActiveSet(NamedTuple):
+    """The pairs with z = 0: `active` ones, and disconnected ones with their sides.
 
-    - `near`: the pairs with z = 0, `dormant` those that nothing reached; `held`: those
-        that others keep at 0.
+    Of the tables, `constrained` and `choice` are still those from before.
     """
 
-    again: Bool[Array, ""]
-    velocity: Float[Array, " weights"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
-    held: Bool[Array, "samples kinks"]
-
-    def moving(self, side: Int[Array, "samples kinks"]) -> Bool[Array, "samples kinks"]:
-        """The pairs that this way takes off their kinks, to their `side`."""
-        return self.near & (side != 0) & ~self.dormant & ~self.held
+    active: Bool[Array, "samples kinks"]
+    tables: PairTables
 
 
-class Contact(NamedTuple):
-    """The pairs `at_kink`; sides and base slopes in which `dormant` pairs are placed.
-
-    `torn` are dormant pairs whose side depends on which of the sliders below opens first:
-    the set of slopes that these may have is then more than the product of intervals.
-    """
-
-    at_kink: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
-    torn: Bool[Array, "samples kinks"]
-    side: Int[Array, "samples kinks"]
-    base: Int[Array, "samples kinks"]
-
-
-def find_contact(
+def classify_pairs(
     system: System,
     w: Float[Array, " weights"],
-    side: Int[Array, "samples kinks"],
-    base: Int[Array, "samples kinks"],
+    tables: PairTables,
     trigger: Bool[Array, "samples kinks"],
-    largest: Float[Array, ""],
-    way: Way,
-) -> Contact:
-    """Sort out the pairs with z = 0.
+    max_abs_z: Float[Array, ""],
+    hint: ContinuationHint,
+) -> ActiveSet:
+    """Classify every (sample, kink) pair whose pre-activation z is zero.
 
-    A pair is dormant if z = 0 with zero derivative: no unit below it is on for its
-    sample. It has no constraint to keep. Its slope is irrelevant until a kink below
-    opens, and is then set by a one-sided derivative: by the sign that z takes when the
-    kinks below are lifted a little. Where that depends on which of them opens first it
-    keeps its side.
+    - *Active*: z = 0 and ∂z/∂w ≠ 0. The pair crosses its kink, slides along it or leaves
+        it; the caller decides which.
+    - *Disconnected*: z = 0 and ∂z/∂w = 0, because every unit below it is off for this
+        sample. It imposes no constraint, and its slope does not enter the gradient until
+        a unit below turns on.
 
-    Where a way on is known the kinks that open along it do reach the pairs above: these
-    have constraints there, and begin on the sides that it takes them to.
+    A disconnected pair still needs a side for the moment when a unit below turns on. The
+    active units below are raised by a tiny offset (`LIFT`), and the sign of the resulting
+    z is taken. If different proportions of these offsets give different signs, the side
+    depends on the order in which those units turn on. The pair then keeps its side and is
+    reported as *ambiguous*.
+
+    `tables` are those with which the step arrived; `trigger` marks the pair that ended
+    it. At a retry `hint` holds the velocity that was found before. Units that turn on
+    along it connect the pairs above them, which are then active, and start on the sides
+    to which it takes them.
     """
-    known = (side == 0) | trigger | (way.again & way.near)
-    opened = way.again & way.moving(side)
-    near, is_reached = _near(system, w, base, known, opened, largest)
-    base, side, follows = lax.cond(
-        way.again,
-        lambda: _along(system, w, side, base, way),
-        lambda: (base, side, jnp.zeros_like(near)),
+    side, base = tables.side, tables.base
+    known = (side == 0) | trigger | (hint.is_retry & tables.at_zero)
+    turns_on = hint.is_retry & tables.leaves_kink
+    at_zero, is_connected = _find_zeros(system, w, base, known, turns_on, max_abs_z)
+    base, side, follows_hint = lax.cond(
+        hint.is_retry,
+        lambda: _follow_velocity(system, w, tables, hint.velocity),
+        lambda: (base, side, jnp.zeros_like(at_zero)),
     )
-    dormant = near & ~is_reached
-    at_kink = near & is_reached
-    # Sliders that nothing reaches any more: as they were where their group is open.
-    side = jnp.where(dormant & (side == 0), -base, side)
-    free = dormant & ~follows
-    opens = at_kink & (side >= 0)
-    lift = LIFT * jnp.where(side > 0, _LEAVING, 1) * opens.astype(w.dtype)
-
-    slides = LIFT * (at_kink & (side == 0) & ~trigger).astype(w.dtype)
-    among, one_by_one = (jnp.asarray(p, w.dtype) for p in _proportions(system.kinks))
-
-    def place(base, side):
-        def one_layer(number, carry):
-            base, side, _ = carry
-            # At last, with what slides on alone.
-            is_last = number == system.function.depth
-            lifted = jnp.where(is_last, slides, lift)
-            z = jax.vmap(
-                lambda part: system.preactivations(w, system.slope(base), lifted * part)
-            )(jnp.where(is_last, one_by_one, among))
-            seen = free & (jnp.abs(z) > 1e-3 * _LEAST_PART * LIFT)
-            wakes = jnp.where(seen, jnp.sign(z), 0).astype(side.dtype)
-            torn = jnp.any(wakes > 0, 0) & jnp.any(wakes < 0, 0)
-            may_stay = is_last | jnp.any((wakes == side) & seen, 0)
-            side = jnp.where(seen[0] & ~may_stay, wakes[0], side)
-            return jnp.where(free, side, base), side, torn
-
-        start = base, side, jnp.zeros_like(dormant)
-        return lax.fori_loop(0, system.function.depth + 1, one_layer, start)
-
-    def leave(base, side):
-        return base, side, jnp.zeros_like(dormant)
-
-    base, side, torn = lax.cond(jnp.any(free), place, leave, base, side)
-    return Contact(at_kink, dormant, torn, side, base)
+    disconnected = at_zero & ~is_connected
+    active = at_zero & is_connected
+    # Pairs that slid and are now disconnected: on the side on which their group is on.
+    side = jnp.where(disconnected & (side == 0), -base, side)
+    undecided = disconnected & ~follows_hint
+    may_open = active & (side >= 0)
+    offsets = LIFT * jnp.where(side > 0, _LEAVING_FACTOR, 1) * may_open.astype(w.dtype)
+    sliding = LIFT * (active & (side == 0) & ~trigger).astype(w.dtype)
+    base, side, ambiguous = lax.cond(
+        jnp.any(undecided),
+        lambda base, side: _push_disconnected(
+            system, w, base, side, undecided, offsets, sliding
+        ),
+        lambda base, side: (base, side, jnp.zeros_like(disconnected)),
+        base,
+        side,
+    )
+    tables = tables._replace(
+        side=side,
+        base=base,
+        at_zero=active | disconnected,
+        disconnected=disconnected,
+        ambiguous=ambiguous,
+    )
+    return ActiveSet(active, tables)
 
 
-def _along(
-    system: System, w: Array, side: Array, base: Array, way: Way
+def _push_disconnected(
+    system: System,
+    w: Array,
+    base: Array,
+    side: Array,
+    undecided: Bool[Array, "samples kinks"],
+    offsets: Float[Array, "samples kinks"],
+    sliding_offsets: Float[Array, "samples kinks"],
 ) -> tuple[Array, Array, Array]:
-    """Base slopes and sides that dormant pairs have on a way on, and which follow it."""
-    still = jnp.zeros_like(system.low)
+    """Base sides, sides and ambiguity of disconnected pairs, from raised units below.
 
-    def one_layer(_, carry):
+    Layer by layer; in the last pass only the units that slide on are raised.
+    """
+    depth = system.function.depth
+    random, pairwise = (jnp.asarray(p, w.dtype) for p in _proportions(system.num_kinks))
+
+    def push_layer(number, carry):
+        base, side, _ = carry
+        is_last = number == depth
+        raised = jnp.where(is_last, sliding_offsets, offsets)
+        z = jax.vmap(
+            lambda part: system.preactivations(w, system.slope(base), raised * part)
+        )(jnp.where(is_last, pairwise, random))
+        is_pushed = undecided & (jnp.abs(z) > 1e-3 * _MIN_PROPORTION * LIFT)
+        sign = jnp.where(is_pushed, jnp.sign(z), 0).astype(side.dtype)
+        ambiguous = jnp.any(sign > 0, 0) & jnp.any(sign < 0, 0)
+        may_stay = is_last | jnp.any((sign == side) & is_pushed, 0)
+        side = jnp.where(is_pushed[0] & ~may_stay, sign[0], side)
+        return jnp.where(undecided, side, base), side, ambiguous
+
+    start = base, side, jnp.zeros_like(undecided)
+    return lax.fori_loop(0, depth + 1, push_layer, start)
+
+
+def _follow_velocity(
+    system: System, w: Array, tables: PairTables, velocity: Array
+) -> tuple[Array, Array, Array]:
+    """Base sides and sides of disconnected pairs along a velocity, and which it moves."""
+    offsets = jnp.zeros_like(system.low)
+
+    def push_layer(_, carry):
         base, side, _ = carry
         slopes = system.slope(base)
         _, rate = jax.jvp(
-            lambda w: system.preactivations(w, slopes, still), (w,), (way.velocity,)
+            lambda w: system.preactivations(w, slopes, offsets), (w,), (velocity,)
         )
-        least = _NO_DERIVATIVE * jnp.max(jnp.abs(rate))
-        follows = way.dormant & (jnp.abs(rate) > least)
-        side = jnp.where(follows, jnp.sign(rate).astype(side.dtype), side)
-        return jnp.where(follows, side, base), side, follows
+        least = _MAX_ZERO_DERIVATIVE * jnp.max(jnp.abs(rate))
+        moves = tables.disconnected & (jnp.abs(rate) > least)
+        side = jnp.where(moves, jnp.sign(rate).astype(side.dtype), side)
+        return jnp.where(moves, side, base), side, moves
 
-    start = base, side, jnp.zeros_like(way.dormant)
-    return lax.fori_loop(0, system.function.depth, one_layer, start)
+    start = tables.base, tables.side, jnp.zeros_like(tables.disconnected)
+    return lax.fori_loop(0, system.function.depth, push_layer, start)
 
 
 def _proportions(kinks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Equal ones, then others; and some in which any two kinks differ, either way."""
-    bits = np.arange(kinks) >> np.arange(max(kinks - 1, 1).bit_length())[:, None] & 1
-    one_by_one = _LEAST_PART ** np.concatenate([bits, 1 - bits])
-    exponents = np.random.default_rng(1).random((_PROPORTIONS, kinks))
-    among = np.concatenate([np.ones((1, kinks)), _LEAST_PART**exponents])
-    count = max(len(among), len(one_by_one))
-    return np.resize(among, (count, kinks)), np.resize(one_by_one, (count, kinks))
+    """Proportions in which units are raised, one set in a row.
 
-
-def _near(
-    system: System, w: Array, base: Array, known: Array, opened: Array, largest: Array
-) -> tuple[Array, Array]:
-    """The pairs with z = 0, and which z change with w while those pairs are flat.
-
-    But for those that have `opened`.
-
-    Along one generic direction: a derivative that vanishes along it vanishes. Being
-    flat does not change z where z is 0 below: so both are found at once, in one pass
-    unless more pairs are at their kinks than are `known` to be.
+    First equal ones and some random ones. Then sets in which any two kinks differ, once
+    in either order: they follow the bits of the kinks' numbers.
     """
-    slopes, nothing = system.slope(base), jnp.zeros_like(system.low)
-    flat = jnp.where(
+    bits = np.arange(kinks) >> np.arange(max(kinks - 1, 1).bit_length())[:, None] & 1
+    pairwise = _MIN_PROPORTION ** np.concatenate([bits, 1 - bits])
+    exponents = np.random.default_rng(1).random((_NUM_PROPORTIONS, kinks))
+    random = np.concatenate([np.ones((1, kinks)), _MIN_PROPORTION**exponents])
+    count = max(len(random), len(pairwise))
+    return np.resize(random, (count, kinks)), np.resize(pairwise, (count, kinks))
+
+
+def _find_zeros(
+    system: System,
+    w: Array,
+    base: Int[Array, "samples kinks"],
+    known: Bool[Array, "samples kinks"],
+    turns_on: Bool[Array, "samples kinks"],
+    max_abs_z: Float[Array, ""],
+) -> tuple[Bool[Array, "samples kinks"], Bool[Array, "samples kinks"]]:
+    """The pairs with z = 0, and the pairs with ∂z/∂w ≠ 0 while those with z = 0 are off.
+
+    A pair is off at the flatter one of its slopes. The pairs that turn on stay as they
+    are. ∂z/∂w is taken along one random direction: a derivative that vanishes along it
+    vanishes. Whether a unit with z = 0 is off changes no z above it, so both are found
+    together, in one pass unless more pairs have z = 0 than are `known` to.
+    """
+    slopes, offsets = system.slope(base), jnp.zeros_like(system.low)
+    off_slopes = jnp.where(
         jnp.abs(system.low) <= jnp.abs(system.high), system.low, system.high
     )
     random = np.random.default_rng(0).standard_normal(w.size)
     direction = jnp.asarray(random, w.dtype)
 
-    def one(carry):
-        near, _, _ = carry
+    def add_zeros(carry):
+        at_zero, _, _ = carry
 
-        def z_of(w):
+        def evaluate(w):
+            is_off = at_zero & ~turns_on
             return system.preactivations(
-                w, jnp.where(near & ~opened, flat, slopes), nothing
+                w, jnp.where(is_off, off_slopes, slopes), offsets
             )
 
-        z, change = jax.jvp(z_of, (w,), (direction,))
-        found = near | (jnp.abs(z) <= _ON_KINK * largest)
-        return found, jnp.abs(change), jnp.any(found != near)
+        z, change = jax.jvp(evaluate, (w,), (direction,))
+        found = at_zero | (jnp.abs(z) <= _MAX_ZERO * max_abs_z)
+        return found, jnp.abs(change), jnp.any(found != at_zero)
 
-    start = known, nothing, jnp.asarray(True)
-    near, change, _ = lax.while_loop(lambda carry: carry[2], one, start)
-    return near, change > _NO_DERIVATIVE * jnp.max(change)
+    start = known, offsets, jnp.asarray(True)
+    at_zero, change, _ = lax.while_loop(lambda carry: carry[2], add_zeros, start)
+    return at_zero, change > _MAX_ZERO_DERIVATIVE * jnp.max(change)

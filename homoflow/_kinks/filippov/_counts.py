@@ -1,4 +1,4 @@
-"""How often things happened along an exact flow."""
+"""Counters for `stats`: the work and the events of an exact flow."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,42 +11,44 @@ _NAMES = (
     "crossings",
     "entries",
     "exits",
-    "leaps",
+    "forced_steps",
     "largest_sliding_set",
 )
-#: What was computed at a point that is given up was still computed.
-_WORK = 3
+#: The first of them count evaluations. These were made also for steps that are rejected.
+_NUM_WORK = 3
 
 
 class Counts(eqx.Module):
-    """Counts for `stats`, in one array: XLA compiles a kernel for every number."""
+    """All counters in one array, because XLA compiles a kernel for every scalar."""
 
-    numbers: Int[Array, " counts"]
+    values: Int[Array, " counts"]
 
     @staticmethod
     def zeros() -> "Counts":
         return Counts(jnp.zeros(len(_NAMES), int))
 
     def __getitem__(self, name: str) -> Int[Array, ""]:
-        return self.numbers[_NAMES.index(name)]
+        return self.values[_NAMES.index(name)]
 
-    def plus(self, **more: Array | int) -> "Counts":
-        """With these added."""
+    def add(self, **more: Array | int) -> "Counts":
         added = [jnp.asarray(more.get(name, 0), int) for name in _NAMES]
-        return Counts(self.numbers + jnp.stack(added))
+        return Counts(self.values + jnp.stack(added))
 
-    def with_sliding(self, number: Array) -> "Counts":
-        """With so many pairs sliding at one time."""
-        return Counts(self.numbers.at[-1].max(number.astype(self.numbers.dtype)))
+    def record_sliding(self, number: Int[Array, ""]) -> "Counts":
+        """With so many pairs that slide at one time."""
+        return Counts(self.values.at[-1].max(number.astype(self.values.dtype)))
 
-    def undone(self, before: "Counts") -> "Counts":
-        """The work of these, and `before` in everything that did not happen after all."""
-        is_work = jnp.arange(len(_NAMES)) < _WORK
-        return Counts(jnp.where(is_work, self.numbers, before.numbers))
+    def reject(self, before: "Counts") -> "Counts":
+        """With the events of `before`, and the work that was done since nevertheless."""
+        is_work = jnp.arange(len(_NAMES)) < _NUM_WORK
+        return Counts(jnp.where(is_work, self.values, before.values))
 
 
-def how_many(masks: list[Array]) -> Int[Array, " masks"]:
-    """How many entries are true in each, in one product: XLA splits every sum in two."""
+def count_true(masks: list[Array]) -> Int[Array, " masks"]:
+    """How many entries of each mask are true.
+
+    In one matrix product, because XLA compiles two kernels for every sum.
+    """
     ones = jnp.ones(masks[0].size, jnp.float32)
     flat = jnp.stack([mask.ravel() for mask in masks])
     return (flat.astype(jnp.float32) @ ones).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""The events of a run, written down inside the loop in room for a fixed number."""
+"""A log of the events of a run, of fixed capacity, which is written inside the loop."""
 
 from typing import NamedTuple
 
@@ -6,37 +6,47 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..._results._event_kind import EventKind
-from ._counts import how_many
+from ._counts import count_true
 
 _CROSSINGS = (EventKind.crossing_up, EventKind.crossing_down)
 _EXITS = (EventKind.exit_up, EventKind.exit_down)
-#: Where a table of kinds has no event.
-NOTHING = -1
+#: The entry of a table of kinds where there is no event.
+NO_EVENT = -1
 
 
 class Log(NamedTuple):
     """The first events, in order of time.
 
-    - `pair`: its number among all pairs, sample · kinks + kink.
-    - `seen`: how many events there were, kept or not.
-    - `overflowed_at`: the time of the first that was not kept; inf if all were.
+    - `pair`: its index among all pairs, sample · kinks + kink.
+    - `seen`: how many events there were, whether they are in the log or not.
+    - `overflowed_at`: the time of the first that is not in the log; inf if all are.
     """
 
-    time: Float[Array, " room"]
-    pair: Int[Array, " room"]
-    kind: Int[Array, " room"]
+    time: Float[Array, " capacity"]
+    pair: Int[Array, " capacity"]
+    kind: Int[Array, " capacity"]
     seen: Int[Array, ""]
     overflowed_at: Float[Array, ""]
 
-    def written(self, t: Float[Array, ""], kinds: Int[Array, "samples kinks"]) -> "Log":
-        """The log with what happened at time t, for each pair."""
-        room, happened = self.pair.size, kinds.ravel() != NOTHING
+    @staticmethod
+    def empty(capacity: int, t: Float[Array, ""]) -> "Log":
+        return Log(
+            time=jnp.full(capacity, jnp.nan, t.dtype),
+            pair=jnp.full(capacity, -1),
+            kind=jnp.full(capacity, NO_EVENT, jnp.int32),
+            seen=jnp.asarray(0),
+            overflowed_at=jnp.full_like(t, jnp.inf),
+        )
+
+    def append(self, t: Float[Array, ""], kinds: Int[Array, "samples kinks"]) -> "Log":
+        """The log with the events of time t, given by their kinds for all pairs."""
+        capacity, happened = self.pair.size, kinds.ravel() != NO_EVENT
         seen = self.seen + jnp.sum(happened)
         place = self.seen + jnp.cumsum(happened) - 1
-        place = jnp.where(happened, place, room)
-        numbers = jnp.arange(room)
-        is_new = (numbers >= self.seen) & (numbers < seen)
-        overflows = (seen > room) & (self.seen <= room)
+        place = jnp.where(happened, place, capacity)
+        places = jnp.arange(capacity)
+        is_new = (places >= self.seen) & (places < seen)
+        overflows = (seen > capacity) & (self.seen <= capacity)
         return Log(
             time=jnp.where(is_new, t, self.time),
             pair=self.pair.at[place].set(jnp.arange(happened.size), mode="drop"),
@@ -46,30 +56,20 @@ class Log(NamedTuple):
         )
 
 
-def empty_log(room: int, t: Float[Array, ""]) -> Log:
-    return Log(
-        time=jnp.full(room, jnp.nan, t.dtype),
-        pair=jnp.full(room, -1),
-        kind=jnp.full(room, NOTHING, jnp.int32),
-        seen=jnp.asarray(0),
-        overflowed_at=jnp.full_like(t, jnp.inf),
-    )
-
-
-def side_changes(
+def classify_side_changes(
     before: Int[Array, "samples kinks"],
     after: Int[Array, "samples kinks"],
-    starting: Bool[Array, ""],
+    is_start: Bool[Array, ""],
 ) -> Int[Array, "samples kinks"]:
-    """The kind of event, or `NOTHING`, that takes each pair from side to side.
+    """The kind of event, or `NO_EVENT`, that takes each pair from side to side.
 
     A pair that starts on its kink crosses nothing when it is put on a side.
     """
-    kinds = jnp.full_like(after, NOTHING)
+    kinds = jnp.full_like(after, NO_EVENT)
     up, down = after > 0, after < 0
     for kind, happened in (
-        (EventKind.crossing_up, (before < 0) & up & ~starting),
-        (EventKind.crossing_down, (before > 0) & down & ~starting),
+        (EventKind.crossing_up, (before < 0) & up & ~is_start),
+        (EventKind.crossing_down, (before > 0) & down & ~is_start),
         (EventKind.entry, (before != 0) & (after == 0)),
         (EventKind.exit_up, (before == 0) & up),
         (EventKind.exit_down, (before == 0) & down),
@@ -78,11 +78,11 @@ def side_changes(
     return kinds
 
 
-def numbers_of(changes: Int[Array, "samples kinks"]) -> dict[str, Int[Array, ""]]:
-    """How many changes of side of what sort there are in the table."""
+def count_events(changes: Int[Array, "samples kinks"]) -> dict[str, Int[Array, ""]]:
+    """How many crossings, entries and exits there are in a table of kinds."""
     up, down = (changes == int(kind) for kind in _CROSSINGS)
     left_up, left_down = (changes == int(kind) for kind in _EXITS)
     entries = changes == int(EventKind.entry)
     masks = [up | down, entries, left_up | left_down]
     names = "crossings", "entries", "exits"
-    return dict(zip(names, how_many(masks), strict=True))
+    return dict(zip(names, count_true(masks), strict=True))

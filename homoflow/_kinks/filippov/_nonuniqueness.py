@@ -1,76 +1,84 @@
-"""Pairs that leave their kink where a joint choice of slopes would hold them there.
+"""Non-uniqueness: pairs that leave their kink, though they might slide along it as well.
 
-Clarke's set is the hull of the gradients of the adjacent cells. Where kinks of one sample
-lie above each other it holds all joint distributions of their sides, of which slopes are
-the means. What counts in λ_k are the sides that the kinks above have while k is on, and
-between ∂L/∂a_k at these and at their means there may be a sign: then λ_k may be below 0
-or above its width. A pair that is not held within these might as well be, and both are
-flows. (Gradient descent may follow either: held, it chatters.)
+Clarke's subdifferential is the convex hull of the gradients of the adjacent linear
+pieces. Where kinks of one sample lie above each other, its elements are means over joint
+distributions of the sides of these kinks. A slope at one kink is only a marginal of such
+a distribution.
+
+The multiplier λ_k depends on the sides that the kinks above k have *while k is on*. With
+these, ∂L/∂a_k may have another sign than with their means. Then λ_k may be below 0 or
+above the width. A pair that cannot slide with λ_k between 0 and the width may still
+slide with such a λ_k. Both ways are solutions of the differential inclusion. (Gradient
+descent may follow either: where the pair slides, it chatters.)
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._sliding_field import Point, gram_solver
-from ._sliding_mode import Mode, held_rate, rate_of_change
+from ._sliding_field import Linearization, factorize_gram
+from ._sliding_mode import Mode, compute_z_rate, max_constrained_rate
 
-#: For which parts of the time that a pair is on its multiplier is looked at.
-_PARTS = np.linspace(0, 1, 33)
-#: Rows of which less is outside of the span of the sliders' do not move by themselves.
-_OUTSIDE = 1e-10
+#: The fractions of time for which a pair is on at which its multiplier is bounded.
+_FRACTIONS = np.linspace(0, 1, 33)
+#: A pair with less of its squared row outside of the span of the sliding pairs' rows is
+#: constrained by those.
+_MIN_OUTSIDE = 1e-10
 
 
-def might_stay(
-    point: Point,
+def may_keep_sliding(
+    at: Linearization,
     mode: Mode,
-    based_on_plus: Bool[Array, " slots"],
+    is_based_on_plus: Bool[Array, " slots"],
     leaves: Bool[Array, " slots"],
 ) -> Bool[Array, " slots"]:
-    """Those of the pairs that leave that a joint choice of slopes might hold.
+    """Which of the pairs that leave might slide, with some joint distribution of sides.
 
-    Each by itself, while all sliders stay. Pairs are not tied to others. Of more than two
-    kinks above each other, the sides of those between count with their means.
+    Each pair is tested by itself, while all sliding pairs go on sliding; it must be alone
+    in its group. With more than two kinks above each other, the sides of those between
+    count with their means.
     """
     slides = mode.state == 0
-    rate = rate_of_change(point, mode.multiplier)
-    solve, _ = gram_solver(point, slides)
-    share = solve(point.gram)
-    outside = jnp.diagonal(point.gram) - jnp.sum(point.gram * share, 0)
-    moves = leaves & (outside > _OUTSIDE) & (jnp.abs(rate) > held_rate(point))
+    rate = compute_z_rate(at, mode.multiplier)
+    solve, _ = factorize_gram(at, slides)
+    response = solve(at.gram)
+    outside = jnp.diagonal(at.gram) - jnp.sum(at.gram * response, 0)
+    moves = leaves & (outside > _MIN_OUTSIDE)
+    moves = moves & (jnp.abs(rate) > max_constrained_rate(at))
+    # The multiplier that would stop the pair.
     push = jnp.where(moves, rate / jnp.where(moves, outside, 1), 0)
-    # Of each pair l, in the columns for each k that is held.
-    plus = based_on_plus.astype(point.gram.dtype)
+    # The fraction of time above its kink of each pair l, if pair k is stopped: [l, k].
+    plus = is_based_on_plus.astype(at.gram.dtype)
     from_minus = mode.multiplier + plus * mode.width
-    wide = jnp.where(mode.width != 0, mode.width, 1)
-    place = (from_minus[:, None] - share * push) / wide[:, None]
-    width, least, most = _intervals(point, mode.width, plus, place.clip(0, 1))
-    # The largest jump, of a pair that is on in all cells, is the width.
-    wanted = jnp.where(based_on_plus, width, 0) + push
+    nonzero_width = jnp.where(mode.width != 0, mode.width, 1)
+    fraction = (from_minus[:, None] - response * push) / nonzero_width[:, None]
+    width, least, most = _bound_multipliers(at, mode.width, plus, fraction.clip(0, 1))
+    wanted = jnp.where(is_based_on_plus, width, 0) + push
     return moves & (least <= wanted) & (wanted <= most)
 
 
-def _intervals(
-    point: Point,
+def _bound_multipliers(
+    at: Linearization,
     width: Float[Array, " slots"],
     plus: Float[Array, " slots"],
-    place: Float[Array, "slots slots"],
+    fraction: Float[Array, "slots slots"],
 ) -> tuple[Float[Array, " slots"], ...]:
-    """The width of each pair, and the least and the largest multiplier that it may have.
+    """The width of each pair, and the least and largest multiplier that it may have.
 
-    From its minus side, where kinks l above k are on for the part `place[l, k]`. How much
-    of that is while k is on, is free: all that can be, for all of them, or as little.
+    Multipliers count from the minus side. The kink l above k is on for a given `fraction`
+    of the time. How much of it coincides with the time for which k is on is free, within
+    the Fréchet bounds for joint distributions.
     """
-    whole = point.gap * point.length
-    turns = point.above * (width * point.scale)[:, None]
-    turns = turns * (1 - jnp.eye(width.size, dtype=turns.dtype))
-    alone = (point.jump - plus @ turns) * whole
-    turns = turns * whole
-    parts = jnp.asarray(_PARTS, place.dtype)[:, None, None]
-    together = turns * jnp.minimum(parts, place)
-    apart = turns * jnp.maximum(parts + place - 1, 0)
+    whole = at.slope_gap * at.length
+    jumps = at.dz_da * (width * at.scale)[:, None]
+    jumps = jumps * (1 - jnp.eye(width.size, dtype=jumps.dtype))
+    alone = (at.dloss_da - plus @ jumps) * whole
+    jumps = jumps * whole
+    on = jnp.asarray(_FRACTIONS, fraction.dtype)[:, None, None]
+    most_overlap = jumps * jnp.minimum(on, fraction)
+    least_overlap = jumps * jnp.maximum(on + fraction - 1, 0)
     least, most = (
-        jnp.sum(pick(together, apart), 1) + parts[:, 0] * alone
+        jnp.sum(pick(most_overlap, least_overlap), 1) + on[:, 0] * alone
         for pick in (jnp.minimum, jnp.maximum)
     )
-    return alone + jnp.sum(turns * place, 0), jnp.min(least, 0), jnp.max(most, 0)
+    return alone + jnp.sum(jumps * fraction, 0), jnp.min(least, 0), jnp.max(most, 0)

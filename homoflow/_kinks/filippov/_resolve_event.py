@@ -1,4 +1,4 @@
-"""What happens at a point that a step has reached: the new mode and its velocity."""
+"""Resolve an event: find the mode in which the flow goes on, and its velocity."""
 
 from typing import NamedTuple
 
@@ -6,431 +6,338 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..._results._event_kind import EventKind
-from .._active_pairs import Slots
 from .._system import System
-from ._active_set import Way, find_contact
-from ._counts import Counts, how_many
-from ._event_log import NOTHING
-from ._nonuniqueness import might_stay
-from ._sliding_field import Groups, Point, evaluate, group
-from ._sliding_mode import Mode, find_mode, held_rate, rate_of_change, smallest_rate
+from ._event_point import EventPoint
+from ._nonuniqueness import may_keep_sliding
+from ._sliding_field import Groups, Linearization, group_parallel_rows, linearize
+from ._sliding_mode import (
+    Mode,
+    compute_z_rate,
+    find_mode,
+    max_constrained_rate,
+    min_rate,
+)
 
-#: Evaluations at one point while base slopes adapt to the mode.
-_ROUNDS = 6
-#: Searches for another solution at one point.
-_ATTEMPTS = 8
-#: Velocities that differ by less, relative to the jumps that make them so, are the same.
+#: Iterations at one point, in which base slopes are fitted to the mode.
+_MAX_ITERATIONS = 6
+#: Searches at one point for another solution.
+_MAX_ATTEMPTS = 8
+#: Velocities are equal if they differ by less, relative to the jumps that part them.
 _SAME_VELOCITY = 1e-6
 
 
-class Target(NamedTuple):
-    """A point at which the field is wanted.
+class Trial(NamedTuple):
+    """What an iteration starts from: base sides, and states of the groups' leaders.
 
-    - `side`, `base`: of every pair, as it arrives there; `was`: side of those in slots.
-    - `arrives`: those in slots that other pairs' constraints did not hold there before.
-    - `wakes`: those in slots with dormant pairs in their sample.
-    - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
-    - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
-    - `settles`: whether the mode is to be settled, or is known: all in slots slide.
+    `is_needed` tells whether there should be another one.
     """
 
-    w: Float[Array, " weights"]
-    side: Int[Array, "samples kinks"]
-    base: Int[Array, "samples kinks"]
-    slots: Slots
-    was: Int[Array, " slots"]
-    arrives: Bool[Array, " slots"]
-    wakes: Bool[Array, " slots"]
-    torn: Bool[Array, "samples kinks"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
-    settles: Bool[Array, ""]
+    base: Int[Array, " slots"]
+    start: Int[Array, " slots"]
+    is_needed: Bool[Array, ""]
 
 
-class Outcome(NamedTuple):
-    """The field at a target, from the last of the rounds that it took.
+class Field(NamedTuple):
+    """L, the largest |z|, and velocities.
 
-    - `base`: side of the base slopes; `next_base`, `start`: for another round, `again`.
-    - `velocity_before`: in the mode that the target was reached with, as far as its
-        sliders are in slots; `velocity`: goes on from there; `back`: the way back onto
-        the kinks, of rounding's size.
-    - `still`: where ż = 0 without sliding, because others hold it there.
-    - `repelled`: groups, at their leaders, at a concave kink that might let them go on to
-        the other side as well; `chooses`: pairs for which that has been found.
-    - `lingers`: pairs that leave, though a joint choice of slopes might hold them.
-    - `unties`: pairs that have just come to their kinks below some that slide tied. Were
-        they to open they would untie them, and that is not looked into.
+    - `velocity_before`: in the mode in which the point was reached, as far as its sliding
+        pairs are active; `velocity`: that with which the flow goes on.
+    - `correction`: the way back onto the kinks of the sliding pairs, of rounding's size.
+    """
+
+    loss: Float[Array, ""]
+    max_abs_z: Float[Array, ""]
+    velocity_before: Float[Array, " weights"]
+    velocity: Float[Array, " weights"]
+    correction: Float[Array, " weights"]
+
+
+class Marks(NamedTuple):
+    """What there is to say of active pairs.
+
+    - `is_still`: ż = 0, whether the pair slides or others constrain it.
+    - `nonconvex`: leaders of groups at concave kinks, which might as well go to the other
+        side.
+    - `nonunique`: pairs for which this was found to be so.
+    - `may_keep_sliding`: pairs that leave, but might slide with a joint choice of slopes.
+    - `decouples`: pairs that arrive below sliding pairs of one group. Should they leave,
+        that group might part; this is not examined.
+    """
+
+    is_still: Bool[Array, " slots"]
+    nonconvex: Bool[Array, " slots"]
+    nonunique: Bool[Array, " slots"]
+    may_keep_sliding: Bool[Array, " slots"]
+    decouples: Bool[Array, " slots"]
+
+
+class Iterate(NamedTuple):
+    """The field and mode at a point, from the last of so many iterations.
+
+    `base` holds the base sides that were used, and `next` those that fit the mode found.
     """
 
     number: Int[Array, ""]
     base: Int[Array, " slots"]
-    next_base: Int[Array, " slots"]
-    start: Int[Array, " slots"]
-    again: Bool[Array, ""]
-    loss: Float[Array, ""]
-    largest: Float[Array, ""]
+    next: Trial
     groups: Groups
     mode: Mode
-    velocity_before: Float[Array, " weights"]
-    velocity: Float[Array, " weights"]
-    back: Float[Array, " weights"]
-    still: Bool[Array, " slots"]
-    repelled: Bool[Array, " slots"]
-    unties: Bool[Array, " slots"]
-    lingers: Bool[Array, " slots"]
-    chooses: Bool[Array, " slots"]
-    is_consistent: Bool[Array, ""]
+    field: Field
+    marks: Marks
 
+    @staticmethod
+    def blank(event: EventPoint) -> "Iterate":
+        """Before the first iteration."""
+        pairs, before, w = event.pairs, event.side_before, event.w
+        base = jnp.where(before == 0, pairs.gather(event.tables.base), before)
+        zero, nowhere = jnp.zeros((), w.dtype), jnp.zeros_like(w)
+        states, no = jnp.zeros_like(before), jnp.zeros_like(pairs.is_used)
+        return Iterate(
+            number=jnp.asarray(0),
+            base=base,
+            next=Trial(base, states, jnp.asarray(False)),
+            groups=Groups(states, states),
+            mode=Mode.blank(states, w.dtype),
+            field=Field(zero, zero, nowhere, nowhere, nowhere),
+            marks=Marks(pairs.is_used, no, no, no, no),
+        )
 
-class Settled(NamedTuple):
-    """A point with its mode.
+    @property
+    def is_base_on_plus(self) -> Bool[Array, " slots"]:
+        """Whether each pair's base slope is on the plus side of its group."""
+        return (self.base * self.groups.sense) > 0
 
-    - `w`: the weights, moved back onto the constraints by rounding's worth.
-    - `side`, `base`: of every pair; `held`: pairs whose z others keep at 0.
-    - `slots`: those that slide.
-    - `velocity` goes on from here.
-    - `choices`: the kind of event where the side is one of two that are possible.
-    - `torn`, `near`, `dormant`: as in the target.
-    - `again`: pairs changed sides below dormant ones, which now may wake on others: the
-        point has to be settled once more. `leaves`: some pair leaves its kink.
-    """
-
-    w: Float[Array, " weights"]
-    loss: Float[Array, ""]
-    side: Int[Array, "samples kinks"]
-    base: Int[Array, "samples kinks"]
-    held: Bool[Array, "samples kinks"]
-    slots: Slots
-    leads: Bool[Array, " slots"]
-    multiplier: Float[Array, " slots"]
-    width: Float[Array, " slots"]
-    velocity: Float[Array, " weights"]
-    largest: Float[Array, ""]
-    choices: Int[Array, "samples kinks"]
-    torn: Bool[Array, "samples kinks"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
-    is_settled: Bool[Array, ""]
-    again: Bool[Array, ""]
-    leaves: Bool[Array, ""]
-
-
-def arrival(
-    system: System,
-    w: Float[Array, " weights"],
-    side: Int[Array, "samples kinks"],
-    base: Int[Array, "samples kinks"],
-    trigger: Bool[Array, "samples kinks"],
-    largest: Float[Array, ""],
-    way: Way,
-    room: int,
-) -> tuple[Target, Bool[Array, ""]]:
-    """The target at which a mode is to be settled, and whether its slots overflow.
-
-    `side` and `base` are those that the step arrived with, `trigger` marks the pair
-    that ended it, `largest` is the scale of z; `way` is how the flow went on from where
-    the step began.
-    """
-    contact = find_contact(system, w, side, base, trigger, largest, way)
-    asleep = contact.dormant | (way.again & way.dormant)
-    slots = Slots.of(contact.at_kink, room)
-    was = jnp.where(slots.used, slots.gathered(contact.side), -1)
-    overflows = jnp.sum(contact.at_kink) > room
-    target = Target(
-        w=w,
-        side=contact.side,
-        base=contact.base,
-        slots=slots,
-        was=was,
-        arrives=slots.used & ~slots.gathered(way.held),
-        wakes=slots.beside(asleep),
-        torn=contact.torn,
-        near=contact.at_kink | contact.dormant,
-        dormant=contact.dormant,
-        settles=jnp.asarray(True),
-    )
-    return target, overflows
-
-
-def loses_sliders(target: Target, slots: Slots) -> Bool[Array, ""]:
-    """Whether pairs in `slots` slid up to the target, where nothing reaches them.
-
-    Their constraints are gone there: the velocity before is not the old mode's.
-    """
-    slid, sliders = how_many([target.slots.used & (target.was == 0), slots.used])
-    return slid < sliders
+    def sides(self, event: EventPoint) -> Int[Array, " slots"]:
+        """The sides of active pairs that the mode tells, 0 where they slide."""
+        side = self.mode.state[self.groups.leader] * self.groups.sense
+        return jnp.where(event.pairs.is_used, side, 1).astype(jnp.int32)
 
 
 class _Search(NamedTuple):
-    """The latest round, and the outcome with which the flow goes on.
+    """The latest iterate, and the one with which the flow goes on.
 
-    Attempt 0 looks for the latter, further ones for another solution.
+    Attempt 0 is the search for the latter, further ones are for another solution.
     """
 
-    latest: Outcome
-    outcome: Outcome
+    latest: Iterate
+    solution: Iterate
     attempt: Int[Array, ""]
-    ended: Bool[Array, ""]
+    is_done: Bool[Array, ""]
 
 
-def rounds(system: System, target: Target) -> Outcome:
-    """Evaluate at the target, again until base slopes and mode fit.
+def resolve(system: System, event: EventPoint) -> Iterate:
+    """The mode at a point, from iterations until base slopes and mode fit each other.
 
-    They do not at once if a group's members have base slopes of different sides, or if
-    a pair changes side below another pair at its kink, whose row it then changes.
+    They do not at once if members of a group have base slopes on different sides, or if
+    a pair changes side below another active pair, whose row it changes by that.
 
-    If pairs then are at concave kinks that might let them go on to the other side too,
-    the search is repeated from there, for what it tells: the first outcome stays.
+    If pairs at concave kinks might as well go on to the other side, the search is repeated
+    from there. This only tells whether the solution is unique: the first one is taken.
     """
 
-    def one(s: _Search) -> _Search:
-        latest = _round(system, target, s.latest)
-        unfinished = latest.again & target.settles & (latest.number < _ROUNDS)
+    def advance_search(s: _Search) -> _Search:
+        latest = _iterate(system, event, s.latest)
+        is_unfinished = (
+            latest.next.is_needed & event.is_event & (latest.number < _MAX_ITERATIONS)
+        )
         return lax.switch(
-            jnp.where(unfinished, 2, jnp.minimum(s.attempt, 1)),
+            jnp.where(is_unfinished, 2, jnp.minimum(s.attempt, 1)),
             (
-                lambda: _attempted(target, latest, 0),
-                lambda: _attempted(
-                    target, _compared(target, s.outcome, latest), s.attempt
+                lambda: _start_attempt(event, latest, 0),
+                lambda: _start_attempt(
+                    event, _compare(event, s.solution, latest), s.attempt
                 ),
                 lambda: s._replace(latest=latest),
             ),
         )
 
-    blank = _blank(target)
+    blank = Iterate.blank(event)
     start = _Search(blank, blank, jnp.asarray(0), jnp.asarray(False))
-    return lax.while_loop(lambda s: ~s.ended, one, start).outcome
+    return lax.while_loop(lambda s: ~s.is_done, advance_search, start).solution
 
 
-def _attempted(target: Target, found: Outcome, attempt) -> _Search:
-    """The search after so many attempts: the next one begins with other sides.
+def _start_attempt(event: EventPoint, solution: Iterate, attempt) -> _Search:
+    """The search after so many attempts, set up for the next one, from other sides.
 
-    First all pairs in question start on their other sides, then one at a time.
+    First all nonconvex groups start on their other sides, then one at a time.
     """
-    groups, suspects = found.groups, found.repelled
-    arriving = groups.total(target.arrives.astype(found.loss.dtype)) > 0
-    number = jnp.cumsum(suspects)
-    useful = (attempt == 0) | ((attempt <= number[-1]) & (number[-1] > 1))
-    again = target.settles & useful & (attempt < _ATTEMPTS)
-    again = again & jnp.any(suspects & arriving) & ~jnp.any(found.chooses)
-    turned = suspects & ((attempt == 0) | (number == attempt))
-    start = jnp.where(turned, -found.mode.state, found.mode.state)
+    groups, nonconvex, mode = solution.groups, solution.marks.nonconvex, solution.mode
+    dtype = solution.field.loss.dtype
+    arrives = groups.sum(event.arrives.astype(dtype)) > 0
+    number = jnp.cumsum(nonconvex)
+    has_more = (attempt == 0) | ((attempt <= number[-1]) & (number[-1] > 1))
+    goes_on = event.is_event & has_more & (attempt < _MAX_ATTEMPTS)
+    goes_on = goes_on & jnp.any(nonconvex & arrives)
+    goes_on = goes_on & ~jnp.any(solution.marks.nonunique)
+    is_flipped = nonconvex & ((attempt == 0) | (number == attempt))
+    start = jnp.where(is_flipped, -mode.state, mode.state)
     side = (start[groups.leader] * groups.sense).astype(jnp.int32)
-    base = groups.base_of(side)
-    base = jnp.where(target.slots.used, base, found.base)
-    next_ = found._replace(
-        number=jnp.ones_like(found.number), start=start, next_base=base
+    base = jnp.where(event.pairs.is_used, groups.base_side(side), solution.base)
+    latest = solution._replace(
+        number=jnp.ones_like(solution.number),
+        next=solution.next._replace(base=base, start=start),
     )
-    return _Search(next_, found, jnp.asarray(attempt + 1), ~again)
+    return _Search(latest, solution, jnp.asarray(attempt + 1), ~goes_on)
 
 
-def _compared(target: Target, found: Outcome, other: Outcome) -> Outcome:
-    """`found`, and which of its pairs are on other sides in a solution that differs."""
-    sides = [_sides(target, outcome) for outcome in (found, other)]
-    suspects = found.repelled[found.groups.leader] & target.slots.used
-    jump = jnp.max(jnp.where(suspects, jnp.abs(found.mode.width), 0), initial=0)
-    apart = other.velocity - found.velocity
+def _compare(event: EventPoint, solution: Iterate, other: Iterate) -> Iterate:
+    """`solution`, with marks on pairs that are on other sides in another solution."""
+    suspects = solution.marks.nonconvex[solution.groups.leader] & event.pairs.is_used
+    width = jnp.where(suspects, jnp.abs(solution.mode.width), 0)
+    jump = jnp.max(width, initial=0)
+    apart = other.field.velocity - solution.field.velocity
     differs = jnp.sqrt(apart @ apart) > _SAME_VELOCITY * jump
-    fits = other.mode.is_settled & other.is_consistent & ~other.again
-    return found._replace(
-        number=found.number + other.number - 1,
-        chooses=suspects & (sides[0] != sides[1]) & differs & fits,
+    is_solution = other.mode.is_settled & ~other.next.is_needed
+    differs_in_side = solution.sides(event) != other.sides(event)
+    nonunique = suspects & differs_in_side & differs & is_solution
+    return solution._replace(
+        number=solution.number + other.number - 1,
+        marks=solution.marks._replace(nonunique=nonunique),
     )
 
 
-def _sides(target: Target, outcome: Outcome) -> Int[Array, " slots"]:
-    groups = outcome.groups
-    side = outcome.mode.state[groups.leader] * groups.sense
-    return jnp.where(target.slots.used, side, 1).astype(jnp.int32)
+def _iterate(system: System, event: EventPoint, last: Iterate) -> Iterate:
+    """One iteration: linearize at base slopes, find the mode, fit base slopes to it."""
+    is_used, before, base = event.pairs.is_used, event.side_before, last.next.base
+    at, groups = _linearize(system, event, base)
+    dtype, is_first = at.scale.dtype, last.number == 0
+    on_plus = (base * groups.sense) > 0
+    plus = on_plus[groups.leader]
+    is_mixed = jnp.any(is_used & (on_plus != plus))
+    slid = groups.sum((before == 0).astype(dtype)) > 0
+    first = jnp.where(slid, 0, before * groups.sense)
+    start = jnp.where(is_first, first, last.next.start)
+    mode = find_mode(system, at, groups, is_used, plus, start, event.is_event)
+    side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
+    leaves_base = is_used & (side != 0) & (side != base)
+    changes_rows = jnp.any(leaves_base[None, :] & (at.dz_da != 0))
+    is_needed = is_mixed | changes_rows
+    fitting = groups.base_side(jnp.where(is_mixed, 0, side))
+    velocity_before, velocity, correction = _velocities(
+        system, at, mode, event.is_event
+    )
+    velocity_before = jnp.where(is_first, velocity_before, last.field.velocity_before)
+    return Iterate(
+        number=last.number + 1,
+        base=base,
+        next=Trial(
+            base=jnp.where(is_needed & is_used, fitting, base),
+            start=jnp.where(is_mixed, start, mode.state),
+            is_needed=is_needed,
+        ),
+        groups=groups,
+        mode=mode,
+        field=Field(at.loss, at.max_abs_z, velocity_before, velocity, correction),
+        marks=_mark(system, event, at, groups, mode, on_plus)._replace(
+            nonunique=last.marks.nonunique
+        ),
+    )
 
 
-def _repelled(point: Point, mode: Mode, rate: Array, leads: Array) -> Array:
+def _is_in_group(
+    groups: Groups, is_used: Bool[Array, " slots"], dtype
+) -> Bool[Array, " slots"]:
+    """Whether a pair's group has other members."""
+    return (groups.sum(is_used.astype(dtype)) > 1)[groups.leader]
+
+
+def _linearize(
+    system: System, event: EventPoint, base: Int[Array, " slots"]
+) -> tuple[Linearization, Groups]:
+    """The problem at a point to first order, with one-sided derivatives where needed.
+
+    The latter are for pairs at the minus side which may reconnect others: ∂L/∂a then
+    depends on the sides to which they push these.
+    """
+    pairs, is_used = event.pairs, event.pairs.is_used
+    table = pairs.scatter(event.tables.base, base, is_used)
+    at = linearize(system, event.w, table, pairs)
+    groups = group_parallel_rows(at, is_used)
+    on_plus = (base * groups.sense) > 0
+    in_group = _is_in_group(groups, is_used, at.scale.dtype)
+    is_one_sided = is_used & ~in_group & ~on_plus & event.may_reconnect
+
+    def differentiate():
+        found = system.dloss_da_if_alone(
+            event.w, system.slope(table), event.tables.disconnected, pairs
+        )
+        return jnp.where(is_one_sided, found, at.dloss_da)
+
+    dloss_da = lax.cond(jnp.any(is_one_sided), differentiate, lambda: at.dloss_da)
+    return at._replace(dloss_da=dloss_da), groups
+
+
+def _mark(
+    system: System,
+    event: EventPoint,
+    at: Linearization,
+    groups: Groups,
+    mode: Mode,
+    on_plus: Bool[Array, " slots"],
+) -> Marks:
+    is_used = event.pairs.is_used
+    side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
+    in_group = _is_in_group(groups, is_used, at.scale.dtype)
+    slides_in_group = is_used & (side == 0) & in_group
+    is_below_group = jnp.any(slides_in_group[:, None] & (at.dz_da != 0), 0)
+    rate = compute_z_rate(at, mode.multiplier)
+    no = jnp.zeros_like(is_used)
+    keeps_sliding = no
+    if system.function.depth > 1:
+        keeps_sliding = lax.cond(
+            event.is_event & jnp.any(is_used & (side != 0)),
+            lambda: _find_optional_sliding(at, mode, on_plus, is_used & ~in_group),
+            lambda: no,
+        )
+    return Marks(
+        is_still=jnp.abs(rate) <= max_constrained_rate(at),
+        nonconvex=_find_nonconvex(at, mode, rate, is_used & groups.is_leader),
+        nonunique=no,
+        may_keep_sliding=keeps_sliding,
+        decouples=event.arrives & (event.side_before != 0) & is_below_group,
+    )
+
+
+def _find_nonconvex(
+    at: Linearization, mode: Mode, rate: Array, leads: Bool[Array, " slots"]
+) -> Bool[Array, " slots"]:
     """Groups at concave kinks whose ż may change sign with their sides.
 
     Whatever the other pairs do, ż changes by no more than the sum of all jumps.
     """
-    concave = leads & (mode.state != 0) & (mode.width < -smallest_rate(point))
-    jumps = jnp.sum(jnp.where(concave, -mode.width, 0))
-    return concave & (jnp.abs(rate) <= jumps)
+    is_concave = leads & (mode.state != 0) & (mode.width < -min_rate(at))
+    jumps = jnp.sum(jnp.where(is_concave, -mode.width, 0))
+    return is_concave & (jnp.abs(rate) <= jumps)
 
 
-def _blank(target: Target) -> Outcome:
-    slots, was, w = target.slots, target.was, target.w
-    first = jnp.where(was == 0, slots.gathered(target.base), was)
-    none, nowhere = jnp.zeros(was.size, w.dtype), jnp.zeros_like(w)
-    states, no = jnp.zeros_like(was), jnp.asarray(False)
-    nobody = jnp.zeros_like(slots.used)
-    zero, number = jnp.zeros((), w.dtype), jnp.asarray(0)
-    return Outcome(
-        number=number,
-        base=first,
-        next_base=first,
-        start=states,
-        again=no,
-        loss=zero,
-        largest=zero,
-        groups=Groups(states, states),
-        mode=Mode(states, none, none, none, none, no, no),
-        velocity_before=nowhere,
-        velocity=nowhere,
-        back=nowhere,
-        still=slots.used,
-        repelled=nobody,
-        unties=nobody,
-        lingers=nobody,
-        chooses=nobody,
-        is_consistent=no,
-    )
-
-
-def _round(system: System, target: Target, r: Outcome) -> Outcome:
-    slots, was, base = target.slots, target.was, r.next_base
-    used = slots.used
-    table = slots.scattered(target.base, base, used)
-    point = evaluate(system, target.w, table, slots)
-    groups = group(point, used)
-    is_first = r.number == 0
-    # The side of its group on which a member's base slope lies.
-    on_plus = (base * groups.sense) > 0
-    plus = on_plus[groups.leader]
-    mixed = jnp.any(used & (on_plus != plus))
-    tied = (groups.total(used.astype(point.scale.dtype)) > 1)[groups.leader]
-    knots = used & ~tied & ~on_plus & target.wakes
-    point = point._replace(
-        jump=lax.cond(
-            jnp.any(knots),
-            lambda: jnp.where(
-                knots,
-                system.openings(target.w, system.slope(table), target.dormant, slots),
-                point.jump,
-            ),
-            lambda: point.jump,
-        )
-    )
-    slid = groups.total((was == 0).astype(point.scale.dtype)) > 0
-    start = jnp.where(is_first, jnp.where(slid, 0, was * groups.sense), r.start)
-    mode = find_mode(system, point, groups, used, plus, start, target.settles)
-    side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
-    moved = used & (side != 0) & (side != base)
-    nested = jnp.any(moved[None, :] & (point.above != 0))
-    again = mixed | nested
-    slides_tied = used & (side == 0) & tied
-    below_tied = jnp.any(slides_tied[:, None] & (point.above != 0), 0)
-    fitting = groups.base_of(jnp.where(mixed, 0, side))
-    before, after, back = _velocities(system, point, mode, target.settles)
-    rate = rate_of_change(point, mode.multiplier)
-    return Outcome(
-        number=r.number + 1,
-        base=base,
-        next_base=jnp.where(again & used, fitting, base),
-        start=jnp.where(mixed, start, mode.state),
-        again=again,
-        loss=point.loss,
-        largest=point.largest,
-        groups=groups,
-        mode=mode,
-        velocity_before=jnp.where(is_first, before, r.velocity_before),
-        velocity=after,
-        back=back,
-        still=jnp.abs(rate) <= held_rate(point),
-        repelled=_repelled(point, mode, rate, used & groups.leads),
-        unties=target.arrives & (was != 0) & below_tied,
-        lingers=lax.cond(
-            target.settles & jnp.any(used & (side != 0)),
-            lambda: _lingering(point, mode, on_plus, used & ~tied),
-            lambda: jnp.zeros_like(used),
-        )
-        if system.function.depth > 1
-        else jnp.zeros_like(used),
-        chooses=r.chooses,
-        is_consistent=~mixed,
-    )
-
-
-def _lingering(
-    point: Point, mode: Mode, on_plus: Bool[Array, " slots"], alone: Array
+def _find_optional_sliding(
+    at: Linearization,
+    mode: Mode,
+    on_plus: Bool[Array, " slots"],
+    is_alone: Bool[Array, " slots"],
 ) -> Bool[Array, " slots"]:
-    """Pairs that leave below sliders, though a joint choice of slopes might hold them."""
-    slides = alone & (mode.state == 0)
-    is_below = jnp.any(slides[:, None] & (point.above != 0), 0)
-    leaves = alone & (mode.state != 0) & is_below
+    """Pairs that leave below sliding pairs, though they might slide as well."""
+    slides = is_alone & (mode.state == 0)
+    is_below = jnp.any(slides[:, None] & (at.dz_da != 0), 0)
+    leaves = is_alone & (mode.state != 0) & is_below
     return lax.cond(
         jnp.any(leaves),
-        lambda: might_stay(point, mode, on_plus, leaves),
+        lambda: may_keep_sliding(at, mode, on_plus, leaves),
         lambda: jnp.zeros_like(leaves),
     )
 
 
 def _velocities(
-    system: System, point: Point, mode: Mode, settles: Array
+    system: System, at: Linearization, mode: Mode, is_event: Bool[Array, ""]
 ) -> Float[Array, "3 weights"]:
-    """ẇ = −(g + Jᵀλ) before and after the search for the mode; and the way back."""
-    lams = jnp.stack([mode.before, mode.multiplier, mode.back]) * point.scale
-    drive = jnp.array([1, 1, 0], point.scale.dtype)
+    """ẇ = −(g + Jᵀλ) before and after the search for the mode; and the correction."""
+    rows = jnp.stack([mode.multiplier_before, mode.multiplier, mode.correction])
+    rows = rows * at.scale
+    has_gradient = jnp.array([1, 1, 0], at.scale.dtype)
 
-    def one(i, out):
-        forced = drive[i] * point.gradient + system.against(point.rows, lams[i])
-        return out.at[i].set(-forced)
+    def add_velocity(i, out):
+        force = has_gradient[i] * at.gradient + system.layout.vjp(at.rows, rows[i])
+        return out.at[i].set(-force)
 
-    nothing = jnp.zeros((3, point.gradient.size), point.scale.dtype)
-    return lax.fori_loop(0, jnp.where(settles, 3, 1), one, nothing)
-
-
-def conclude(
-    target: Target,
-    last: Outcome,
-    counts: Counts,
-    *,
-    torn: Bool[Array, "samples kinks"],
-    again: Bool[Array, ""],
-) -> tuple[Settled, Counts]:
-    """The settled point, and the counts with what it took.
-
-    `torn` are those pairs that were so already; `again` tells that it was settled
-    before. What changes then depends on which kinks are taken to close first: that may
-    be a choice, as may be what keeps tied pairs tied.
-    """
-    slots, was, groups, mode = target.slots, target.was, last.groups, last.mode
-    used = slots.used
-    side = _sides(target, last)
-    slides = used & (side == 0)
-    leads = slides & groups.leads
-    base = groups.base_of(side)
-    on_plus = ((last.base * groups.sense) > 0)[groups.leader]
-    from_minus = mode.multiplier + mode.width * on_plus.astype(mode.width.dtype)
-    turned = again & used & (side != was)
-    # Where sliders are dependent each is held to its own interval, which may be too much.
-    dependent = target.arrives & slides & ~mode.is_unique
-    nothing = jnp.zeros(target.side.shape, bool)
-    up, down = int(EventKind.choice_up), int(EventKind.choice_down)
-    first_torn = target.torn & ~torn
-    nothing_chosen = jnp.where(first_torn, down, NOTHING).astype(jnp.int32)
-    choice = jnp.where(side > 0, up, down).astype(jnp.int32)
-    rows, sliding = how_many([used, slides])
-    settled = Settled(
-        w=target.w + last.back,
-        loss=last.loss,
-        side=slots.scattered(target.side, side, used),
-        base=slots.scattered(target.base, base, used),
-        held=slots.scattered(nothing, used & (side != 0) & last.still, used),
-        slots=slots._replace(used=slides),
-        leads=leads,
-        multiplier=jnp.where(leads, from_minus, 0),
-        width=jnp.where(leads, mode.width, 0),
-        velocity=last.velocity,
-        largest=last.largest,
-        choices=slots.scattered(
-            nothing_chosen,
-            choice,
-            last.chooses | last.unties | last.lingers | turned | dependent,
-        ),
-        torn=target.torn,
-        near=target.near,
-        dormant=target.dormant,
-        is_settled=mode.is_settled & last.is_consistent & ~last.again,
-        again=jnp.any(target.wakes & (side != was)),
-        leaves=jnp.any(used & (side != 0) & ~last.still),
-    )
-    counts = counts.plus(gradients=last.number, rows=last.number * rows, forward=2)
-    return settled, counts.with_sliding(sliding)
+    zeros = jnp.zeros((3, at.gradient.size), at.scale.dtype)
+    return lax.fori_loop(0, jnp.where(is_event, 3, 1), add_velocity, zeros)

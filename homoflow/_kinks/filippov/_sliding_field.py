@@ -1,11 +1,14 @@
-"""Sliding: the velocity that keeps pairs on their kinks, and what it takes.
+"""The velocity that keeps sliding pairs on their kinks, and its multipliers.
 
-On the pairs that slide the velocity is ẇ = −P∇L, with P the projector onto {v : Jv = 0}
-and J the rows ∇_w z_k [Filippov 1988]. With one `base` slope for each pair it is
-ẇ = −(g + Jᵀλ), (JJᵀ)λ = −Jg on the sliding pairs. Telescoping from the top layer down,
-the gradient at any slopes α is exactly g + Σ_k (α_k − base_k) b_k J_k with b_k = ∂L/∂a_k
-at the slopes α above k and J_k at the base slopes: so λ_k = (α_k − base_k) b_k, and
-α_k lies between low and high where λ_k lies between 0 and the width (high − low) b_k.
+While some pairs slide the velocity is ẇ = −P∇L, where P projects onto {v : Jv = 0} and
+the rows of J are the gradients ∇_w z_k of the sliding pairs k [Filippov 1988].
+
+Every pair has a *base slope*, that of one of its sides. Let g be the gradient at base
+slopes. Then ẇ = −(g + Jᵀλ) with (JJᵀ)λ = −Jg. The multipliers tell the slopes at which
+the network is. Telescoping from the top layer down, the gradient at any slopes α is
+exactly g + Σ_k (α_k − base_k) b_k J_k, where b_k = ∂L/∂a_k at the slopes α above k, and
+J_k is taken at base slopes. So λ_k = (α_k − base_k) b_k, and α_k lies between low and
+high if λ_k lies between 0 and the *width* (high − low) b_k.
 
 All multipliers here are those of rows scaled to length 1.
 """
@@ -17,56 +20,61 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._active_pairs import Slots
-from .._system import Rows, System
+from .._active_pairs import ActivePairs
+from .._rows import Rows
+from .._system import System
 
-#: Rows whose directions agree to this much belong to kinks that coincide.
-_PARALLEL = 1e-9
-#: Rows that are no further from the span of others, though not parallel to one of them,
-#: belong to kinks that are not independent.
-_DEPENDENT = 1e-5
-#: Rows that are no further are left out: what keeps the others at their kinks keeps them.
-_REDUNDANT = 1e-6
-#: Added to the scaled Gram matrix, whose diagonal is 1.
+#: Rows are parallel if the cosine of their angle differs from ±1 by no more.
+_MAX_PARALLEL_GAP = 1e-9
+#: Rows no further than this from the span of others are dependent on them: multipliers
+#: are then not unique.
+_MAX_DEPENDENT = 1e-5
+#: Rows no further than this are left out. The constraints of the others imply theirs.
+_MAX_REDUNDANT = 1e-6
+#: Added to the diagonal of the scaled Gram matrix, which is 1.
 _JITTER = 1e-14
-#: LAPACK (OpenBLAS) factorizes no larger matrix on one thread. Several wait for each other
-#: in loops: on busy cores for a hundred times as long as the work takes.
-MOST_ON_ONE_THREAD = 127
+#: The largest matrix that LAPACK (OpenBLAS) factorizes on one thread. Several threads wait
+#: for each other in loops: on busy cores for a hundred times as long as the work takes.
+MAX_ON_ONE_THREAD = 127
 
 
-class Point(NamedTuple):
-    """Everything that the field needs at one w, for the pairs in the slots.
+class Linearization(NamedTuple):
+    """The problem at one w to first order, at base slopes, for the active pairs.
 
-    - `scale`: 1/‖J_k‖, 0 where there is no row.
-    - `gram`, `rates`: JJᵀ and Jg of the scaled rows.
-    - `jump`: ∂L/∂a_k at the base slopes; `above[l, k]`: ∂z_l/∂a_k.
-    - `gap`: high − low; `off`: z, in units of the scaled rows.
-    - `largest`: the largest |z| of all pairs.
+    - `max_abs_z`: the largest |z| of all pairs, which sets the scale of z.
+    - `scale`: 1/‖J_k‖, or 0 in a slot without a row.
+    - `gram`, `row_dot_gradient`: JJᵀ and Jg of the scaled rows.
+    - `residual`: z in units of the scaled rows, which is rounding error.
+    - `slope_gap`: high − low.
+    - `dloss_da`: ∂L/∂a_k; `dz_da[l, k]`: ∂z_l/∂a_k, which is 0 unless the kink k is below
+        the kink l in the same sample.
     """
 
     loss: Float[Array, ""]
-    largest: Float[Array, ""]
+    max_abs_z: Float[Array, ""]
     gradient: Float[Array, " weights"]
     rows: Rows
     scale: Float[Array, " slots"]
     gram: Float[Array, "slots slots"]
-    rates: Float[Array, " slots"]
-    jump: Float[Array, " slots"]
-    above: Float[Array, "slots slots"]
-    gap: Float[Array, " slots"]
-    off: Float[Array, " slots"]
+    row_dot_gradient: Float[Array, " slots"]
+    residual: Float[Array, " slots"]
+    slope_gap: Float[Array, " slots"]
+    dloss_da: Float[Array, " slots"]
+    dz_da: Float[Array, "slots slots"]
 
     @property
     def length(self) -> Float[Array, " slots"]:
-        """‖J_k‖, 0 where there is no row."""
-        there = self.scale > 0
-        return jnp.where(there, 1 / jnp.where(there, self.scale, 1), 0)
+        """‖J_k‖, or 0 in a slot without a row."""
+        has_row = self.scale > 0
+        return jnp.where(has_row, 1 / jnp.where(has_row, self.scale, 1), 0)
 
 
 class Groups(NamedTuple):
-    """Pairs with parallel rows (repeated or antipodal inputs, say) share a multiplier.
+    """Groups of pairs with parallel rows (from repeated or antipodal inputs, say).
 
-    - `leader`: the slot that carries it, for each slot.
+    The pairs of a group share one multiplier, which belongs to its leader.
+
+    - `leader`: the leader's slot, for each slot.
     - `sense`: −1 where a pair's row points against its leader's, else 1.
     """
 
@@ -74,81 +82,83 @@ class Groups(NamedTuple):
     sense: Int[Array, " slots"]
 
     @property
-    def leads(self) -> Bool[Array, " slots"]:
-        return self.leader == self._numbers
+    def is_leader(self) -> Bool[Array, " slots"]:
+        return self.leader == self._slots
 
     @property
-    def _numbers(self) -> Int[Array, " slots"]:
+    def _slots(self) -> Int[Array, " slots"]:
         return jnp.arange(self.leader.size, dtype=self.leader.dtype)
 
-    def base_of(self, side: Int[Array, " slots"]) -> Int[Array, " slots"]:
-        """Where base slopes are: sliders' on the minus side of their group.
+    def base_side(self, side: Int[Array, " slots"]) -> Int[Array, " slots"]:
+        """The side of each pair's base slope, given its own side (0 while it slides).
 
-        Their multipliers count from there.
+        That of a sliding pair is the minus side of its group: multipliers count from
+        there.
         """
         return jnp.where(side == 0, -self.sense, side)
 
-    def total(self, values: Array) -> Array:
+    def sum(self, values: Float[Array, " slots"]) -> Float[Array, " slots"]:
         """Sums over groups, at their leaders."""
-        is_member = self.leader[None, :] == self._numbers[:, None]
+        is_member = self.leader[None, :] == self._slots[:, None]
         return is_member.astype(values.dtype) @ values
 
 
-def evaluate(system: System, w: Array, base: Array, slots: Slots) -> Point:
-    """One gradient of the loss, and one row for each pair in the slots."""
-    slopes = system.slope(base)
-    found = system.derivatives(w, slopes, slots)
-    gram = found.rows.gram()
+def linearize(
+    system: System, w: Array, base: Int[Array, "samples kinks"], pairs: ActivePairs
+) -> Linearization:
+    """One gradient of the loss at base slopes, and one row for each active pair."""
+    found = system.derivatives(w, system.slope(base), pairs)
+    is_used, gram = pairs.is_used, found.rows.gram()
     square = jnp.diagonal(gram)
-    present = slots.used & (square > 0)
-    scale = jnp.where(present, 1 / jnp.sqrt(jnp.where(present, square, 1)), 0)
-    sample = slots.pair // system.kinks
-    together = (
-        slots.used[:, None] & slots.used[None, :] & (sample[:, None] == sample[None, :])
+    has_row = is_used & (square > 0)
+    scale = jnp.where(has_row, 1 / jnp.sqrt(jnp.where(has_row, square, 1)), 0)
+    sample = pairs.flat_index // system.num_kinks
+    are_in_sample = (
+        is_used[:, None] & is_used[None, :] & (sample[:, None] == sample[None, :])
     )
-    return Point(
+    return Linearization(
         loss=found.loss,
-        largest=jnp.max(jnp.abs(found.z)),
+        max_abs_z=jnp.max(jnp.abs(found.z)),
         gradient=found.gradient,
         rows=found.rows,
         scale=scale,
         gram=gram * scale[:, None] * scale[None, :],
-        rates=system.along(found.rows, found.gradient) * scale,
-        jump=jnp.where(slots.used, slots.gathered(found.jump), 0),
-        above=jnp.where(together, found.above, 0),
-        gap=slots.gathered(system.high - system.low),
-        off=slots.gathered(found.z) * scale,
+        row_dot_gradient=system.layout.jvp(found.rows, found.gradient) * scale,
+        residual=pairs.gather(found.z) * scale,
+        slope_gap=pairs.gather(system.high - system.low),
+        dloss_da=jnp.where(is_used, pairs.gather(found.dloss_da), 0),
+        dz_da=jnp.where(are_in_sample, found.dz_da, 0),
     )
 
 
-def group(point: Point, used: Bool[Array, " slots"]) -> Groups:
-    """Which pairs have parallel rows."""
-    numbers = jnp.arange(used.size, dtype=jnp.int32)
-    parallel = (jnp.abs(point.gram) > 1 - _PARALLEL) & used[:, None] & used[None, :]
-    first = jnp.argmax(parallel, 1).astype(jnp.int32)
-    leader = jnp.where(used, first, numbers)
-    against = point.gram[numbers, leader] < 0
-    sense = jnp.where(against, -1, 1).astype(jnp.int32)
+def group_parallel_rows(at: Linearization, is_used: Bool[Array, " slots"]) -> Groups:
+    slots = jnp.arange(is_used.size, dtype=jnp.int32)
+    are_parallel = jnp.abs(at.gram) > 1 - _MAX_PARALLEL_GAP
+    are_parallel = are_parallel & is_used[:, None] & is_used[None, :]
+    first = jnp.argmax(are_parallel, 1).astype(jnp.int32)
+    leader = jnp.where(is_used, first, slots)
+    is_antiparallel = at.gram[slots, leader] < 0
+    sense = jnp.where(is_antiparallel, -1, 1).astype(jnp.int32)
     return Groups(leader, sense)
 
 
-def gram_solver(
-    point: Point, slides: Bool[Array, " slots"]
+def factorize_gram(
+    at: Linearization, slides: Bool[Array, " slots"]
 ) -> tuple[
     Callable[[Float[Array, "slots sides"]], Float[Array, "slots sides"]],
     Float[Array, " slots"],
 ]:
-    """Solves (JJᵀ)x = right with the scaled rows of the pairs in `slides`; 0 elsewhere.
+    """A solver of (JJᵀ)x = right for the scaled rows of the sliding pairs.
 
-    And 0 for rows that those before them span.
-
-    And the part of each row that is outside of the span of those before it (of 1).
+    x is 0 for all other pairs, and for rows that are in the span of those before them.
+    Returned too is the length of the part of each row that is outside of that span, as a
+    fraction of the row's.
     """
-    on = slides.astype(point.gram.dtype)
-    matrix = point.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
+    on = slides.astype(at.gram.dtype)
+    matrix = at.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
     factor = _factor(matrix, on)
     outside = jnp.diagonal(factor)
-    redundant = slides & (outside < _REDUNDANT)
+    redundant = slides & (outside < _MAX_REDUNDANT)
     dropped = redundant[:, None] | redundant[None, :]
     factor = jnp.where(dropped, jnp.diag(redundant.astype(on.dtype)), factor)
     on = jnp.where(redundant, 0, on)
@@ -168,78 +178,95 @@ def gram_solver(
 def _factor(
     matrix: Float[Array, "slots slots"], on: Float[Array, " slots"]
 ) -> Float[Array, "slots slots"]:
-    """The lower Cholesky factor of a matrix that is diagonal but for the slots `on`.
+    """The lower Cholesky factor of a matrix that is diagonal outside of the slots `on`.
 
-    On one thread, unless there are too many of them: slots are filled from the first.
+    Slots are filled from the first. While only the first ones are on, just their block is
+    factorized, which takes one thread.
     """
 
-    def whole():
+    def factorize_all():
         return lax.linalg.cholesky(matrix, symmetrize_input=False)
 
-    def first():
-        few = slice(MOST_ON_ONE_THREAD)
+    def factorize_block():
+        few = slice(MAX_ON_ONE_THREAD)
         block = lax.linalg.cholesky(matrix[few, few], symmetrize_input=False)
         return jnp.diag(jnp.sqrt(jnp.diagonal(matrix))).at[few, few].set(block)
 
-    if on.size <= MOST_ON_ONE_THREAD:
-        return whole()
-    return lax.cond(jnp.any(on[MOST_ON_ONE_THREAD:] > 0), whole, first)
+    if on.size <= MAX_ON_ONE_THREAD:
+        return factorize_all()
+    has_later_ones = jnp.any(on[MAX_ON_ONE_THREAD:] > 0)
+    return lax.cond(has_later_ones, factorize_all, factorize_block)
 
 
-def multipliers(
-    point: Point, slides: Bool[Array, " slots"], fixed: Float[Array, " slots"]
-) -> tuple[Float[Array, " slots"], Float[Array, " slots"], Bool[Array, ""]]:
-    """λ that keeps the pairs in `slides` on their kinks, others `fixed`.
+class Multipliers(NamedTuple):
+    """Multipliers λ of the rows.
 
-    And the multipliers of the rows that lead back to the kinks of those pairs, and
-    whether λ is unique: it is not where rows are dependent.
+    - `correction`: the multipliers that take the sliding pairs back to z = 0, from where
+        rounding has taken them.
+    - `is_unique`: false where rows are dependent, so that other λ give the same ẇ.
     """
-    right = jnp.stack([-(point.rates + point.gram @ fixed), point.off], 1)
-    solve, outside = gram_solver(point, slides)
+
+    value: Float[Array, " slots"]
+    correction: Float[Array, " slots"]
+    is_unique: Bool[Array, ""]
+
+
+def solve_multipliers(
+    at: Linearization, slides: Bool[Array, " slots"], fixed: Float[Array, " slots"]
+) -> Multipliers:
+    """The multipliers with ż = 0 for the sliding pairs, those of the others `fixed`."""
+    right = jnp.stack([-(at.row_dot_gradient + at.gram @ fixed), at.residual], 1)
+    solve, outside = factorize_gram(at, slides)
     x = solve(right)
-    return fixed + x[:, 0], x[:, 1], jnp.min(outside, initial=1) > _DEPENDENT
+    is_unique = jnp.min(outside, initial=1) > _MAX_DEPENDENT
+    return Multipliers(fixed + x[:, 0], x[:, 1], is_unique)
 
 
-def widths(
+def compute_widths(
     system: System,
-    point: Point,
+    at: Linearization,
     groups: Groups,
     multiplier: Float[Array, " slots"],
-    used: Bool[Array, " slots"],
-    based_on_plus: Bool[Array, " slots"],
+    is_used: Bool[Array, " slots"],
+    is_based_on_plus: Bool[Array, " slots"],
 ) -> Float[Array, " slots"]:
-    """The largest multiplier of each group, at its leader: the gradient's whole jump.
+    """The width of each group, at its leader: how far its multiplier can go from 0.
 
-    ∂L/∂a at a kink must see the actual slopes of the kinks above it in the same sample.
-    Those enter through their multipliers, and a member of another group has the share of
-    that group's multiplier that its own jump has in the group's. Members of its own group
-    have changed sides where the jump is whole: between the two gradients lies a segment.
-    So with groups the widths are found from the top layer down, one layer in a pass.
+    The width of a pair is (high − low) ∂L/∂a · ‖J_k‖, where ∂L/∂a depends on the slopes of
+    the kinks above it in the same sample:
+
+    - A kink above that is alone in its group has the slope that its multiplier tells.
+    - A member of another group takes part in that group's multiplier. Its part is that of
+      its own jump in the group's width.
+    - A member of the same group goes from one side to the other together with the pair,
+      so it counts with its whole jump.
+
+    The second rule needs widths of kinks above. So they are computed from the top layer
+    down, one layer in a pass. Without groups one pass is enough.
     """
-    length = point.length
-    alone = groups.total(jnp.ones_like(multiplier))[groups.leader] == 1
-    passes = jnp.where(jnp.any(used & ~alone), system.function.depth, 1)
-    own = groups.leader[:, None] == groups.leader[None, :]
+    length = at.length
+    is_alone = groups.sum(jnp.ones_like(multiplier))[groups.leader] == 1
+    passes = jnp.where(jnp.any(is_used & ~is_alone), system.function.depth, 1)
+    are_in_group = groups.leader[:, None] == groups.leader[None, :]
     sense = groups.sense.astype(multiplier.dtype)
 
-    def one_layer(number, carry):
-        jump, width = carry
-        share = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
-        across = sense * point.gap * jump
-        shift = jnp.where(
-            alone, multiplier * point.scale, share[groups.leader] * across
-        )
-        whole = jnp.where(based_on_plus, -across, across)
-        shifts = jnp.where(own, whole[:, None], shift[:, None])
-        # The first pass is at the base slopes: there is no width yet to share.
-        shifts = jnp.where(used[:, None] & (number > 0), shifts, 0)
-        jump = point.jump + jnp.sum(point.above * shifts, 0)
-        return jump, groups.total(jnp.where(used, point.gap * jump * length, 0))
+    def update_layer(number, carry):
+        dloss_da, width = carry
+        part = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
+        jump = sense * at.slope_gap * dloss_da
+        shift = jnp.where(is_alone, multiplier * at.scale, part[groups.leader] * jump)
+        whole = jnp.where(is_based_on_plus, -jump, jump)
+        shifts = jnp.where(are_in_group, whole[:, None], shift[:, None])
+        # The first pass is at the base slopes: no widths are known yet.
+        shifts = jnp.where(is_used[:, None] & (number > 0), shifts, 0)
+        dloss_da = at.dloss_da + jnp.sum(at.dz_da * shifts, 0)
+        widths = jnp.where(is_used, at.slope_gap * dloss_da * length, 0)
+        return dloss_da, groups.sum(widths)
 
-    start = point.jump, jnp.zeros_like(point.jump)
-    return lax.fori_loop(0, passes + 1, one_layer, start)[1]
+    start = at.dloss_da, jnp.zeros_like(at.dloss_da)
+    return lax.fori_loop(0, passes + 1, update_layer, start)[1]
 
 
-def velocity(system: System, point: Point, multiplier: Array) -> Array:
+def sliding_velocity(system: System, at: Linearization, multiplier: Array) -> Array:
     """ẇ = −(g + Jᵀλ)."""
-    return -(point.gradient + system.against(point.rows, multiplier * point.scale))
+    return -(at.gradient + system.layout.vjp(at.rows, multiplier * at.scale))

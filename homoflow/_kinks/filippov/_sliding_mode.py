@@ -2,13 +2,15 @@
 
 Every group of pairs at its kink is in one of three states: on the minus side (λ = 0,
 which needs ż ≤ 0), on the plus side (λ = width, ż ≥ 0), or it slides (ż = 0,
-0 ≤ λ ≤ width). For positive widths these are the optimality conditions of the element
-of least norm in the set of all slopes: min ½‖g + Jᵀλ‖² over 0 ≤ λ ≤ width. Its ẇ is
-unique even where JJᵀ is singular. Principal pivoting from the mode before the event
-finds it: without an event in no step, at a crossing, entry or exit in one or two. Where
-that goes round in circles (rows are dependent) a descent finds it.
+0 ≤ λ ≤ width). If all widths are positive these are the optimality conditions of the
+element of least norm in the set of all slopes: min ½‖g + Jᵀλ‖² over 0 ≤ λ ≤ width. Its ẇ
+is unique even where JJᵀ is singular.
 
-A negative width is a concave kink: it repels, and nothing slides there.
+The states are found by principal pivoting, which starts from the mode before the event.
+It needs no pivot where there is no event, and one or two at a crossing, entry or exit.
+With dependent rows it may cycle; after some pivots a descent takes over.
+
+A kink of negative width is concave. It repels, and nothing slides there.
 """
 
 from typing import NamedTuple
@@ -18,178 +20,224 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._system import System
-from ._sliding_field import Groups, Point, multipliers, widths
+from ._sliding_field import Groups, Linearization, compute_widths, solve_multipliers
 
-_PIVOTS = 100
-#: Pivots in which all violated groups move at once; after them comes the descent.
-_BLOCK_PIVOTS = 10
-#: Up to these, relative to the gradient and to the largest width, signs do not count.
+_MAX_PIVOTS = 100
+#: Pivots in which all violated groups change at once; after them comes the descent.
+_NUM_BLOCK_PIVOTS = 10
+#: Rates up to this times the gradient are rounding: their signs do not count.
 _RATE_TOLERANCE = 1e-13
-#: Rates below this times the gradient are held at 0 by other pairs' constraints.
-_HELD = 1e-11
+#: A pair whose rate is below this times the gradient is constrained by other pairs.
+_CONSTRAINED_RATE = 1e-11
+#: Multipliers may be outside of their intervals by this times the largest width.
 _BOUND_TOLERANCE = 1e-11
+#: Relative changes of widths up to this do not count.
+_WIDTH_TOLERANCE = 1e-12
 
 
 class Mode(NamedTuple):
     """State (−1, 0 = slides, 1), multiplier and width of each group, at its leader.
 
-    - `before`: the multiplier in the states that the search began with.
-    - `back`: multipliers of the rows that lead back to the sliders' kinks.
-    - `is_unique`: whether no other multipliers of sliders give the same ẇ.
+    - `multiplier_before`: the multiplier in the states that the search began with.
+    - `correction`: multipliers of the rows that take the sliding pairs back to z = 0.
+    - `is_unique`: whether no other multipliers of sliding pairs give the same ẇ.
+    - `is_settled`: whether the search has ended with all conditions met.
     """
 
     state: Int[Array, " slots"]
     multiplier: Float[Array, " slots"]
     width: Float[Array, " slots"]
-    before: Float[Array, " slots"]
-    back: Float[Array, " slots"]
+    multiplier_before: Float[Array, " slots"]
+    correction: Float[Array, " slots"]
     is_unique: Bool[Array, ""]
     is_settled: Bool[Array, ""]
+
+    @staticmethod
+    def blank(state: Int[Array, " slots"], dtype: jnp.dtype) -> "Mode":
+        zeros, no = jnp.zeros(state.size, dtype), jnp.asarray(False)
+        return Mode(state, zeros, zeros, zeros, zeros, no, no)
+
+
+class _Search(NamedTuple):
+    """The mode that was tried last, and the states to try next.
+
+    - `fraction`: slopes as fractions of their intervals, which the descent moves.
+    - `last_state`: the states of the last pivot with a group off its base slope.
+    """
+
+    pivots: Int[Array, ""]
+    mode: Mode
+    next_state: Int[Array, " slots"]
+    fraction: Float[Array, " slots"]
+    widths_change: Bool[Array, ""]
+    last_state: Int[Array, " slots"]
+
+    def is_unsettled(self) -> Bool[Array, ""]:
+        return self.widths_change | jnp.any(self.next_state != self.mode.state)
 
 
 def find_mode(
     system: System,
-    point: Point,
+    at: Linearization,
     groups: Groups,
-    used: Bool[Array, " slots"],
-    based_on_plus: Bool[Array, " slots"],
+    is_used: Bool[Array, " slots"],
+    is_based_on_plus: Bool[Array, " slots"],
     start: Int[Array, " slots"],
-    settles: Bool[Array, ""],
+    is_event: Bool[Array, ""],
 ) -> Mode:
-    """The mode in which the flow goes on, or the multipliers in a mode that is known.
+    """The mode in which the flow goes on from an event.
 
-    `start` holds the states to begin with, and to end with unless `settles`.
-    Multipliers count from the base slopes: from the plus side's for the groups
-    `based_on_plus`.
+    `start` holds the states to begin with. Where there is no event they are the mode, and
+    only its multipliers are computed. Multipliers count from the base slopes: from the
+    plus side's for the groups that are `is_based_on_plus`.
     """
-    pivots = jnp.where(settles, _PIVOTS, 1)
-    leads = used & groups.leads
-    plus = based_on_plus.astype(point.gram.dtype)
+    max_pivots = jnp.where(is_event, _MAX_PIVOTS, 1)
+    leads = is_used & groups.is_leader
+    plus = is_based_on_plus.astype(at.gram.dtype)
 
-    def pivot(carry):
-        count, old, state, share, _, strayed = carry
+    def pivot(s: _Search) -> _Search:
+        old, state = s.mode, s.next_state
         on_plus = (state > 0).astype(plus.dtype)
         fixed = jnp.where(leads & (state != 0), old.width * (on_plus - plus), 0)
-        multiplier, back, is_unique = multipliers(point, leads & (state == 0), fixed)
-        before = jnp.where(count == 0, multiplier, old.before)
-        width = widths(system, point, groups, multiplier, used, based_on_plus)
-        new = Mode(state, multiplier, width, before, back, is_unique, old.is_settled)
-        asked = _Asked.of(point, new, plus, leads, descends=count >= _BLOCK_PIVOTS)
-        proposed, share = asked.by(state, share)
-        # The width of a kink taken with its whole jump depends on multipliers above.
-        off_base = leads & (state != 0) & ((state > 0) != based_on_plus)
+        found = solve_multipliers(at, leads & (state == 0), fixed)
+        width = compute_widths(
+            system, at, groups, found.value, is_used, is_based_on_plus
+        )
+        new = old._replace(
+            state=state,
+            multiplier=found.value,
+            width=width,
+            multiplier_before=jnp.where(
+                s.pivots == 0, found.value, old.multiplier_before
+            ),
+            correction=found.correction,
+            is_unique=found.is_unique,
+        )
+        descends = s.pivots >= _NUM_BLOCK_PIVOTS
+        violations = Violations.find(at, new, plus, leads, descends=descends)
+        next_state, fraction = violations.next_states(state, s.fraction)
+        # The width of a pair that is off its base slope depends on multipliers above it.
+        is_off_base = leads & (state != 0) & ((state > 0) != is_based_on_plus)
         change = jnp.abs(width - old.width)
-        moved = jnp.any(off_base & (change > 1e-12 * jnp.max(jnp.abs(width))))
-        strayed = jnp.where(jnp.any(off_base), state, strayed)
-        return count + 1, new, proposed, share, moved, strayed
+        tolerance = _WIDTH_TOLERANCE * jnp.max(jnp.abs(width))
+        return _Search(
+            pivots=s.pivots + 1,
+            mode=new,
+            next_state=next_state,
+            fraction=fraction,
+            widths_change=jnp.any(is_off_base & (change > tolerance)),
+            last_state=jnp.where(jnp.any(is_off_base), state, s.last_state),
+        )
 
-    def unsettled(carry):
-        count, mode, proposed, _, moved, _ = carry
-        again = moved | jnp.any(proposed != mode.state)
-        return (count == 0) | (again & (count < pivots))
+    def goes_on(s: _Search) -> Bool[Array, ""]:
+        return (s.pivots == 0) | (s.is_unsettled() & (s.pivots < max_pivots))
 
-    no, zeros = jnp.asarray(False), jnp.zeros_like(point.scale)
-    blank = Mode(start, zeros, zeros, zeros, zeros, no, no)
-    first = (jnp.asarray(0), blank, start, zeros, no, start)
-    count, mode, _, _, _, strayed = lax.while_loop(unsettled, pivot, first)
-    settled = count < pivots
-    # Widths of pairs off their base slopes may run away: from base slopes that fit these
-    # sides they are known.
-    state = jnp.where(settled | ~settles, mode.state, strayed)
-    return mode._replace(state=state, is_settled=settled)
+    blank = Mode.blank(start, at.scale.dtype)
+    no, zeros = jnp.asarray(False), jnp.zeros_like(at.scale)
+    first = _Search(jnp.asarray(0), blank, start, zeros, no, start)
+    last = lax.while_loop(goes_on, pivot, first)
+    is_settled = last.pivots < max_pivots
+    # Widths of pairs off their base slopes may diverge. At base slopes that fit these
+    # states they are known: the caller tries again with those.
+    state = jnp.where(is_settled | ~is_event, last.mode.state, last.last_state)
+    return last.mode._replace(state=state, is_settled=is_settled)
 
 
-def rate_of_change(point: Point, multiplier: Array) -> Array:
+def compute_z_rate(at: Linearization, multiplier: Array) -> Float[Array, " slots"]:
     """ż of the scaled rows."""
-    return -(point.rates + point.gram @ multiplier)
+    return -(at.row_dot_gradient + at.gram @ multiplier)
 
 
-def smallest_rate(point: Point) -> Array:
-    """Smaller rates and jumps are rounding."""
-    return _RATE_TOLERANCE * (jnp.linalg.norm(point.gradient) + 1e-300)
+def min_rate(at: Linearization) -> Float[Array, ""]:
+    """Rates and jumps below this are rounding."""
+    return _RATE_TOLERANCE * (jnp.linalg.norm(at.gradient) + 1e-300)
 
 
-def held_rate(point: Point) -> Array:
-    """Smaller rates are 0: other pairs' constraints hold that pair at its kink."""
-    return _HELD * jnp.sqrt(point.gradient @ point.gradient)
+def max_constrained_rate(at: Linearization) -> Float[Array, ""]:
+    """A pair that does not slide, with a rate up to this, is constrained by others."""
+    return _CONSTRAINED_RATE * jnp.sqrt(at.gradient @ at.gradient)
 
 
-class _Asked(NamedTuple):
-    """Which states violate their conditions, and where they should be.
+class Violations(NamedTuple):
+    """Which states violate their conditions, and how.
 
-    - `low`, `high`: sliders below and above their interval, convex ones.
-    - `down`, `up`: those that a slider at a concave kink takes as its side.
-    - `enters`, `flips`: pairs whose ż is not that of their side, at convex and at concave
-        kinks.
-    - `place`: multipliers in units of the width, from the minus side; `violation`: |ż|.
-    - `descends`: whether to change one thing at a time.
+    - `is_below`, `is_above`: sliding pairs at convex kinks with λ outside of its interval.
+    - `falls`, `rises`: sliding pairs at concave kinks, by the side to which they go.
+    - `enters`, `flips`: pairs with the ż of another side, at convex and concave kinks.
+    - `fraction`: multipliers in units of the width, from the minus side; `size`: |ż|.
+    - `descends`: whether only one thing changes at a time.
     """
 
-    low: Bool[Array, " slots"]
-    high: Bool[Array, " slots"]
-    down: Bool[Array, " slots"]
-    up: Bool[Array, " slots"]
+    is_below: Bool[Array, " slots"]
+    is_above: Bool[Array, " slots"]
+    falls: Bool[Array, " slots"]
+    rises: Bool[Array, " slots"]
     enters: Bool[Array, " slots"]
     flips: Bool[Array, " slots"]
-    place: Float[Array, " slots"]
-    violation: Float[Array, " slots"]
+    fraction: Float[Array, " slots"]
+    size: Float[Array, " slots"]
     descends: Bool[Array, ""]
 
     @staticmethod
-    def of(point: Point, mode: Mode, plus: Array, leads: Array, descends) -> "_Asked":
+    def find(
+        at: Linearization, mode: Mode, plus: Array, leads: Array, descends: Array
+    ) -> "Violations":
         state, width = mode.state, mode.width
-        smallest = jnp.where(descends, held_rate(point), smallest_rate(point))
+        tolerance = jnp.where(descends, max_constrained_rate(at), min_rate(at))
         slack = _BOUND_TOLERANCE * jnp.max(jnp.abs(width))
-        rate = rate_of_change(point, mode.multiplier)
+        rate = compute_z_rate(at, mode.multiplier)
         from_minus = mode.multiplier + width * plus
-        slides, attracts = leads & (state == 0), width > 0
-        low, high = (
-            slides & (from_minus < -slack),
-            slides & (from_minus > width + slack),
-        )
-        # A slider whose kink has turned concave: inside of the interval both sides are
-        # solutions. It takes the one that its slope was nearer to; outside of it too at
-        # first, as the width changes with the side, and then the one it is pushed to.
-        concave = ~attracts & (low | high)
-        nearer = (low & high) | ~descends
-        up_there = jnp.where(nearer, from_minus < 0.5 * width, high)
-        wrong = leads & (jnp.where(state < 0, -rate, rate) < -smallest) & (state != 0)
-        return _Asked(
-            low=low & attracts,
-            high=high & ~low & attracts,
-            down=concave & ~up_there,
-            up=concave & up_there,
-            enters=wrong & attracts,
-            flips=wrong & ~attracts,
-            place=from_minus / jnp.where(width != 0, width, 1),
-            violation=jnp.abs(rate),
+        slides, is_convex = leads & (state == 0), width > 0
+        is_below = slides & (from_minus < -slack)
+        is_above = slides & (from_minus > width + slack)
+        # A sliding pair whose kink has become concave. Inside of the interval both sides
+        # are solutions: it takes the one that its slope is nearer to. So it does outside
+        # of the interval at first, as the width changes with the side. In the descent it
+        # takes the side to which it is pushed.
+        is_concave = ~is_convex & (is_below | is_above)
+        takes_nearer = (is_below & is_above) | ~descends
+        goes_up = jnp.where(takes_nearer, from_minus < 0.5 * width, is_above)
+        is_wrong = leads & (jnp.where(state < 0, -rate, rate) < -tolerance)
+        is_wrong = is_wrong & (state != 0)
+        return Violations(
+            is_below=is_below & is_convex,
+            is_above=is_above & ~is_below & is_convex,
+            falls=is_concave & ~goes_up,
+            rises=is_concave & goes_up,
+            enters=is_wrong & is_convex,
+            flips=is_wrong & ~is_convex,
+            fraction=from_minus / jnp.where(width != 0, width, 1),
+            size=jnp.abs(rate),
             descends=jnp.asarray(descends),
         )
 
-    def by(self, state: Array, share: Array) -> tuple[Array, Array]:
-        """The next states, and slopes between those of both sides, in [0, 1].
+    def next_states(self, state: Array, fraction: Array) -> tuple[Array, Array]:
+        """The next states, and slopes as fractions of their intervals.
 
-        In a descent the slopes of convex kinks move towards what is asked until the first
-        is at an end of its interval. Then a further one is freed. Where no kink is above
-        another ‖ẇ‖ falls with every move: so no state comes back [Stark & Parker 1995,
-        bounded-variable least squares].
+        In a descent, slopes at convex kinks move towards the multipliers found until the
+        first reaches an end of its interval. Only when none does, another pair starts to
+        slide. Where no kink is above another ‖ẇ‖ falls with every move, so that no state
+        comes back [Stark & Parker 1995, bounded-variable least squares].
         """
-        leaves = self.low | self.high
+        is_outside = self.is_below | self.is_above
         slides = state == 0
-        way = self.place - share
-        left = jnp.where(self.high, 1 - share, -share) / jnp.where(leaves, way, 1)
-        left = jnp.where(leaves, left, jnp.inf)
-        part = jnp.minimum(jnp.min(left, initial=1), 1)
-        stops = leaves & ((left <= part) | ~self.descends)
-        turns = stops | self.down | self.up
-        ready = ~self.descends | ~jnp.any(turns)
-        worst = jnp.argmax(jnp.where(self.enters, self.violation, 0))
+        move = self.fraction - fraction
+        to_end = jnp.where(self.is_above, 1 - fraction, -fraction)
+        to_end = to_end / jnp.where(is_outside, move, 1)
+        to_end = jnp.where(is_outside, to_end, jnp.inf)
+        part = jnp.minimum(jnp.min(to_end, initial=1), 1)
+        stops = is_outside & ((to_end <= part) | ~self.descends)
+        turns = stops | self.falls | self.rises
+        may_enter = ~self.descends | ~jnp.any(turns)
+        worst = jnp.argmax(jnp.where(self.enters, self.size, 0))
         is_worst = jnp.arange(state.size) == worst
-        enters = self.enters & ready & (is_worst | ~self.descends)
-        flips = self.flips & ready & ~(self.descends & jnp.any(enters))
-        ends = 0.5 * (1 + state.astype(share.dtype))
-        share = jnp.where(slides, share + jnp.where(self.descends, part, 1) * way, ends)
+        enters = self.enters & may_enter & (is_worst | ~self.descends)
+        flips = self.flips & may_enter & ~(self.descends & jnp.any(enters))
+        ends = 0.5 * (1 + state.astype(fraction.dtype))
+        fraction = jnp.where(
+            slides, fraction + jnp.where(self.descends, part, 1) * move, ends
+        )
         state = jnp.where(enters, 0, jnp.where(flips, -state, state))
-        state = jnp.where(self.up | (stops & self.high), 1, state)
-        state = jnp.where(self.down | (stops & self.low), -1, state)
-        return state.astype(jnp.int32), share.clip(0, 1)
+        state = jnp.where(self.rises | (stops & self.is_above), 1, state)
+        state = jnp.where(self.falls | (stops & self.is_below), -1, state)
+        return state.astype(jnp.int32), fraction.clip(0, 1)

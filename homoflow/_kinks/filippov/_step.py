@@ -1,8 +1,8 @@
 """One step of the flow in a fixed mode: predict its end, take it, look for events.
 
-The step is the classical Runge–Kutta method's. Its continuous extension has order 3
-inside the step and order 4 at the end: so the step is first predicted, from forward
-passes alone, to end where the next event is.
+The step is that of the classical Runge–Kutta method. Its continuous extension has order 3
+inside the step and order 4 at the end. So the step is predicted first, from forward
+passes alone, and then taken with a length that ends it near the next event.
 """
 
 from typing import NamedTuple
@@ -13,93 +13,49 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._active_pairs import Slots
 from .._system import System
-from ._active_set import Way
 from ._event_location import (
     BRACKET_PASSES,
     Bracket,
+    Crossing,
     Path,
-    first_bracket,
-    first_exit,
-    locate,
-    watch,
+    SideMonitor,
+    bracket_first_crossing,
+    find_first_exit,
+    locate_crossing,
 )
-from ._resolve_event import Target
+from ._state import State
 
+#: Row i has the weights of the stages before it in the point of stage i.
 _STAGES = np.array([[0, 0, 0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 0]])
 #: Stage i has the weight Σ_j _WEIGHTS[i, j] θ^(j+1) at θ.
 _WEIGHTS = np.array(
     [[1, -1.5, 2 / 3], [0, 1, -2 / 3], [0, 1, -2 / 3], [0, -0.5, 2 / 3]]
 )
-STAGES = len(_STAGES)
-_POWERS = _WEIGHTS.shape[1]
-#: Stages from which multipliers are interpolated, and where in the step they are.
-_SEEN, _AT = np.array([0, 2, 3]), np.array([0, 0.5, 1])
-#: How far past its end a step may be followed to an event.
-_BEYOND = 1.05
-#: An exit is taken when the multiplier is this part of the width outside: the field is
-#: continuous at an exit, so one taken late costs nothing, one taken early is no event.
+NUM_STAGES = len(_STAGES)
+_NUM_POWERS = _WEIGHTS.shape[1]
+#: Stages from whose multipliers those along the step are interpolated, and their θ.
+_INTERPOLATED, _THETAS = np.array([0, 2, 3]), np.array([0, 0.5, 1])
+#: How far past its end a step may be extrapolated to an event, as a factor.
+_MAX_EXTRAPOLATION = 1.05
+#: An exit is taken when the multiplier is outside by this part of the width. The field is
+#: continuous at an exit: one taken late costs nothing, one taken early is no event.
 _EXIT_SLACK = 1e-5
-_LEAST_SLACK = 1e-9
-#: How far the weights are taken, relative to their size, past a point whose mode is not
-#: found: the kinks that meet there are then met one by one.
-LEAP = 3e-8
+#: And by no less than this part of the largest width.
+_MIN_SLACK = 1e-9
+#: The length of a forced step relative to the weights. It is taken where no way on is
+#: found; the kinks that meet there are then met one by one.
+FORCED_STEP = 3e-8
 #: A predicted event shortens a step to no less than this part.
-_SHORTEST = 1e-3
+_MIN_SHORTENING = 1e-3
 
 
-class State(NamedTuple):
-    """A point on the flow with its mode.
+class Arrival(NamedTuple):
+    """The point that a step has reached, before its event is resolved.
 
-    - `base`: side of the base slope of every pair; `side`: 0 while it slides.
-    - `held`: pairs at their kink that are not to be watched.
-    - `multiplier`, `width`, `leads`, `slots`: of the sliding pairs.
-    - `multiplier_rate`, `width_rate`: time derivatives at the end of the last step, as
-        tables over pairs; `acceleration`: of w. For predictions only.
-    - `step`: what the error control allows next.
-    - `largest`: the scale of z.
-    - `torn`: dormant pairs whose side depends on which of the sliders below opens first.
-    - `near`, `dormant`: pairs with z = 0, and those of them that nothing reaches.
-    - `choices`: the kind of event where the side is one of two that are possible.
-    - `again`: the point has to be settled once more; `leaps`: a little further on, as no
-        way on was found here.
-    """
-
-    t: Float[Array, ""]
-    w: Float[Array, " weights"]
-    loss: Float[Array, ""]
-    velocity: Float[Array, " weights"]
-    acceleration: Float[Array, " weights"]
-    side: Int[Array, "samples kinks"]
-    base: Int[Array, "samples kinks"]
-    held: Bool[Array, "samples kinks"]
-    slots: Slots
-    leads: Bool[Array, " slots"]
-    multiplier: Float[Array, " slots"]
-    width: Float[Array, " slots"]
-    multiplier_rate: Float[Array, "samples kinks"]
-    width_rate: Float[Array, "samples kinks"]
-    step: Float[Array, ""]
-    largest: Float[Array, ""]
-    torn: Bool[Array, "samples kinks"]
-    near: Bool[Array, "samples kinks"]
-    dormant: Bool[Array, "samples kinks"]
-    choices: Int[Array, "samples kinks"]
-    again: Bool[Array, ""]
-    leaps: Bool[Array, ""]
-
-    @property
-    def way(self) -> Way:
-        """How the flow goes on from here."""
-        return Way(self.again, self.velocity, self.near, self.dormant, self.held)
-
-
-class Pending(NamedTuple):
-    """A point that a step has reached, before its mode is known.
-
-    The point is at θ = `theta` on `path`, a step of length `step`; `pair` is the one
-    that left its side there (none: the number of pairs).
+    - The point is at θ = `theta` on `path`, a step of length `step`.
+    - `pair`: the pair that left its side there; the number of pairs if none did.
+    - `multiplier_rate`, `width_rate`: their time derivatives there, as tables over pairs.
     """
 
     t: Float[Array, ""]
@@ -110,194 +66,218 @@ class Pending(NamedTuple):
     multiplier_rate: Float[Array, "samples kinks"]
     width_rate: Float[Array, "samples kinks"]
 
+    @staticmethod
+    def start(state: State) -> "Arrival":
+        """At the start of the flow, as if a step had led there."""
+        one, rates = jnp.ones_like(state.t), state.extrapolation
+        return Arrival(
+            t=state.t,
+            path=blank_path(state.point.w),
+            theta=one,
+            step=one,
+            pair=jnp.asarray(state.tables.side.size),
+            multiplier_rate=rates.multiplier_rate,
+            width_rate=rates.width_rate,
+        )
 
-class Ahead(NamedTuple):
-    """A step in the making: how it goes on, up to which event.
+    @property
+    def w(self) -> Float[Array, " weights"]:
+        return self.path(self.theta)
 
-    - `velocities`, `multipliers`, `widths`: of the Runge–Kutta stages.
-    - `step`, and the event's `theta`, `pair`, whether it `has_left` its side.
-    - `rates`: of multipliers and widths at the end, in units of the step.
-    """
+    @property
+    def duration(self) -> Float[Array, ""]:
+        return self.theta * self.step
 
-    path: Path
+
+class Stages(NamedTuple):
+    """The field at the stages of a Runge–Kutta step."""
+
     velocities: Float[Array, "4 weights"]
     multipliers: Float[Array, "4 slots"]
     widths: Float[Array, "4 slots"]
-    step: Float[Array, ""]
-    theta: Float[Array, ""]
-    pair: Int[Array, ""]
-    has_left: Bool[Array, ""]
+
+    @staticmethod
+    def blank(w: Float[Array, " weights"], capacity: int) -> "Stages":
+        none = jnp.zeros((NUM_STAGES, capacity), w.dtype)
+        return Stages(jnp.zeros((NUM_STAGES, w.size), w.dtype), none, none)
+
+    def insert(
+        self, number: Int[Array, ""], velocity: Array, multiplier: Array, width: Array
+    ) -> "Stages":
+        """With the field at the stage `number`."""
+        return Stages(
+            self.velocities.at[number].set(velocity),
+            self.multipliers.at[number].set(multiplier),
+            self.widths.at[number].set(width),
+        )
+
+
+class Step(NamedTuple):
+    """A step in the making, and the first event on it.
+
+    - `length`: in time.
+    - `event`: where it ends; a `pair` leaves its side there if `is_found`.
+    - `rates`: derivatives of multipliers and widths with θ at the end.
+    """
+
+    path: Path
+    stages: Stages
+    length: Float[Array, ""]
+    event: Crossing
     rates: Float[Array, "2 slots"]
-    passes: Int[Array, ""]
+
+    @staticmethod
+    def blank(w: Float[Array, " weights"], capacity: int) -> "Step":
+        stages, one = Stages.blank(w, capacity), jnp.ones((), w.dtype)
+        event = Crossing(one, jnp.asarray(0), jnp.asarray(False), jnp.asarray(0))
+        return Step(blank_path(w), stages, one, event, stages.multipliers[:2])
+
+    def stage_point(
+        self, w: Float[Array, " weights"], number: Int[Array, ""]
+    ) -> Float[Array, " weights"]:
+        """The weights of a stage of the step from w."""
+        weights = jnp.asarray(_STAGES, self.length.dtype)
+        return w + self.length * (weights[number] @ self.stages.velocities)
 
 
-def stage_target(state: State, ahead: Ahead, number: Array, end: Array) -> Target:
-    """Where the stage `number` wants the field; -1 wants it at the step's `end`."""
-    stages = jnp.asarray(_STAGES, ahead.step.dtype)
-    w = state.w + ahead.step * (stages[number] @ ahead.velocities)
-    w = jnp.where(number < 0, end, w)
-    was = jnp.where(state.slots.used, 0, -1).astype(jnp.int32)
-    known = jnp.asarray(False)
-    nothing = jnp.zeros_like(state.slots.used)
-    wakes = state.slots.beside(state.dormant)
-    return Target(
-        w, state.side, state.base, state.slots, was, nothing, wakes,
-        state.torn, state.near, state.dormant, known,
-    )  # fmt: skip
+def blank_path(w: Float[Array, " weights"]) -> Path:
+    return Path(w, jnp.zeros((_NUM_POWERS, w.size), w.dtype))
 
 
-def with_stage(
-    ahead: Ahead, number: Array, velocity: Array, multiplier: Array, width: Array
-) -> Ahead:
-    """With the field at the stage `number`."""
-    return ahead._replace(
-        velocities=ahead.velocities.at[number].set(velocity),
-        multipliers=ahead.multipliers.at[number].set(multiplier),
-        widths=ahead.widths.at[number].set(width),
-    )
-
-
-def follow(
+def advance(
     system: System,
     state: State,
-    ahead: Ahead,
+    step: Step,
     until: Float[Array, ""],
-    predicts: Bool[Array, ""],
-) -> Ahead:
-    """Up to the first event, to time `until`, or one step on.
+    is_prediction: Bool[Array, ""],
+) -> Step:
+    """The step up to the first event, to time `until`, or to its end.
 
-    Without its stages yet the step is predicted, to find how long it should be.
+    Before its stages are known it is predicted, to find how long it should be.
     """
     left = until - state.t
-    step = jnp.where(predicts, jnp.minimum(state.step, left), ahead.step)
-    ahead = ahead._replace(step=step)
-    path, lams, betas = lax.cond(predicts, _predicted, _stepped, state, ahead)
-    beyond = jnp.minimum(jnp.asarray(_BEYOND, left.dtype), left / step)
-    end = jnp.where(predicts, 1, beyond)
-    ahead = ahead._replace(path=path)
-    return _followed(system, state, ahead, lams, betas, end, predicts)
-
-
-def as_pending(state: State, ahead: Ahead, until: Float[Array, ""]) -> Pending:
-    """The point at the end of a step, or at its start to be settled once more.
-
-    Or, if that leaps, a little further on.
-    """
-    left = until - state.t
-    speed = jnp.linalg.norm(state.velocity)
-    far = LEAP * jnp.linalg.norm(state.w) / jnp.where(speed > 0, speed, 1)
-    turning = jnp.where(state.leaps, jnp.minimum(far / ahead.step, 1), 0)
-    theta = jnp.where(state.again, turning, ahead.theta)
-    ends = theta * ahead.step >= left * (1 - 1e-15)
-    zeros = jnp.zeros(state.side.shape, left.dtype)
-    lam_rate, width_rate = (
-        state.slots.scattered(zeros, rate / ahead.step, state.leads)
-        for rate in ahead.rates
+    length = jnp.where(is_prediction, jnp.minimum(state.step, left), step.length)
+    step = step._replace(length=length)
+    path, multipliers, widths = lax.cond(
+        is_prediction, _predict, _interpolate, state, step
     )
-    return Pending(
-        t=jnp.where(ends, until, state.t + theta * ahead.step),
-        path=ahead.path,
+    limit = jnp.minimum(jnp.asarray(_MAX_EXTRAPOLATION, left.dtype), left / length)
+    end = jnp.where(is_prediction, 1, limit)
+    step = step._replace(path=path)
+    return _stop_at_event(system, state, step, multipliers, widths, end, is_prediction)
+
+
+def arrive(state: State, step: Step, until: Float[Array, ""]) -> Arrival:
+    """The point at the end of a step.
+
+    At a retry it is the start of the step; at a forced step a point shortly after.
+    """
+    left = until - state.t
+    speed = jnp.linalg.norm(state.point.velocity)
+    forced = FORCED_STEP * jnp.linalg.norm(state.point.w)
+    forced = forced / jnp.where(speed > 0, speed, 1)
+    retried = jnp.where(state.is_forced, jnp.minimum(forced / step.length, 1), 0)
+    theta = jnp.where(state.is_retry, retried, step.event.theta)
+    is_at_end = theta * step.length >= left * (1 - 1e-15)
+    has_left = step.event.is_found & ~state.is_retry
+    tables = state.tables
+    zeros = jnp.zeros(tables.side.shape, left.dtype)
+    multiplier_rate, width_rate = (
+        state.sliding.pairs.scatter(zeros, rate / step.length, state.sliding.leads)
+        for rate in step.rates
+    )
+    return Arrival(
+        t=jnp.where(is_at_end, until, state.t + theta * step.length),
+        path=step.path,
         theta=theta,
-        step=ahead.step,
-        pair=jnp.where(ahead.has_left & ~state.again, ahead.pair, state.side.size),
-        multiplier_rate=lam_rate,
+        step=step.length,
+        pair=jnp.where(has_left, step.event.pair, tables.side.size),
+        multiplier_rate=multiplier_rate,
         width_rate=width_rate,
     )
 
 
-def blank_path(w: Array) -> Path:
-    return Path(w, jnp.zeros((_POWERS, w.size), w.dtype))
-
-
-def blank_ahead(w: Array, room: int) -> Ahead:
-    one = jnp.ones((), w.dtype)
-    none = jnp.zeros((STAGES, room), w.dtype)
-    return Ahead(
-        path=blank_path(w),
-        velocities=jnp.zeros((STAGES, w.size), w.dtype),
-        multipliers=none,
-        widths=none,
-        step=one,
-        theta=one,
-        pair=jnp.asarray(0),
-        has_left=jnp.asarray(False),
-        rates=none[:2],
-        passes=jnp.asarray(0),
-    )
-
-
-def _predicted(state: State, ahead: Ahead) -> tuple[Path, Array, Array]:
+def _predict(state: State, step: Step) -> tuple[Path, Array, Array]:
     """Second-order path and linear multipliers, from the end of the last step."""
-    step = ahead.step
-    rows = jnp.zeros((_POWERS - 2, state.w.size), state.w.dtype)
-    taylor = jnp.stack([step * state.velocity, 0.5 * step**2 * state.acceleration])
-    times = jnp.asarray(_AT, step.dtype)[:, None] * step
-    lams, betas = (
-        now + times * state.slots.gathered(rate)
+    h, point, rates = step.length, state.point, state.extrapolation
+    rows = jnp.zeros((_NUM_POWERS - 2, point.w.size), point.w.dtype)
+    taylor = jnp.stack([h * point.velocity, 0.5 * h**2 * rates.acceleration])
+    times = jnp.asarray(_THETAS, h.dtype)[:, None] * h
+    multipliers, widths = (
+        now + times * state.sliding.pairs.gather(rate)
         for now, rate in (
-            (state.multiplier, state.multiplier_rate),
-            (state.width, state.width_rate),
+            (state.sliding.multiplier, rates.multiplier_rate),
+            (state.sliding.width, rates.width_rate),
         )
     )
-    return Path(state.w, jnp.concatenate([taylor, rows])), lams, betas
+    return Path(point.w, jnp.concatenate([taylor, rows])), multipliers, widths
 
 
-def _stepped(state: State, ahead: Ahead) -> tuple[Path, Array, Array]:
+def _interpolate(state: State, step: Step) -> tuple[Path, Array, Array]:
     """The Runge–Kutta step from its stages."""
-    weights = jnp.asarray(_WEIGHTS.T, ahead.step.dtype)
-    path = Path(state.w, ahead.step * (weights @ ahead.velocities))
-    return path, ahead.multipliers[_SEEN], ahead.widths[_SEEN]
+    weights, stages = jnp.asarray(_WEIGHTS.T, step.length.dtype), step.stages
+    path = Path(state.point.w, step.length * (weights @ stages.velocities))
+    return path, stages.multipliers[_INTERPOLATED], stages.widths[_INTERPOLATED]
 
 
-def _followed(
+def _stop_at_event(
     system: System,
     state: State,
-    ahead: Ahead,
-    lams: Array,
-    betas: Array,
-    end: Array,
-    predicts: Array,
-) -> Ahead:
-    """A path up to its first event, or to its end."""
-    path = ahead.path
-    slides = state.side == 0
-    # A torn pair keeps its side until others have an event: lifted with all sliders it
-    # might be on the other one, and cross to it with every step.
-    side = jnp.where(state.held | state.torn, 0, state.side)
-    slopes = system.slope(state.base)
-    watched = watch(system, slopes, side, slides, state.largest)
-    # Not less than what the search for the mode tells from rounding.
-    least = _LEAST_SLACK * jnp.max(jnp.abs(state.width), initial=0)
-    slack = jnp.maximum(_EXIT_SLACK * state.width, least)
+    step: Step,
+    multipliers: Float[Array, "3 slots"],
+    widths: Float[Array, "3 slots"],
+    end: Float[Array, ""],
+    is_prediction: Bool[Array, ""],
+) -> Step:
+    """The step up to its first event, or up to θ = `end`.
+
+    Multipliers and widths are given at three points of the step.
+    """
+    path, tables, sliding = step.path, state.tables, state.sliding
+    # Ambiguous pairs keep their sides until other pairs have an event. With all sliding
+    # units raised such a pair might be on the other side, and cross with every step.
+    is_ignored = tables.constrained | tables.ambiguous
+    side = jnp.where(is_ignored, 0, tables.side)
+    slopes, slides = system.slope(tables.base), tables.side == 0
+    monitor = SideMonitor.create(system, slopes, side, slides, state.point.max_abs_z)
+    # No less than what the search for the mode can tell from rounding.
+    min_slack = _MIN_SLACK * jnp.max(jnp.abs(sliding.width), initial=0)
+    slack = jnp.maximum(_EXIT_SLACK * sliding.width, min_slack)
     # Distances of the multipliers from both ends of their intervals.
-    exits, rates = jax.vmap(lambda excess: first_exit(excess, _AT, slack, state.leads))(
-        jnp.stack([lams, betas - lams])
-    )
+    exits, rates = jax.vmap(
+        lambda excess: find_first_exit(excess, _THETAS, slack, sliding.leads)
+    )(jnp.stack([multipliers, widths - multipliers]))
     exit_ = jnp.min(exits)
-    bracket, watched = first_bracket(watched, path, end)
-    found = bracket.found & (bracket.low <= exit_)
+    bracket, monitor = bracket_first_crossing(monitor, path, end)
+    is_found = bracket.is_found & (bracket.low <= exit_)
     # Without a crossing to go to, the end is checked for pairs that the scan missed.
     stop = jnp.where(exit_ <= end, exit_, jnp.minimum(1, end))
-    high = jnp.where(found, bracket.high, stop)
-    bracket = bracket._replace(found=found, high=high)
-    theta, pair, found, passes = lax.cond(
-        predicts, _guessed, lambda b: locate(watched, path, b), bracket
+    high = jnp.where(is_found, bracket.high, stop)
+    bracket = bracket._replace(is_found=is_found, high=high)
+    found = lax.cond(
+        is_prediction,
+        _guess_crossing,
+        lambda bracket: locate_crossing(monitor, path, bracket),
+        bracket,
     )
-    leaves = (exit_ <= end) & ~(found & (theta <= exit_))
-    theta = jnp.where(leaves, exit_, theta)
-    shorter = jnp.maximum(theta, _SHORTEST) * ahead.step
-    return ahead._replace(
-        step=jnp.where(predicts, shorter, ahead.step),
+    is_exit = (exit_ <= end) & ~(found.is_found & (found.theta <= exit_))
+    theta = jnp.where(is_exit, exit_, found.theta)
+    shortened = jnp.maximum(theta, _MIN_SHORTENING) * step.length
+    event = Crossing(
         theta=theta,
-        pair=pair,
-        has_left=found & ~leaves,
+        pair=found.pair,
+        is_found=found.is_found & ~is_exit,
+        passes=step.event.passes + found.passes + BRACKET_PASSES,
+    )
+    return step._replace(
+        length=jnp.where(is_prediction, shortened, step.length),
+        event=event,
         rates=jnp.stack([rates[0], rates[0] + rates[1]]),
-        passes=ahead.passes + passes + BRACKET_PASSES,
     )
 
 
-def _guessed(bracket: Bracket) -> tuple[Array, Array, Array, Array]:
-    """What `locate` would find, from the scan alone."""
+def _guess_crossing(bracket: Bracket) -> Crossing:
+    """What `locate_crossing` would find, from the scan alone."""
     guess = jnp.minimum(bracket.guess, bracket.high)
-    theta = jnp.where(bracket.found, guess, bracket.high)
-    return theta, bracket.pair, bracket.found, jnp.asarray(0)
+    theta = jnp.where(bracket.is_found, guess, bracket.high)
+    return Crossing(theta, bracket.pair, bracket.is_found, jnp.asarray(0))
