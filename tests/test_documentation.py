@@ -2,6 +2,7 @@
 
 import re
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -83,8 +84,9 @@ def runs():
 
 
 @pytest.mark.parametrize("name", list(documented()))
-def test_docstring_examples_run(name, runs):
-    namespace = {"hf": hf, "jax": jax, "jnp": jnp, **runs}
+def test_docstring_examples_run(name, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Some write files.
+    namespace = {"hf": hf, "jax": jax, "jnp": jnp, "diffrax": diffrax, **runs}
     for block in python_blocks(documented()[name].__doc__):
         exec(block, namespace.copy())
     plt.close("all")

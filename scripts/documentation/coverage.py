@@ -3,21 +3,22 @@
 import inspect
 import re
 from types import ModuleType
+from typing import Any
 
 import homoflow
+import homoflow.observe
 import homoflow.plot
 
 from .examples import DOCS
 
-_MODULES = ("observe", "plot")
-
-
-def public_names() -> dict[str, object]:
+def public_names() -> dict[str, Any]:
     """Every public name of the package, and what it stands for."""
     names = _names_of(homoflow, "homoflow")
-    for module in _MODULES:
-        names |= _names_of(getattr(homoflow, module), f"homoflow.{module}")
-    return names
+    names |= _names_of(homoflow.observe, "homoflow.observe")
+    # What the module of pictures imports is not its own.
+    plot = _names_of(homoflow.plot, "homoflow.plot")
+    own = homoflow.plot.__name__
+    return names | {n: value for n, value in plot.items() if value.__module__ == own}
 
 
 def undocumented() -> list[str]:
@@ -40,7 +41,7 @@ def undocumented() -> list[str]:
     ]
 
 
-def _names_of(module: ModuleType, prefix: str) -> dict[str, object]:
+def _names_of(module: ModuleType, prefix: str) -> dict[str, Any]:
     chosen = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
     return {
         f"{prefix}.{name}": value
@@ -49,12 +50,12 @@ def _names_of(module: ModuleType, prefix: str) -> dict[str, object]:
     }
 
 
-def _is_ours(value: object) -> bool:
+def _is_ours(value: Any) -> bool:
     if inspect.isclass(value) or inspect.isfunction(value):
         return value.__module__.startswith("homoflow")
     return False
 
 
-def _has_docstring(value: object) -> bool:
+def _has_docstring(value: Any) -> bool:
     own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
     return bool(own and own.strip())
