@@ -187,7 +187,7 @@ class Auto(AbstractMethod):
             and self.stepsize_controller is None
             and not isinstance(self.adjoint, dfx.BacksolveAdjoint)
             and task.dynamics.is_gradient_flow
-            and not kinks_of(task.problem)
+            and not kinks_of(task.given)
             and task.max_steps > MAX_EXPLICIT_STEPS
             and task.is_untraced
             and is_concrete((self.atol, self.dt0))
@@ -210,7 +210,7 @@ class _Facts:
 
     @functools.cached_property
     def kinks(self) -> tuple[str, ...]:
-        return kinks_of(self.task.problem)
+        return kinks_of(self.task.given)
 
     @functools.cached_property
     def against_exact(self) -> str | None:
@@ -420,7 +420,7 @@ def as_method(solver: Any, options: dict[str, Any]) -> AbstractMethod:
 
 def adapt_method(method: AbstractMethod, task: Task) -> AbstractMethod:
     """The method itself; for a smooth model the default in place of `Averaged`."""
-    if not isinstance(method, Averaged) or kinks_of(task.problem):
+    if not isinstance(method, Averaged) or kinks_of(task.given):
         return method
     return Auto(
         method.atol,
