@@ -1,5 +1,7 @@
 """Gradient flow and gradient descent of homogeneous networks, side by side."""
 
+import importlib.metadata
+
 from . import observe as observe
 from ._descent._descend import descend as descend
 from ._descent._track import track as track, tracked as tracked
@@ -90,4 +92,4 @@ from ._solvers import (
     Rodas5P as Rodas5P,
 )
 
-__version__ = "0.1.0"
+__version__ = importlib.metadata.version("homoflow")

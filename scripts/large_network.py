@@ -1,6 +1,6 @@
 """The flow of a network with the size of the paper's, at finer and finer tolerances.
 
-    python scripts/large_network.py --out tests/data/large_network.json
+    python scripts/large_network.py --out docs/data/large_network.json
     python scripts/large_network.py --rtols 1e-5 1e-6 --t1 10
     python scripts/large_network.py --rtols 1e-6 --midpoint 4e-3 2e-3 --t1 35
     python scripts/large_network.py --rtols 1e-6 --midpoint 2.5e-4 --pieces 35 50 60
@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 from benchmark.problems import flat  # noqa: E402
 from benchmark.ratios import bare_loss, figure2_problem  # noqa: E402
 from jax.flatten_util import ravel_pytree  # noqa: E402
-from midpoint import by_midpoint  # noqa: E402
+from reference.midpoint import by_midpoint  # noqa: E402
 
 import homoflow as hf  # noqa: E402
 

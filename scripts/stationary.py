@@ -2,7 +2,7 @@
 
     python scripts/stationary.py                      # 50 seeds of each network
     python scripts/stationary.py --only 5-5-5-5 --seeds 10
-    python scripts/stationary.py --out tests/data/stationary.json
+    python scripts/stationary.py --out docs/data/stationary.json
 
 From weights of 1e-3 the flow passes the saddle at the origin and one plateau for each
 singular value that it learns. What `homoflow` says of the end is compared with the dense

@@ -16,6 +16,14 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Most of the suite's time is the compilation of programs that were compiled before: by the
+# other worker, or in an earlier run. They are kept here; JAX's key of a program has its
+# operations, options and XLA's version. Files that no version reads can be deleted.
+PROGRAMS = Path(__file__).resolve().parent.parent / ".cache" / f"jax-{jax.__version__}"
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 # Tracing makes many small objects that live on. Looking through them as often as Python
 # does by default takes a twentieth of the time.
 gc.set_threshold(100_000, 20, 10)
@@ -36,13 +44,28 @@ def room_for_programs():
         gc.collect()
 
 
+#: The files that take longest, which no worker should begin when the other is done.
+LONGEST = (
+    "test_transformations", "test_projection", "test_documentation", "test_filippov",
+    "test_filippov_derivatives", "test_flow", "test_track", "test_choose",
+    "test_exponential_adams", "test_law_search", "test_events", "test_stationary",
+    "test_heavy_ball_flow", "test_predict_drift", "test_modified_flow",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
     """Files with `quick_compilation` come last, so that no other test gets their programs.
 
-    A worker keeps what it has compiled, and takes whole files in this order.
+    A worker keeps what it has compiled, and takes whole files in this order: of both kinds
+    of files those of `LONGEST` first.
     """
     quick = {item.path for item in items if "quick_compilation" in item.fixturenames}
-    items.sort(key=lambda item: item.path in quick)
+    rank = {name: place for place, name in enumerate(LONGEST)}
+
+    def place(item):
+        return item.path in quick, rank.get(item.path.stem, len(rank))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,8 @@ def refused(monkeypatch):
     def compiled(*args, **keywords):
         pytest.fail("something was compiled")
 
-    monkeypatch.setattr("homoflow._methods._diffrax._solve", compiled)
-    monkeypatch.setattr("homoflow._descent._descend._run", compiled)
+    monkeypatch.setattr("homoflow._methods._integrate._solve", compiled)
+    monkeypatch.setattr("homoflow._descent._descend.run_descent", compiled)
 
     def assert_refused(call, message, error=ValueError):
         with pytest.raises(error, match=message):

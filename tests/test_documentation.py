@@ -1,55 +1,69 @@
-"""Examples in README and in public docstrings run as they are printed."""
+"""Examples run as they are printed, and every public name is documented."""
 
-import inspect
 import re
-from pathlib import Path
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+from documentation.coverage import public_names, undocumented
+from documentation.examples import DOCS, ROOT, pages, picture_names, python_blocks, run
 
 import homoflow as hf
-import homoflow.plot
 
 matplotlib.use("Agg")
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def python_blocks(text):
-    blocks = re.findall(
-        r"^([ ]*)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE
-    )
-    return [inspect.cleandoc("\n" + body) for _, body in blocks]
+README = ROOT / "README.md"
 
 
 def documented():
-    named = {f"hf.{name}": thing for name, thing in vars(hf).items() if name[0] != "_"}
-    named |= {f"hf.plot.{name}": thing for name, thing in vars(hf.plot).items()}
+    """The public names whose docstrings have examples."""
     return {
-        name: thing
-        for name, thing in named.items()
-        if callable(thing)
-        and thing.__module__.startswith("homoflow")
-        and python_blocks(thing.__doc__ or "")
+        name: value
+        for name, value in public_names().items()
+        if callable(value) and python_blocks(value.__doc__ or "")
     }
 
 
-def test_readme_examples_run(capsys):
-    namespace = {}
-    with jax.numpy_dtype_promotion("standard"):  # As a reader's own session has it.
-        for block in python_blocks((ROOT / "README.md").read_text(encoding="utf-8")):
-            exec(block, namespace)
-    assert "drift of neurons[1]" in capsys.readouterr().out
-    assert namespace["flow"].laws["neurons[1]"].shape == (101, 30)
-    assert namespace["times"].size > 1
-    assert namespace["sweep"].losses.shape == (4, 101)
+def test_every_public_name_has_a_docstring_and_an_entry():
+    assert undocumented() == []
 
 
 def test_functions_that_people_call_have_examples():
-    examples = documented()
-    assert {"hf.flow", "hf.descend", "hf.compare", "hf.laws", "hf.MLP"} <= set(examples)
+    called = ("flow", "descend", "compare", "laws", "MLP", "plot.losses")
+    assert {f"homoflow.{name}" for name in called} <= set(documented())
+
+
+@pytest.mark.parametrize("page", [README, *pages()], ids=lambda page: page.stem)
+def test_examples_of_a_page_run(page):
+    drawn = 0
+
+    def count_figures():
+        nonlocal drawn
+        drawn += len(plt.get_fignums())
+        plt.close("all")
+
+    # As a reader's own session has it.
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in run(page.read_text(encoding="utf-8"), after_block=count_figures):
+            pass
+    if page != README:
+        assert drawn == len(picture_names(page))
+
+
+def test_readme_is_a_page():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_readme_links_to_what_there_is():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_faq_has_twenty_questions():
+    text = (DOCS / "faq.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^### ", text, re.MULTILINE)) >= 20
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +75,18 @@ def runs():
     # As in `Filippov`'s example, which compiles it.
     x = jax.random.normal(jax.random.key(1), (20, 3))
     exact = hf.flow(
-        hf.MLP((3, 8, 1), key=jax.random.key(0)), (x, x[:, :1]), 5.0,
+        hf.MLP((3, 8, 1), key=jax.random.key(0)),
+        (x, x[:, :1]),
+        5.0,
         solver=hf.Filippov(max_active=32, events=500),
-    )  # fmt: skip
+    )
     return {"flow": gd, "gd": gd, "exact": exact}
 
 
 @pytest.mark.parametrize("name", list(documented()))
-def test_docstring_examples_run(name, runs, capsys):
+def test_docstring_examples_run(name, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Some write files.
+    namespace = {"hf": hf, "jax": jax, "jnp": jnp, "diffrax": diffrax, **runs}
     for block in python_blocks(documented()[name].__doc__):
-        exec(block, {"hf": hf, "jax": jax, "jnp": jnp, **runs})
+        exec(block, namespace.copy())
     plt.close("all")

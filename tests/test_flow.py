@@ -12,13 +12,13 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
-from toys import (
+from oracles import relu_gradient
+from problems import (
     SAMPLES,
     flat,
     linear_regression,
     neuron,
     relative_error,
-    relu_gradient,
     relu_regression,
     saved,
 )

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import linear_regression, relu_regression, saved
+from problems import linear_regression, relu_regression, saved
 
 import homoflow as hf
 

@@ -1,6 +1,5 @@
 """jit, vmap, grad, precision and progress: the compiled side of both halves."""
 
-import contextlib
 import functools
 import subprocess
 import sys
@@ -16,12 +15,14 @@ import optax
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
-from toys import (
+from oracles import compilations
+from problems import (
     Neuron,
     arrays_of,
     flat,
     linear_regression,
     neuron,
+    problems,
     relu_regression,
     saved,
 )
@@ -42,22 +43,6 @@ class CountingLoss(eqx.Module):
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
-
-
-@contextlib.contextmanager
-def compilations():
-    """A list that grows by one for each XLA compilation."""
-    seen = []
-
-    def listen(event, duration_secs, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def assert_traced_once(run, calls: list, variants: list[dict]) -> None:
@@ -199,7 +184,7 @@ def seeded(model, key):
 
 
 # Batched products round differently, and step sizes follow from the last digits.
-@pytest.mark.parametrize("problem", [neuron, relu_regression])
+@pytest.mark.parametrize("problem", problems("nonlinear"))
 def test_vmapped_flow_equals_a_loop(problem):
     model, data = problem()
     keys = jr.split(jr.key(9), 3)

@@ -8,6 +8,7 @@ from .._jax._progress import Progress
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
 from .._methods._base import AbstractMethod
+from .._methods._choose import adapt_method
 from .._methods._steady_state import SteadyState, steady_state_times
 from .._methods._task import Task, is_infinite
 from .._observe._base import Observables, as_observables
@@ -74,8 +75,8 @@ def make_task(
 
 def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
     """The trajectory by a method; an error or a warning where it is no answer."""
-    if task.grid is None:
-        method = SteadyState(method)
+    is_steady = task.grid is None
+    method = SteadyState(method) if is_steady else adapt_method(method, task)
     trajectory = method.run(task)
     task.dynamics.warn(trajectory)
     return raise_unless_successful(trajectory) if throw else trajectory

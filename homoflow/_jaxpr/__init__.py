@@ -1,11 +1,14 @@
-"""Reading a traced function: what it is made of, before any number is computed."""
+"""Interpreters that read a traced function: smoothness, affinity, kinks, softplus."""
 
 from ._affine import Degree as Degree, degree_in as degree_in
-from ._fast_softplus import with_quick_softplus as with_quick_softplus
-from ._interpreter import inner_jaxprs as inner_jaxprs, walk as walk
+from ._fast_softplus import (
+    has_softplus as has_softplus,
+    use_fast_softplus as use_fast_softplus,
+)
+from ._interpreter import inner_jaxprs as inner_jaxprs, interpret as interpret
+from ._kink_tape import Operation as Operation
 from ._kink_transform import (
-    KinkedFunction as KinkedFunction,
-    Operation as Operation,
-    with_kinks as with_kinks,
+    PiecewiseSmoothFunction as PiecewiseSmoothFunction,
+    expose_kinks as expose_kinks,
 )
 from ._smoothness import nonsmooth_primitives as nonsmooth_primitives

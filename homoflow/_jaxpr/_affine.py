@@ -1,8 +1,8 @@
 """Whether a function is linear, or affine, in one of its inputs, read off its jaxpr.
 
-Proved or not: what is not understood counts as neither, and no function is evaluated.
-Derivatives are those of the same operations: what has a rule of its own, or stops
-derivatives, is not understood.
+The answer is a proof, or `UNKNOWN`: an operation that is not understood counts as neither,
+and no function is evaluated. Derivatives have to be those of the same operations, so calls
+with a derivative rule of their own, or that stop derivatives, are not understood.
 """
 
 import enum
@@ -14,8 +14,14 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
-from ._constants_and_signs import NOTHING, Facts, facts_of_number, facts_of_result
-from ._interpreter import TRANSPARENT, Site, inner_jaxprs, walk
+from ._constants_and_signs import (
+    UNKNOWN,
+    AbstractValue,
+    abstract_constant,
+    abstract_result,
+)
+from ._interpreter import Site, inner_jaxprs, interpret
+from ._primitives import MOVES_ENTRIES, TRANSPARENT_CALLS
 
 
 class Degree(enum.Enum):
@@ -27,29 +33,35 @@ class Degree(enum.Enum):
     UNKNOWN = "nothing"
 
 
-class Known(NamedTuple):
+class KnownDegree(NamedTuple):
+    """What is proved of an array on its way through the function."""
+
     degree: Degree
-    facts: Facts = NOTHING
+    abstract: AbstractValue = UNKNOWN
 
     @property
     def is_zero(self) -> bool:
-        return self.degree is Degree.CONSTANT and self.facts.constant == 0
+        return self.degree is Degree.CONSTANT and self.abstract.constant == 0
 
 
 #: Linear in their first operand; the others, if there are any, say where.
-_LINEAR_IN_FIRST = frozenset(
-    {
-        "broadcast_in_dim", "convert_element_type", "copy", "cumsum", "div",
-        "dynamic_slice", "expand_dims", "neg", "reduce_sum", "reduce_window_sum",
-        "reshape", "rev", "slice", "split", "squeeze", "transpose",
-    }
-)  # fmt: skip
+_LINEAR_IN_FIRST = MOVES_ENTRIES | {
+    "convert_element_type",
+    "cumsum",
+    "div",
+    "dynamic_slice",
+    "neg",
+    "reduce_sum",
+    "reduce_window_sum",
+    "slice",
+    "split",
+}
 #: Linear in each of two operands while the other is held.
 _BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul"})
 #: Linear in all operands together.
 _SUMS = frozenset({"add", "add_any", "concatenate", "pad", "stack", "sub"})
 #: The same, of some operands; the others say where.
-_CHOICES = {
+_SELECTIONS = {
     "dynamic_update_slice": (slice(2), slice(2, None)),
     "select_n": (slice(1, None), slice(1)),
 }
@@ -66,56 +78,59 @@ def degree_in(fn: Callable[..., PyTree], x: PyTree, *others: PyTree) -> Degree:
     closed = jax.make_jaxpr(fn)(*shapes)
     count = len(jax.tree.leaves(x))
     inputs = [
-        Known(Degree.LINEAR if i < count else Degree.CONSTANT)
+        KnownDegree(Degree.LINEAR if i < count else Degree.CONSTANT)
         for i in range(len(closed.jaxpr.invars))
     ]
-    outputs = _look(closed, inputs)
-    return _sum(outputs) if outputs else Degree.CONSTANT
+    outputs = _interpret(closed, inputs)
+    return _degree_of_sum(outputs) if outputs else Degree.CONSTANT
 
 
-def _look(closed: ClosedJaxpr, inputs: list[Known]) -> list[Known]:
-    return walk(closed, inputs, _visit, _constant)
+def _interpret(closed: ClosedJaxpr, inputs: list[KnownDegree]) -> list[KnownDegree]:
+    return interpret(closed, inputs, _visit, _lift_constant)
 
 
-def _constant(number) -> Known:
-    return Known(Degree.CONSTANT, facts_of_number(number))
+def _lift_constant(number) -> KnownDegree:
+    return KnownDegree(Degree.CONSTANT, abstract_constant(number))
 
 
-def _visit(eqn, operands: list[Known], site: Site) -> list[Known]:
+def _visit(eqn, operands: list[KnownDegree], site: Site) -> list[KnownDegree]:
     del site
     if all(v.degree is Degree.CONSTANT for v in operands):
-        facts = facts_of_result(eqn, [v.facts for v in operands])
-        return [Known(Degree.CONSTANT, facts), *_unknown(eqn, Degree.CONSTANT)[1:]]
-    if eqn.primitive.name in TRANSPARENT:
+        facts = abstract_result(eqn, [v.abstract for v in operands])
+        return [
+            KnownDegree(Degree.CONSTANT, facts),
+            *_results(eqn, Degree.CONSTANT)[1:],
+        ]
+    if eqn.primitive.name in TRANSPARENT_CALLS:
         body = next(inner_jaxprs(eqn), None)
         if body is not None and len(body.jaxpr.invars) == len(operands):
-            return _look(body, operands)
-        return _unknown(eqn)
+            return _interpret(body, operands)
+        return _results(eqn, Degree.UNKNOWN)
     degree = _degree(eqn, operands) if _keeps_precision(eqn) else Degree.UNKNOWN
-    return _unknown(eqn, degree)
+    return _results(eqn, degree)
 
 
-def _unknown(eqn, degree: Degree = Degree.UNKNOWN) -> list[Known]:
-    return [Known(degree) for _ in eqn.outvars]
+def _results(eqn, degree: Degree) -> list[KnownDegree]:
+    return [KnownDegree(degree) for _ in eqn.outvars]
 
 
-def _degree(eqn, operands: list[Known]) -> Degree:
+def _degree(eqn, operands: list[KnownDegree]) -> Degree:
     name = eqn.primitive.name
     degrees = [v.degree for v in operands]
     if name in _SUMS:
-        return _sum(operands)
-    if name in _CHOICES:
-        values, where = (operands[part] for part in _CHOICES[name])
-        return _sum(values) if _are_constant(where) else Degree.UNKNOWN
-    if name in _LINEAR_IN_FIRST or (name == "gather" and _fills_with_nothing(eqn)):
+        return _degree_of_sum(operands)
+    if name in _SELECTIONS:
+        values, where = (operands[part] for part in _SELECTIONS[name])
+        return _degree_of_sum(values) if _are_constant(where) else Degree.UNKNOWN
+    if name in _LINEAR_IN_FIRST or (name == "gather" and _fills_with_zero_or_nan(eqn)):
         return degrees[0] if _are_constant(operands[1:]) else Degree.UNKNOWN
     if name in _BILINEAR:
-        moving = [d for d in degrees if d is not Degree.CONSTANT]
-        return moving[0] if len(moving) == 1 else Degree.UNKNOWN
+        varying = [d for d in degrees if d is not Degree.CONSTANT]
+        return varying[0] if len(varying) == 1 else Degree.UNKNOWN
     return Degree.UNKNOWN
 
 
-def _sum(values: list[Known]) -> Degree:
+def _degree_of_sum(values: list[KnownDegree]) -> Degree:
     degrees = {v.degree for v in values if not v.is_zero}
     if Degree.UNKNOWN in degrees:
         return Degree.UNKNOWN
@@ -124,11 +139,11 @@ def _sum(values: list[Known]) -> Degree:
     return Degree.AFFINE
 
 
-def _are_constant(values: list[Known]) -> bool:
+def _are_constant(values: list[KnownDegree]) -> bool:
     return all(v.degree is Degree.CONSTANT for v in values)
 
 
-def _fills_with_nothing(eqn) -> bool:
+def _fills_with_zero_or_nan(eqn) -> bool:
     """Whether entries out of bounds are not some number of their own, but 0 or NaN."""
     return eqn.params["fill_value"] in (None, 0)
 
@@ -143,4 +158,6 @@ def _keeps_precision(eqn) -> bool:
         for v in eqn.invars
         if jnp.issubdtype(v.aval.dtype, jnp.floating)
     ]
+    if not given:
+        return False
     return all(jnp.finfo(dtype).eps <= min(given) for dtype in kinds)

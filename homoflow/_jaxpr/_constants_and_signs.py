@@ -7,25 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax._tracing import is_concrete
+from ._primitives import KEEPS_ORDER, MOVES_ENTRIES
 
 #: Operations that hand a constant on.
-_KEEPS_CONSTANT = frozenset(
-    {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"}
-)
+_KEEPS_CONSTANT = KEEPS_ORDER | {"convert_element_type"}
 #: Operations whose results are never negative.
 _NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "square", "sqrt"})
 #: Operations that make nothing negative of what is not.
-_KEEPS_SIGN = frozenset(
-    {
-        "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type",
-        "copy", "div", "gather", "min", "mul", "reduce_max", "reduce_min", "reduce_sum",
-        "reduce_window_sum", "reshape", "rev", "slice", "squeeze", "transpose",
-    }
-)  # fmt: skip
+_KEEPS_SIGN = MOVES_ENTRIES | {
+    "add",
+    "add_any",
+    "concatenate",
+    "convert_element_type",
+    "div",
+    "gather",
+    "min",
+    "mul",
+    "reduce_max",
+    "reduce_min",
+    "reduce_sum",
+    "reduce_window_sum",
+    "slice",
+}
 
 
-class Facts(NamedTuple):
-    """- `constant`: the only entry, if that is known.
+class AbstractValue(NamedTuple):
+    """What holds for all entries of an array.
+
+    - `constant`: the only entry, if that is known.
     - `nonnegative`: no entry is below 0 (one may be NaN).
     """
 
@@ -33,28 +42,28 @@ class Facts(NamedTuple):
     nonnegative: bool = False
 
 
-NOTHING = Facts()
+UNKNOWN = AbstractValue()
 
 
-def facts_of_number(number: Any) -> Facts:
-    """Of a literal or a constant of a jaxpr."""
+def abstract_constant(number: Any) -> AbstractValue:
+    """That of a literal or of a constant of a jaxpr."""
     if not is_concrete(number) or not hasattr(number, "dtype"):
         number = number if np.isscalar(number) else None
     array = None if number is None else np.asarray(number)
     if array is None or array.size == 0 or array.dtype.kind not in "bfiu":
-        return NOTHING
+        return UNKNOWN
     first = float(array.flat[0])
     is_constant = bool(np.all(array == first)) or bool(np.all(np.isnan(array)))
-    return Facts(first if is_constant else None, not bool(np.any(array < 0)))
+    return AbstractValue(first if is_constant else None, not bool(np.any(array < 0)))
 
 
-def facts_of_result(eqn, operands: list[Facts]) -> Facts:
-    """Of the first result of an equation."""
+def abstract_result(eqn, operands: list[AbstractValue]) -> AbstractValue:
+    """That of the first result of an equation."""
     name = eqn.primitive.name
-    constant = _constant(name, [fact.constant for fact in operands])
-    if constant is not None and _holds(eqn.outvars[0].aval.dtype, constant):
-        return Facts(constant, constant >= 0)
-    return Facts(None, _is_nonnegative(eqn, name, operands))
+    constant = _constant(name, [v.constant for v in operands])
+    if constant is not None and _can_hold(eqn.outvars[0].aval.dtype, constant):
+        return AbstractValue(constant, constant >= 0)
+    return AbstractValue(None, _is_nonnegative(eqn, name, operands))
 
 
 def _constant(name: str, numbers: list[float | None]) -> float | None:
@@ -70,14 +79,14 @@ def _constant(name: str, numbers: list[float | None]) -> float | None:
     return None
 
 
-def _is_nonnegative(eqn, name: str, operands: list[Facts]) -> bool:
-    signs = [fact.nonnegative for fact in operands]
+def _is_nonnegative(eqn, name: str, operands: list[AbstractValue]) -> bool:
+    signs = [v.nonnegative for v in operands]
     match name:
         case "max":
             return any(signs)
         case "select_n":
             cases = operands[1:]
-            return all(f.nonnegative or _is_nan(f) for f in cases)
+            return all(v.nonnegative or _is_nan(v) for v in cases)
         case "integer_pow":
             return eqn.params["y"] % 2 == 0 or signs[0]
         case "mul":
@@ -88,18 +97,18 @@ def _is_nonnegative(eqn, name: str, operands: list[Facts]) -> bool:
             return name in _KEEPS_SIGN and bool(signs) and all(signs)
 
 
-def _holds(dtype, constant: float) -> bool:
+def _can_hold(dtype, constant: float) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact) or constant.is_integer()
 
 
-def _is_nan(fact: Facts) -> bool:
-    return fact.constant is not None and math.isnan(fact.constant)
+def _is_nan(value: AbstractValue) -> bool:
+    return value.constant is not None and math.isnan(value.constant)
 
 
-def is_idle_maximum(eqn, operands: list[Facts]) -> int | None:
-    """Which operand max(a, b) always is: one that is never negative, of a bound ≤ 0.
+def find_redundant_max(eqn, operands: list[AbstractValue]) -> int | None:
+    """Which operand max(a, b) always equals, if one is never negative and the other ≤ 0.
 
-    Variances are kept from being negative in this way.
+    Code for variances guards against rounding below 0 in this way.
     """
     if eqn.primitive.name == "max":
         for i, other in ((0, 1), (1, 0)):

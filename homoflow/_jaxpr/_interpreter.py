@@ -1,4 +1,4 @@
-"""Walking a jaxpr: its equations in order, with values of any kind flowing through."""
+"""Interpreting a jaxpr: its equations in order, with values of any kind."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,64 +6,64 @@ from typing import Any, NamedTuple, TypeVar
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
-#: Calls that are no more than their body.
-TRANSPARENT = frozenset(
-    {"checkpoint", "closed_call", "core_call", "jit", "pjit", "remat", "remat2"}
-)
-CUSTOM_RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})
+from ._primitives import CUSTOM_RULES
 
 V = TypeVar("V")
 
 
 class Site(NamedTuple):
-    """What the rest of a jaxpr does with an equation.
+    """Where an equation stands, and what the rest of its jaxpr does with it.
 
-    - `jaxpr`: where the equation stands.
-    - `reaches`: for each result, whether a derivative can flow from it to an output.
-    - `only_here`: for each operand, whether nothing else uses it.
+    - `is_differentiated`: for each result, whether derivatives can flow from it to an
+        output.
+    - `is_only_use`: for each operand, whether nothing else uses it.
     """
 
     jaxpr: Jaxpr
-    reaches: list[bool]
-    only_here: list[bool]
+    is_differentiated: list[bool]
+    is_only_use: list[bool]
 
 
-def walk(
+def interpret(
     closed: ClosedJaxpr,
     values: list[V],
     visit: Callable[[Any, list[V], Site], list[V]],
-    known: Callable[[Any], V],
-    reaches: list[bool] | None = None,
+    lift_constant: Callable[[Any], V],
+    is_differentiated: list[bool] | None = None,
 ) -> list[V]:
     """The values of the outputs, from those of the inputs.
 
     `visit(equation, operands, site)` returns the values of an equation's results;
-    `known(number)` is the value of a literal or of a constant of the jaxpr. Of the
-    outputs only those that `reaches` marks count.
+    `lift_constant(number)` is the value of a literal or of a constant of the jaxpr.
+    `is_differentiated` says of which outputs derivatives are taken; of all by default.
     """
     jaxpr = closed.jaxpr
-    everything = [True] * len(jaxpr.outvars)
-    wanted = reaching(jaxpr, everything if reaches is None else reaches)
+    if is_differentiated is None:
+        is_differentiated = [True] * len(jaxpr.outvars)
+    differentiated = differentiated_variables(jaxpr, is_differentiated)
     uses = Counter(
         atom
         for atoms in (*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars)
         for atom in atoms
         if not isinstance(atom, Literal)
     )
-    found: dict[Any, V] = dict(zip(jaxpr.invars, values, strict=True))
-    found.update(zip(jaxpr.constvars, map(known, closed.consts), strict=True))
+    environment: dict[Any, V] = dict(zip(jaxpr.invars, values, strict=True))
+    constants = map(lift_constant, closed.consts)
+    environment.update(zip(jaxpr.constvars, constants, strict=True))
 
     def read(atom) -> V:
-        return known(atom.val) if isinstance(atom, Literal) else found[atom]
+        if isinstance(atom, Literal):
+            return lift_constant(atom.val)
+        return environment[atom]
 
     for eqn in jaxpr.eqns:
         site = Site(
             jaxpr,
-            [is_in(v, wanted) for v in eqn.outvars],
+            [is_in(v, differentiated) for v in eqn.outvars],
             [isinstance(v, Literal) or uses[v] == 1 for v in eqn.invars],
         )
         results = visit(eqn, [read(v) for v in eqn.invars], site)
-        found.update(zip(eqn.outvars, results, strict=True))
+        environment.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
@@ -77,7 +77,7 @@ def inner_jaxprs(eqn) -> Iterator[ClosedJaxpr]:
                 yield ClosedJaxpr(item, ())
 
 
-def evaluated(eqn, arrays: list[Any]) -> list[Any]:
+def evaluate_equation(eqn, arrays: list[Any]) -> list[Any]:
     """The results of an equation as it stands."""
     body = next(inner_jaxprs(eqn), None)
     if body is None:
@@ -95,7 +95,7 @@ def evaluated(eqn, arrays: list[Any]) -> list[Any]:
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*distinct.values())
 
 
-def label_of(eqn) -> str:
+def function_name(eqn) -> str:
     """The name of the Python function that a call primitive stands for, if any."""
     if eqn.primitive.name in CUSTOM_RULES:
         body = eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr"))
@@ -105,10 +105,10 @@ def label_of(eqn) -> str:
 
 def is_of_jax_nn(eqn) -> bool:
     """Whether a call stands for a function of `jax.nn`, rather than for a namesake."""
-    return is_from(eqn, "jax/_src/nn/functions.py")
+    return is_defined_in(eqn, "jax/_src/nn/functions.py")
 
 
-def is_from(eqn, path: str) -> bool:
+def is_defined_in(eqn, path: str) -> bool:
     """Whether the function that a call stands for is written in such a file."""
     body = next(inner_jaxprs(eqn), None)
     if body is None:
@@ -116,19 +116,19 @@ def is_from(eqn, path: str) -> bool:
     return path in str(body.jaxpr.debug_info.func_src_info).replace("\\", "/")
 
 
-def reaching(jaxpr: Jaxpr, reaches: list[bool]) -> set[Var]:
-    """Variables from which a derivative can flow to an output that counts."""
-    wanted = {
+def differentiated_variables(jaxpr: Jaxpr, is_differentiated: list[bool]) -> set[Var]:
+    """Variables from which derivatives can flow to one of the marked outputs."""
+    found = {
         v
-        for v, r in zip(jaxpr.outvars, reaches, strict=True)
-        if r and not isinstance(v, Literal)
+        for v, d in zip(jaxpr.outvars, is_differentiated, strict=True)
+        if d and not isinstance(v, Literal)
     }
     for eqn in reversed(jaxpr.eqns):
         if eqn.primitive.name != "stop_gradient" and any(
-            is_in(v, wanted) for v in eqn.outvars
+            is_in(v, found) for v in eqn.outvars
         ):
-            wanted |= {v for v in eqn.invars if not isinstance(v, Literal)}
-    return wanted
+            found |= {v for v in eqn.invars if not isinstance(v, Literal)}
+    return found
 
 
 def is_in(atom, variables: set[Var]) -> bool:

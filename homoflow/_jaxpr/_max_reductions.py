@@ -1,4 +1,4 @@
-"""Which entries of an array compete in a reduction to the largest (or smallest) one."""
+"""Which entries each result of a max (or min) reduction is the largest of."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 
-class Contest(NamedTuple):
+class MaxGroup(NamedTuple):
     """Results that are the largest of equally many entries.
 
     - `results`: places in the flattened result.
@@ -19,28 +19,30 @@ class Contest(NamedTuple):
     entries: Int[np.ndarray, "entries results"]
 
 
-def contests_of(eqn) -> list[Contest]:
-    """All contests of a `reduce_max`, `reduce_min`, `reduce_window_max` or `_min`."""
+def find_max_groups(eqn) -> list[MaxGroup]:
+    """The groups of a `reduce_max`, `reduce_min`, `reduce_window_max` or `_min`."""
     shape = eqn.invars[0].aval.shape
     if "axes" not in eqn.params:
-        return _of_windows(shape, **{k: eqn.params[k] for k in _WINDOW})
+        return _groups_of_windows(
+            shape, **{k: eqn.params[k] for k in _WINDOW_PARAMETERS}
+        )
     places = np.arange(math.prod(shape)).reshape(shape)
     axes = [int(axis) for axis in eqn.params["axes"]]
     first = np.moveaxis(places, axes, range(len(axes)))
     count = math.prod(shape[axis] for axis in axes)
     entries = first.reshape(count, -1)
-    return [Contest(np.arange(entries.shape[1]), entries)]
+    return [MaxGroup(np.arange(entries.shape[1]), entries)]
 
 
-def have_pairs_in_common(contests: list[Contest]) -> bool:
-    """Whether two entries compete for more than one result.
+def have_common_pairs(groups: list[MaxGroup]) -> bool:
+    """Whether two entries belong to more than one group.
 
-    They would have a kink in each, and the order of three entries at such kinks is not
-    made of independent ones.
+    Their order would then be a kink in each of these groups, and the kinks would not be
+    independent.
     """
     pairs = [
         np.sort(np.stack([c.entries[i], c.entries[j]]), 0)
-        for c in contests
+        for c in groups
         for i in range(len(c.entries))
         for j in range(i)
     ]
@@ -50,16 +52,19 @@ def have_pairs_in_common(contests: list[Contest]) -> bool:
     return np.unique(every, axis=1).shape[1] < every.shape[1]
 
 
-_WINDOW = (
-    "window_dimensions", "window_strides", "padding", "base_dilation",
+_WINDOW_PARAMETERS = (
+    "window_dimensions",
+    "window_strides",
+    "padding",
+    "base_dilation",
     "window_dilation",
-)  # fmt: skip
+)
 
 
-def _of_windows(
+def _groups_of_windows(
     shape, window_dimensions, window_strides, padding, base_dilation, window_dilation
-) -> list[Contest]:
-    """Padding and the holes of a dilated base do not compete."""
+) -> list[MaxGroup]:
+    """Padding and the holes of a dilated base belong to no group."""
     rank = len(shape)
     place, inside = np.zeros((1,) * (2 * rank), int), np.ones((1,) * (2 * rank), bool)
     for axis, size in enumerate(shape):
@@ -85,6 +90,6 @@ def _of_windows(
     front = np.argsort(~inside, axis=1, kind="stable")
     ordered = np.take_along_axis(place, front, 1)
     return [
-        Contest(np.flatnonzero(counts == n), ordered[counts == n, :n].T)
+        MaxGroup(np.flatnonzero(counts == n), ordered[counts == n, :n].T)
         for n in np.unique(counts)
     ]

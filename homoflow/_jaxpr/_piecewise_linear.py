@@ -26,7 +26,7 @@ class Line(NamedTuple):
         return _is_number(self.slope) and _is_number(self.intercept)
 
     def at(self, z: float) -> Any:
-        return plus(times(self.slope, z), self.intercept)
+        return add(multiply(self.slope, z), self.intercept)
 
 
 class Piecewise(NamedTuple):
@@ -78,38 +78,38 @@ ABSOLUTE_VALUE = Piecewise((0.0,), (Line(-1.0, 0.0), Line(1.0, 0.0)))
 RELU = Piecewise((0.0,), (Line(0.0, 0.0), Line(1.0, 0.0)))
 
 
-def after_line(p: Piecewise, inner: Line) -> Piecewise | None:
+def compose_with_line(p: Piecewise, inner: Line) -> Piecewise | None:
     """z ↦ p(inner(z)), for a line p."""
     if not p.is_linear:
         return None
     (outer,) = p.lines
-    slope = times(outer.slope, inner.slope)
-    return linear(slope, plus(times(outer.slope, inner.intercept), outer.intercept))
+    slope = multiply(outer.slope, inner.slope)
+    return linear(slope, add(multiply(outer.slope, inner.intercept), outer.intercept))
 
 
 def absolute_value(p: Piecewise) -> Piecewise | None:
-    negative = (Line(times(-1.0, a), times(-1.0, b)) for a, b in p.lines)
+    negative = (Line(multiply(-1.0, a), multiply(-1.0, b)) for a, b in p.lines)
     return extremum(p, Piecewise(p.knots, tuple(negative)), is_max=True)
 
 
-def extremum(p: Piecewise, q: Piecewise, is_max: bool) -> Piecewise | None:
+def extremum(p: Piecewise, q: Piecewise, *, is_max: bool) -> Piecewise | None:
     """The larger (or smaller) of two functions."""
     ends = (-math.inf, *sorted({*p.knots, *q.knots}), math.inf)
     knots: list[float] = []
     lines: list[Line] = []
     for low, high in pairwise(ends):
         f, g = p.line_above(low), q.line_above(low)
-        part = _extremum_of_lines(f, g, low, high, is_max)
+        part = _extremum_of_lines(f, g, low, high, is_max=is_max)
         if part is None:
             return None
         if lines:
             knots.append(low)
         knots.extend(part.knots)
         lines.extend(part.lines)
-    return _merged(knots, lines)
+    return _drop_idle_knots(knots, lines)
 
 
-def chosen(threshold: float, below: Piecewise, above: Piecewise) -> Piecewise:
+def join_at(threshold: float, below: Piecewise, above: Piecewise) -> Piecewise:
     """`below` up to the threshold, `above` from there."""
     first = [k for k in below.knots if k < threshold]
     last = [k for k in above.knots if k > threshold]
@@ -117,10 +117,10 @@ def chosen(threshold: float, below: Piecewise, above: Piecewise) -> Piecewise:
         *below.lines[: len(first) + 1],
         *above.lines[len(above.lines) - len(last) - 1 :],
     )
-    return _merged([*first, threshold, *last], list(lines))
+    return _drop_idle_knots([*first, threshold, *last], list(lines))
 
 
-def jumps(threshold: float, below: Piecewise, above: Piecewise) -> bool | None:
+def jumps_at(threshold: float, below: Piecewise, above: Piecewise) -> bool | None:
     """Whether `chosen` has a jump at the threshold."""
     before = below.line_below(threshold).at(threshold)
     after = above.line_above(threshold).at(threshold)
@@ -129,11 +129,11 @@ def jumps(threshold: float, below: Piecewise, above: Piecewise) -> bool | None:
     return abs(before - after) > _ROUNDING * max(1.0, abs(before), abs(after))
 
 
-def times(a: Any, b: Any) -> Any:
+def multiply(a: Any, b: Any) -> Any:
     return 0.0 if is_zero(a) or is_zero(b) else a * b
 
 
-def plus(a: Any, b: Any) -> Any:
+def add(a: Any, b: Any) -> Any:
     return b if is_zero(a) else a if is_zero(b) else a + b
 
 
@@ -142,7 +142,7 @@ def is_zero(a: Any) -> bool:
 
 
 def _extremum_of_lines(
-    f: Line, g: Line, low: float, high: float, is_max: bool
+    f: Line, g: Line, low: float, high: float, *, is_max: bool
 ) -> Piecewise | None:
     if f == g if f.is_known and g.is_known else f is g:
         return Piecewise((), (f,))
@@ -153,7 +153,7 @@ def _extremum_of_lines(
             for jnp_fn in (jnp.minimum, jnp.maximum)
         )
         left, right = (small, large) if is_max else (large, small)
-        return _split(0.0, left, right, low, high)
+        return _join_lines(0.0, left, right, low, high)
     if not (f.is_known and g.is_known):
         return None
     if f.slope == g.slope:
@@ -161,10 +161,12 @@ def _extremum_of_lines(
         return Piecewise((), (f if f_is_it else g,))
     crossing = (g.intercept - f.intercept) / (f.slope - g.slope)
     left, right = (g, f) if (f.slope > g.slope) == is_max else (f, g)
-    return _split(crossing, left, right, low, high)
+    return _join_lines(crossing, left, right, low, high)
 
 
-def _split(at: float, left: Line, right: Line, low: float, high: float) -> Piecewise:
+def _join_lines(
+    at: float, left: Line, right: Line, low: float, high: float
+) -> Piecewise:
     if at <= low:
         return Piecewise((), (right,))
     return Piecewise((), (left,)) if at >= high else Piecewise((at,), (left, right))
@@ -176,7 +178,7 @@ def _pick(choose, a: Any, b: Any) -> Any:
     return choose(a, b)
 
 
-def _merged(knots: list[float], lines: list[Line]) -> Piecewise:
+def _drop_idle_knots(knots: list[float], lines: list[Line]) -> Piecewise:
     """Without knots between lines that are the same."""
     kept_knots: list[float] = []
     kept = [lines[0]]

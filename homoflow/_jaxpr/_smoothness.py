@@ -16,31 +16,38 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
 from ._constants_and_signs import (
-    NOTHING,
-    Facts,
-    facts_of_number,
-    facts_of_result,
-    is_idle_maximum,
+    UNKNOWN,
+    AbstractValue,
+    abstract_constant,
+    abstract_result,
+    find_redundant_max,
 )
 from ._interpreter import (
-    CUSTOM_RULES,
-    TRANSPARENT,
     Site,
+    function_name,
     inner_jaxprs,
+    interpret,
     is_in,
     is_of_jax_nn,
-    label_of,
-    walk,
 )
+from ._primitives import CUSTOM_RULES, JUMPS, MAX_REDUCTIONS, TRANSPARENT_CALLS
 
 #: Primitives with a kink or a jump somewhere.
-_KINKED = frozenset(
-    {
-        "abs", "argmax", "argmin", "ceil", "clamp", "cummax", "cummin", "floor", "max",
-        "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min",
-        "rem", "round", "select_and_scatter_add", "sign", "sort", "top_k",
+_KINKED = (
+    JUMPS
+    | MAX_REDUCTIONS
+    | {
+        "abs",
+        "clamp",
+        "cummax",
+        "cummin",
+        "max",
+        "min",
+        "select_and_scatter_add",
+        "sort",
+        "top_k",
     }
-)  # fmt: skip
+)
 #: Functions with a derivative rule of their own that are smooth, though the formula
 #: that computes them is not.
 _SMOOTH_CUSTOM_RULES = frozenset({"logaddexp", "logaddexp2", "log_softmax", "softmax"})
@@ -52,11 +59,11 @@ _ZERO_AT_KINK = frozenset({"abs", "leaky_relu", "relu"})
 ACTIVATIONS = frozenset({"elu", "hard_tanh", "leaky_relu", "relu", "relu6", "selu"})
 
 
-class Trace(NamedTuple):
-    """What is followed of an array: whether it depends on weights, and its facts."""
+class Dependence(NamedTuple):
+    """Whether an array depends on weights, and what holds for all its entries."""
 
     depends: bool
-    facts: Facts = NOTHING
+    abstract: AbstractValue = UNKNOWN
 
 
 def nonsmooth_primitives(
@@ -76,59 +83,63 @@ def nonsmooth_primitives(
     )
     closed = jax.make_jaxpr(fn)(*shapes)
     weight_count = len(jax.tree.leaves(weights))
-    inputs = [Trace(i < weight_count) for i in range(len(closed.jaxpr.invars))]
-    found, _ = _look(closed, inputs, [True] * len(closed.jaxpr.outvars))
+    inputs = [Dependence(i < weight_count) for i in range(len(closed.jaxpr.invars))]
+    found, _ = _interpret(closed, inputs, [True] * len(closed.jaxpr.outvars))
     return tuple(sorted(found))
 
 
-def _look(
-    closed: ClosedJaxpr, inputs: list[Trace], reaches: list[bool]
-) -> tuple[set[str], list[Trace]]:
+def _interpret(
+    closed: ClosedJaxpr, inputs: list[Dependence], is_differentiated: list[bool]
+) -> tuple[set[str], list[Dependence]]:
     """Kinks between the inputs that depend on weights and the outputs that count."""
     found: set[str] = set()
 
-    def visit(eqn, operands: list[Trace], site: Site) -> list[Trace]:
-        names, results = kinks_in(eqn, operands, site)
+    def visit(eqn, operands: list[Dependence], site: Site) -> list[Dependence]:
+        names, results = find_kinks(eqn, operands, site)
         found.update(names)
         return results
 
-    outputs = walk(closed, inputs, visit, _known, reaches)
+    outputs = interpret(closed, inputs, visit, _lift_constant, is_differentiated)
     return found, outputs
 
 
-def _known(number) -> Trace:
-    return Trace(False, facts_of_number(number))
+def _lift_constant(number) -> Dependence:
+    return Dependence(False, abstract_constant(number))
 
 
-def kinks_in(eqn, operands: list[Trace], site: Site) -> tuple[set[str], list[Trace]]:
+def find_kinks(
+    eqn, operands: list[Dependence], site: Site
+) -> tuple[set[str], list[Dependence]]:
     """Names of an equation's kinks, and what is known about its results."""
     name = eqn.primitive.name
     depends = name != "stop_gradient" and any(t.depends for t in operands)
-    rest = [Trace(depends)] * (len(eqn.outvars) - 1)
-    first = Trace(depends, facts_of_result(eqn, [t.facts for t in operands]))
-    results = [first, *rest][: len(eqn.outvars)]
+    others = [Dependence(depends)] * (len(eqn.outvars) - 1)
+    first = Dependence(depends, abstract_result(eqn, [t.abstract for t in operands]))
+    results = [first, *others][: len(eqn.outvars)]
     found: set[str] = set()
-    if _is_its_body(eqn, operands):
-        found, results = _look(next(inner_jaxprs(eqn)), operands, site.reaches)
+    if _is_inlined_call(eqn, operands):
+        found, results = _interpret(
+            next(inner_jaxprs(eqn)), operands, site.is_differentiated
+        )
     elif depends:
         for inner in inner_jaxprs(eqn):
             found |= _kinks_of_body(inner, eqn, operands, site)
-    if not depends or not any(site.reaches) or is_smooth_call(eqn, operands):
+    if not depends or not any(site.is_differentiated) or is_smooth_call(eqn, operands):
         return set(), results
-    if is_idle_maximum(eqn, [t.facts for t in operands]) is not None:
+    if find_redundant_max(eqn, [t.abstract for t in operands]) is not None:
         return set(), results
-    if smoothed_at_once(site.jaxpr, eqn):
+    if is_smoothed_by_uses(site.jaxpr, eqn):
         return set(), results
     if name in _KINKED or (name in _CHOICES and operands[0].depends) or _is_step(eqn):
         found.add(name)
-    label = label_of(eqn)
+    label = function_name(eqn)
     named = label if label in ACTIVATIONS else None
     return ({named} if named and found else found), results
 
 
-def _is_its_body(eqn, operands: list[Trace]) -> bool:
+def _is_inlined_call(eqn, operands: list[Dependence]) -> bool:
     """Whether an equation is a call, whose results are those of its body."""
-    if eqn.primitive.name not in TRANSPARENT | CUSTOM_RULES:
+    if eqn.primitive.name not in TRANSPARENT_CALLS | CUSTOM_RULES:
         return False
     body = next(inner_jaxprs(eqn), None)
     return (
@@ -139,31 +150,36 @@ def _is_its_body(eqn, operands: list[Trace]) -> bool:
 
 
 def _kinks_of_body(
-    inner: ClosedJaxpr, eqn, operands: list[Trace], site: Site
+    inner: ClosedJaxpr, eqn, operands: list[Dependence], site: Site
 ) -> set[str]:
     jaxpr, name = inner.jaxpr, eqn.primitive.name
     # A loop feeds outputs back into inputs: there, be generous.
     if name == "cond" and len(jaxpr.invars) == len(operands) - 1:
         operands = operands[1:]
     aligned = len(jaxpr.invars) == len(operands) and name not in ("scan", "while")
-    inputs = operands if aligned else [Trace(True)] * len(jaxpr.invars)
-    matched = len(jaxpr.outvars) == len(site.reaches) and name not in ("scan", "while")
-    reaches = site.reaches if matched else [True] * len(jaxpr.outvars)
-    return _look(inner, inputs, reaches)[0]
+    inputs = operands if aligned else [Dependence(True)] * len(jaxpr.invars)
+    matched = len(jaxpr.outvars) == len(site.is_differentiated) and name not in (
+        "scan",
+        "while",
+    )
+    is_differentiated = (
+        site.is_differentiated if matched else [True] * len(jaxpr.outvars)
+    )
+    return _interpret(inner, inputs, is_differentiated)[0]
 
 
-def is_smooth_call(eqn, operands: list[Trace]) -> bool:
+def is_smooth_call(eqn, operands: list[Dependence]) -> bool:
     """Whether a call's gradient is continuous, though its formula has choices in it.
 
     elu with α = 1 and celu have second derivatives that jump, which a solver meets as a
     loss of order in a step, like relu(z)².
     """
-    label = label_of(eqn)
+    label = function_name(eqn)
     if eqn.primitive.name in CUSTOM_RULES:
         return label in _SMOOTH_CUSTOM_RULES
-    if eqn.primitive.name not in TRANSPARENT or not is_of_jax_nn(eqn):
+    if eqn.primitive.name not in TRANSPARENT_CALLS or not is_of_jax_nn(eqn):
         return False
-    is_elu = label == "elu" and all(t.facts.constant == 1 for t in operands[1:])
+    is_elu = label == "elu" and all(t.abstract.constant == 1 for t in operands[1:])
     return is_elu or label == "celu"
 
 
@@ -175,14 +191,14 @@ def _is_step(eqn) -> bool:
     return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
 
 
-def smoothed_at_once(jaxpr: Jaxpr, eqn) -> bool:
+def is_smoothed_by_uses(jaxpr: Jaxpr, eqn) -> bool:
     """Whether every use of the result takes its kink away.
 
     A power of at least two does, of a function that is zero at its kink: relu(z)² or
     |z|³, but not max(z, 1)². So does the logarithm of |z|, which a stable log Σ exp has.
     """
     name = eqn.primitive.name
-    zero_at_kink = _ZERO_AT_KINK & {name, label_of(eqn)} or _is_max_with_zero(eqn)
+    zero_at_kink = _ZERO_AT_KINK & {name, function_name(eqn)} or _is_max_with_zero(eqn)
     if not zero_at_kink:
         return False
     outputs = set(eqn.outvars)

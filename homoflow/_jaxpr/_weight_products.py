@@ -8,15 +8,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ._traced_value import Value
+from ._traced_value import TracedValue
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """A weight that enters only once, as the matrix of a matrix-vector product.
 
-    Then its share of a gradient is an outer product of the vector and of the gradient
-    with respect to the result.
+    Its gradient is then the outer product of the vector and of the gradient with respect
+    to the result.
 
     - `leaf`: its place among the leaves of the weights.
     - `shape`: of the result.
@@ -32,10 +32,10 @@ class Product:
 class Convolution:
     """A weight that enters only once, as the kernel of a convolution.
 
-    Then its share of a gradient is a sum over positions of outer products, of the patch
-    of the image that the kernel lies on and of the gradient with respect to the result.
-    Autodiff would make it a convolution with a kernel for each gradient, for which XLA has
-    no fast code on CPUs.
+    Its gradient is then a sum of outer products over positions: of the patch of the image
+    that the kernel lies on, and of the gradient with respect to the result there. Automatic
+    differentiation would compute a convolution with another kernel for each gradient, for
+    which XLA has no fast code on CPUs.
 
     - `leaf`: its place among the leaves of the weights; `kernel`: its shape, outputs and
         inputs first.
@@ -102,28 +102,30 @@ class Convolution:
         return self.shape[self.numbers.out_spec[0]] * math.prod(self._space)
 
 
-def product_of(eqn, operands: list[Value]) -> Product | Convolution | None:
+def find_weight_product(
+    eqn, operands: list[TracedValue]
+) -> MatrixProduct | Convolution | None:
     """The product or the convolution with a weight that an equation is, if it is one."""
     match eqn.primitive.name:
         case "dot_general":
-            return _product_of(eqn, operands)
+            return _find_matrix_product(eqn, operands)
         case "conv_general_dilated":
-            return _convolution_of(eqn, operands[1])
+            return _find_convolution(eqn, operands[1])
     return None
 
 
-def _product_of(eqn, operands: list[Value]) -> Product | None:
+def _find_matrix_product(eqn, operands: list[TracedValue]) -> MatrixProduct | None:
     contracted, (left_batch, _) = eqn.params["dimension_numbers"]
     for matrix, vector, axes in zip(operands, operands[::-1], contracted, strict=True):
         is_matrix = matrix.leaf is not None and matrix.array.ndim == 2
         if is_matrix and vector.array.ndim == 1 and len(axes) == 1 and not left_batch:
             assert matrix.leaf is not None
             shape = (matrix.array.shape[1 - axes[0]],)
-            return Product(matrix.leaf, shape, is_transposed=axes[0] == 0)
+            return MatrixProduct(matrix.leaf, shape, is_transposed=axes[0] == 0)
     return None
 
 
-def _convolution_of(eqn, kernel: Value) -> Convolution | None:
+def _find_convolution(eqn, kernel: TracedValue) -> Convolution | None:
     given = eqn.params
     if kernel.leaf is None or given["batch_group_count"] != 1:
         return None

@@ -8,14 +8,14 @@ from jaxtyping import Array, PyTree
 
 from .._jax._precision import full_matmul_precision
 from .._jax._structural_cache import cached_by_structure
-from .._jaxpr import KinkedFunction, with_kinks
+from .._jaxpr import PiecewiseSmoothFunction, expose_kinks
 from .._problem._losses import Risk
 from .._problem._problem import Problem
 from ._rows import WeightLayout
 from ._system import System
 
 
-def kinked_function(problem: Problem) -> KinkedFunction:
+def kinked_function(problem: Problem) -> PiecewiseSmoothFunction:
     """The model of a problem with its kinks exposed, from shapes alone."""
     return _expose(problem)[0]
 
@@ -61,7 +61,7 @@ class _Hoisted(eqx.Module):
         return self.fn(*arguments, *self.captured)
 
 
-def _expose(problem: Problem) -> tuple[KinkedFunction, PyTree]:
+def _expose(problem: Problem) -> tuple[PiecewiseSmoothFunction, PyTree]:
     """The model with its kinks exposed, and all arrays that are not trained.
 
     Those are the frozen ones and those that the model's functions close over.
@@ -80,7 +80,7 @@ def _expose(problem: Problem) -> tuple[KinkedFunction, PyTree]:
 @cached_by_structure()
 def _expose_by_structure(
     weights: PyTree, frozen: PyTree, data: PyTree
-) -> KinkedFunction | None:
+) -> PiecewiseSmoothFunction | None:
     """The model with its kinks exposed, or `None` if it holds any values.
 
     Tracers and arrays that the model's functions close over must not be remembered.
@@ -91,7 +91,7 @@ def _expose_by_structure(
 
 def _trace(
     weights: PyTree, frozen: PyTree, data: PyTree
-) -> tuple[KinkedFunction, list[Array]]:
+) -> tuple[PiecewiseSmoothFunction, list[Array]]:
     """The model with its kinks exposed, and the tracers that it closes over."""
     arrays, rest = eqx.partition(frozen, eqx.is_array)
 
@@ -106,7 +106,7 @@ def _trace(
         return hoisted.fn(weights, arrays, x, *captured)
 
     constants = arrays, hoisted.captured
-    return with_kinks(predict_with, weights, constants, x), hoisted.captured
+    return expose_kinks(predict_with, weights, constants, x), hoisted.captured
 
 
 def _shape(a: Array) -> jax.ShapeDtypeStruct:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._jaxpr import Operation, with_kinks
+from .._jaxpr import Operation, expose_kinks
 from .._models import AbstractNetwork
 from .._results._kink_layer import KinkLayer
 
@@ -35,5 +35,5 @@ def _hidden_layers(model: Any) -> list[int]:
     return [
         layer
         for layer, activation in enumerate(model.activations, 1)
-        for _ in with_kinks(lambda z, _, x, a=activation: a(z), z, (), z).operations
+        for _ in expose_kinks(lambda z, _, x, a=activation: a(z), z, (), z).operations
     ]

@@ -10,7 +10,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._jaxpr import KinkedFunction
+from .._jaxpr import PiecewiseSmoothFunction
 
 _Leaf = TypeVar("_Leaf")
 
@@ -52,7 +52,7 @@ class WeightLayout(eqx.Module):
     `function.convolutions` have sums of outer products over positions.
     """
 
-    function: KinkedFunction = eqx.field(static=True)
+    function: PiecewiseSmoothFunction = eqx.field(static=True)
     template: PyTree
 
     @property

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._jaxpr import KinkedFunction
+from .._jaxpr import PiecewiseSmoothFunction
 from ._active_pairs import ActivePairs
 from ._rows import Rows, WeightLayout
 
@@ -42,7 +42,7 @@ class System(eqx.Module):
     - `layout`: how the flat weights are cut into arrays.
     """
 
-    function: KinkedFunction = eqx.field(static=True)
+    function: PiecewiseSmoothFunction = eqx.field(static=True)
     loss_of_sample: Callable[[Any, Any], Array]
     is_mean: bool = eqx.field(static=True)
     constants: PyTree
@@ -182,7 +182,7 @@ class System(eqx.Module):
         weights, offsets = self.layout.unravel(w), jnp.zeros(self.num_kinks, w.dtype)
 
         def evaluate_sample(slopes, x):
-            return self.function.opened(weights, slopes, offsets, self.constants, x)
+            return self.function.evaluate(weights, slopes, offsets, self.constants, x)
 
         return jax.vmap(evaluate_sample)(slopes, self.x)
 
@@ -220,7 +220,7 @@ class System(eqx.Module):
 
         def evaluate_row(unfactored, taps, offsets, slopes, x, seed):
             weights = layout.insert_unfactored(leaves, unfactored)
-            prediction, z = function.tapped(
+            prediction, z = function.evaluate_with_taps(
                 weights, taps, slopes, offsets, self.constants, x
             )
             products = jax.tree.map(jnp.vdot, seed.prediction, prediction)

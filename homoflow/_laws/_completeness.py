@@ -13,20 +13,19 @@ from .._problem._losses import LossLike, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
 from ._law import Law, Laws
 from ._laws import laws as find_laws
-from .search._null_space import quadratic_laws
-from .search._random_points import Probe, probe_loss, probe_objective
-from .search._vectorized import FlatProblem
+from .search._null_space import normalize_rows, orthonormal_basis
+from .search._quadratic_laws import quadratic_laws
+from .search._random_points import probe_loss, probe_objective
+from .search._vectorized import VectorizedProblem
 
-#: The most parameters for which this is worth trying, and the deepest brackets.
-_MOST_PARAMETERS, _DEEPEST = 100, 5
+#: The most parameters for which a certificate is within reach, and the deepest brackets.
+_MAX_PARAMETERS, _MAX_DEPTH = 100, 5
 #: How many generic weights, and brackets for each parameter, are tried.
-_POINTS, _PER_PARAMETER = 4, 2
-#: Singular values below this, relative to the largest, are rounding.
-_RANK = 1e-8
-#: The size below which a bracket is rounding, relative to the terms that cancel in it.
-_CANCELLED = 1e-5
-#: The size below which it is rounding, relative to the largest others.
-_FAINT = 1e-6
+_NUM_POINTS, _NUM_PER_PARAMETER = 4, 2
+#: Up to this size, relative to the terms that cancel in it, a bracket is rounding;
+_CANCELLATION = 1e-5
+#: and up to this size, relative to the largest of the brackets.
+_MIN_SIZE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +104,7 @@ def certify(
     With the vector fields X = ∇_w ℓ(f_w(x), y) for all x and y, there are D − dim Lie{X}
     laws at generic weights [Marcotte, Gribonval & Peyré 2023]. The dimension is found
     from nested brackets [X, Y] = DY·X − DX·Y, which are Hessian-vector products, at
-    several random weights (the largest counts: a dead unit would make laws of its own).
+    several random weights. The largest counts, as a dead unit would make laws of its own.
 
     **Arguments:** as for `homoflow.laws`, and
 
@@ -131,25 +130,25 @@ def certify(
     if x_example is None:
         raise ValueError("Pass `x_example`, one input sample.")
     if objective is None:
-        probe = probe_loss(
-            model, mask, x_example, loss, batched=batched, samples=1
-        )  # fmt: skip
+        probe = probe_loss(model, mask, x_example, loss, batched=batched, samples=1)
     else:
         probe = probe_objective(model, mask, x_example, objective)
-    if data is not None:
-        probe = _on_given_samples(probe, data)
-    problem = FlatProblem(probe)
-    if problem.size > _MOST_PARAMETERS:
+    problem = VectorizedProblem(dataclasses.replace(probe, given=data))
+    if problem.size > _MAX_PARAMETERS:
         raise ValueError(
             f"The model has {problem.size} trained parameters; a certificate is out of "
-            f"reach for more than {_MOST_PARAMETERS}."
+            f"reach for more than {_MAX_PARAMETERS}."
         )
     known = laws
     if known is None:
         known = find_laws(
-            model, x_example, loss,
-            objective=objective, trainable=mask, batched=batched,
-        )  # fmt: skip
+            model,
+            x_example,
+            loss,
+            objective=objective,
+            trainable=mask,
+            batched=batched,
+        )
     rank = functional_rank(problem, known.items)
     dimension, depth, is_closed = lie_dimension(problem, enough=problem.size - rank)
     if laws is None and rank < problem.size - dimension:
@@ -170,75 +169,68 @@ def certify(
     )
 
 
-def functional_rank(problem: FlatProblem, laws: tuple[Law, ...]) -> int:
+def functional_rank(problem: VectorizedProblem, laws: tuple[Law, ...]) -> int:
     """How many independent functions laws are: the rank of their gradients."""
-    weights, _ = problem.drawn(_POINTS, seed=11)
+    weights, _ = problem.draw(_NUM_POINTS, seed=11)
     return max(numerical_rank(problem.jacobian(laws, w)) for w in weights)
 
 
-def lie_dimension(problem: FlatProblem, enough: int) -> tuple[int, int, bool]:
+def lie_dimension(problem: VectorizedProblem, enough: int) -> tuple[int, int, bool]:
     """dim Lie at generic weights, the depth of brackets needed, and whether it is final.
 
     Stops when `enough` is reached, or when a deeper bracket adds nothing at any of the
     points: the distribution is then closed under brackets with its generators.
     """
-    count = _PER_PARAMETER * problem.size + 8
+    count = _NUM_PER_PARAMETER * problem.size + 8
     fields = _brackets(problem)
-    weights, _ = problem.drawn(_POINTS, seed=12)
+    weights, _ = problem.draw(_NUM_POINTS, seed=12)
     spans = [np.zeros((0, problem.size)) for _ in weights]
     ranks = [0] * len(weights)
-    for depth in range(1, _DEEPEST + 1):
+    for depth in range(1, _MAX_DEPTH + 1):
         before = list(ranks)
         for i, w in enumerate(weights):
             data = [
-                problem.drawn(count, seed=1000 * (depth * _POINTS + i) + k)[1]
+                problem.draw(count, seed=1000 * (depth * _NUM_POINTS + i) + k)[1]
                 for k in range(depth)
             ]
-            spans[i] = _basis(np.concatenate([spans[i], fields(w, data)]))
+            spans[i] = orthonormal_basis(np.concatenate([spans[i], fields(w, data)]))
             ranks[i] = len(spans[i])
         if max(ranks) >= enough:
             return max(ranks), depth, True
         if ranks == before:
             return max(ranks), depth - 1, True
-    return max(ranks), _DEEPEST, False
+    return max(ranks), _MAX_DEPTH, False
 
 
 def numerical_rank(rows: np.ndarray) -> int:
     """The rank of vectors, each taken at length one."""
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    norms = np.linalg.norm(rows, axis=1)
-    return len(_basis(rows[norms > 0] / norms[norms > 0, None]))
+    return len(orthonormal_basis(normalize_rows(rows)))
 
 
-def _basis(rows: np.ndarray) -> np.ndarray:
-    if not len(rows):
-        return rows
-    _, values, directions = np.linalg.svd(rows, full_matrices=False)
-    return directions[values > _RANK * values[0]]
-
-
-def _brackets(problem: FlatProblem) -> Callable[[Any, list[Any]], np.ndarray]:
+def _brackets(problem: VectorizedProblem) -> Callable[[Any, list[Any]], np.ndarray]:
     """(weights, data for each level) ↦ many brackets [X_1, [X_2, … X_d]], one a row.
 
-    They have length one, except those that are no more than rounding.
+    They have length one, except those that are no more than rounding, which are shorter.
     """
-    many = jax.jit(
+    compiled = jax.jit(
         jax.vmap(lambda w, levels: _bracket(problem, w, levels), in_axes=(None, 0))
     )
 
-    def evaluated(w, levels):
+    def evaluate(w, levels):
         with jax.enable_x64(True):
-            rows, scales = map(np.asarray, many(w, levels))
+            rows, scales = map(np.asarray, compiled(w, levels))
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(scales)
         rows, scales = rows[finite], scales[finite]
-        floor = np.maximum(_CANCELLED * scales, _FAINT * np.max(scales, initial=0.0))
+        floor = np.maximum(
+            _CANCELLATION * scales, _MIN_SIZE * np.max(scales, initial=0.0)
+        )
         lengths = np.maximum(np.linalg.norm(rows, axis=1), floor)
         return rows[lengths > 0] / lengths[lengths > 0, None]
 
-    return evaluated
+    return evaluate
 
 
-def _bracket(problem: FlatProblem, w: Any, levels: list[Any]) -> tuple[Any, Any]:
+def _bracket(problem: VectorizedProblem, w: Any, levels: list[Any]) -> tuple[Any, Any]:
     """A nested bracket, and the size that it would have without cancellation."""
 
     def outer(v):
@@ -251,14 +243,9 @@ def _bracket(problem: FlatProblem, w: Any, levels: list[Any]) -> tuple[Any, Any]
     def inner(v):
         return _bracket(problem, v, levels[1:])[0]
 
-    x, (y, below) = outer(w), _bracket(problem, w, levels[1:])
+    x, (y, inner_scale) = outer(w), _bracket(problem, w, levels[1:])
     first = jax.jvp(inner, (w,), (x,))[1]
     second = jax.jvp(outer, (w,), (y,))[1]
     scale = jnp.linalg.norm(first) + jnp.linalg.norm(second)
-    scale = scale + below * jnp.linalg.norm(x) / jnp.linalg.norm(w)
+    scale = scale + inner_scale * jnp.linalg.norm(x) / jnp.linalg.norm(w)
     return first - second, scale
-
-
-def _on_given_samples(probe: Probe, data: tuple[Any, Any]) -> Probe:
-    """The same problem, with samples drawn from a data set."""
-    return dataclasses.replace(probe, given=data)

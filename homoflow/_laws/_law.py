@@ -1,5 +1,6 @@
 """What a conservation law is: a quadratic (or linear) function of the weights."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -33,9 +34,13 @@ class Term(eqx.Module):
     index: tuple[int, ...] | None = eqx.field(static=True, default=None)
     units: int = eqx.field(static=True, default=1)
 
-    def rows(self, model: PyTree) -> Float[Array, "units rest"]:
+    def rows(self, model: PyTree):
         """The array as a matrix with one row for each unit."""
         return rows_of(self, leaf_at(model, self.path))
+
+    def absolute(self) -> "Term":
+        """The term with the absolute value of its coefficient."""
+        return dataclasses.replace(self, coefficient=abs(self.coefficient))
 
 
 class Entries(eqx.Module):
@@ -52,7 +57,16 @@ class Entries(eqx.Module):
     other_path: Path | None = eqx.field(static=True, default=None)
     other_index: tuple[int, ...] = eqx.field(static=True, default=())
 
-    def of(self, left: PyTree, right: PyTree):
+    @property
+    def is_linear(self) -> bool:
+        return self.other_path is None
+
+    def absolute(self) -> "Entries":
+        """The share with the absolute values of its coefficients."""
+        sizes = tuple(map(abs, self.coefficients))
+        return dataclasses.replace(self, coefficients=sizes)
+
+    def product(self, left: PyTree, right: PyTree):
         """The share, as a symmetric bilinear form; of `right` alone if it is linear."""
         if self.other_path is None:
             chosen = leaf_at(right, self.path).reshape(-1)[np.asarray(self.index)]
@@ -103,13 +117,8 @@ class Law(eqx.Module):
         With it any step w⁺ = w + u has the exact account
         `value(w⁺) = value(w) + 2·bilinear(w, u) + linear(u) + bilinear(u, u)`.
         """
-        shares = (
-            t.coefficient
-            * self.product(t, leaf_at(left, t.path), leaf_at(right, t.path))
-            for t in self.quadratic_terms
-        )
-        single = (e.of(left, right) for e in self.entries if e.other_path is not None)
-        return sum((*shares, *single), start=self._zero(left))
+        products = tuple(self.quadratic_products(left, right))
+        return sum(products, start=self._zero(left))
 
     def gradient(self, model: PyTree, component: int | tuple[int, ...] = ()) -> PyTree:
         """∇h = 2Aw + b, a pytree of the model's structure (`None` where no array is).
@@ -132,7 +141,7 @@ class Law(eqx.Module):
     @property
     def latex(self) -> str:
         """The formula for a paper, without dollar signs."""
-        return self.tex or _as_latex(self.formula)
+        return self.tex or _to_latex(self.formula)
 
     def quadratic(self, update: PyTree) -> Float[Array, "..."]:
         """q(u) = uᵀAu: one step of gradient descent adds exactly η²q(g)."""
@@ -140,12 +149,25 @@ class Law(eqx.Module):
 
     def linear(self, update: PyTree) -> Float[Array, "..."]:
         """bᵀu; 0 for a law that is purely quadratic."""
-        shares = (
-            t.coefficient * _linear(self.contraction, t, update)
-            for t in self.linear_terms
-        )
-        single = (e.of(update, update) for e in self.entries if e.other_path is None)
-        return sum((*shares, *single), start=self._zero(update))
+        products = tuple(self.linear_products(update))
+        return sum(products, start=self._zero(update))
+
+    def quadratic_products(self, left: PyTree, right: PyTree) -> Iterator[Any]:
+        """What uᵀAv is the sum of, from trees of arrays of JAX or of NumPy."""
+        for term in self.quadratic_terms:
+            u, v = leaf_at(left, term.path), leaf_at(right, term.path)
+            yield term.coefficient * self.product(term, u, v)
+        for entries in self.entries:
+            if not entries.is_linear:
+                yield entries.product(left, right)
+
+    def linear_products(self, update: PyTree) -> Iterator[Any]:
+        """What bᵀu is the sum of."""
+        for term in self.linear_terms:
+            yield term.coefficient * _linear(self.contraction, term, update)
+        for entries in self.entries:
+            if entries.is_linear:
+                yield entries.product(update, update)
 
     def paths(self) -> frozenset[Path]:
         """Key paths of the arrays that the law involves."""
@@ -157,17 +179,17 @@ class Law(eqx.Module):
         first = (*self.quadratic_terms, *self.linear_terms, *self.entries)[0]
         return jnp.zeros((), leaf_at(tree, first.path).dtype)
 
-    def product(self, term: Term, left: Array, right: Array) -> Array:
+    def product(self, term: Term, left, right) -> Any:
         """A term's share of uᵀAv without its coefficient, from its array in u and in v."""
         if self.contraction != "matrix" and term.index is None:
-            return _summed(self.contraction, term, left * right)
+            return _sum_units(self.contraction, term, left * right)
         rows = rows_of(term, left), rows_of(term, right)
-        return contracted(self.contraction, self.blocks, *rows)
+        return contract(self.contraction, self.blocks, *rows)
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {self._described()}>"
+        return f"<{self.name}: {self._describe()}>"
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         if self.violation is None:
             return self.formula
         return f"{self.formula} (approximately: violated by {self.violation:.1g})"
@@ -217,7 +239,7 @@ class Laws(eqx.Module):
 
     def __repr__(self) -> str:
         lines = [f"  {law.name}: {law.formula}" for law in self.items]
-        lines += [f"  {law.name}: {law._described()}" for law in self.approximate]
+        lines += [f"  {law.name}: {law._describe()}" for law in self.approximate]
         lines += [f"  ({self.note})"] if self.note else []
         return "\n".join([f"Laws of {len(self)} kinds", *lines])
 
@@ -249,7 +271,7 @@ def rows_of(term: Term, array):
     return rows[np.asarray(term.index)].reshape(term.units, -1)
 
 
-def contracted(kind: Contraction, blocks: int, left, right):
+def contract(kind: Contraction, blocks: int, left, right):
     """Products of rows, summed as the kind of law has it."""
     match kind:
         case "total":
@@ -267,16 +289,16 @@ def contracted(kind: Contraction, blocks: int, left, right):
             return (product + product.swapaxes(1, 2)) / 2
 
 
-def _linear(kind: Contraction, term: Term, tree: PyTree) -> Array:
+def _linear(kind: Contraction, term: Term, tree: PyTree) -> Any:
     if kind == "matrix":
         raise ValueError("A matrix law has no linear part.")
     if term.index is None:
-        return _summed(kind, term, leaf_at(tree, term.path))
+        return _sum_units(kind, term, leaf_at(tree, term.path))
     rows = term.rows(tree)
     return rows.sum() if kind == "total" else rows.sum(axis=1)
 
 
-def _summed(kind: Contraction, term: Term, array: Array) -> Array:
+def _sum_units(kind: Contraction, term: Term, array) -> Any:
     """All of a term's array, or each of its units, summed where it lies.
 
     XLA takes up to ten times as long on CPUs for the sums of rows of a transposed array.
@@ -292,7 +314,7 @@ def _summed(kind: Contraction, term: Term, array: Array) -> Array:
 _LATEX = {"²": "^2", "ᵀ": r"^\top", "Σ": r"\sum", "−": "-", "·": r"\cdot "}
 
 
-def _as_latex(formula: str) -> str:
+def _to_latex(formula: str) -> str:
     """A formula in the paper's letters, as TeX."""
     text = re.sub(r"([A-Za-z])(\d+)", r"\1_{\2}", formula)
     text = re.sub(r"‖([^‖]*)‖", r"\\lVert \1\\rVert ", text)

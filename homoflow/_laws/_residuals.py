@@ -1,5 +1,6 @@
-"""Whether a proposed law is one, by the master fact: ⟨2Aw + b, ∇L(w)⟩ = 0."""
+"""Whether a quantity is conserved: its residual ⟨2Aw + b, ∇L(w)⟩ has to be 0."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import equinox as eqx
@@ -11,61 +12,54 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._jax._arrays import tree_norm
 from .._jax._precision import full_matmul_precision
-from ._law import Entries, Law, contracted, leaf_at, rows_of
+from ._law import Law
 
 #: Random weights at which a law has to hold.
-_POINTS = 3
+_NUM_POINTS = 3
 
 
-def law_rate(law: Law, weights: PyTree, gradient: PyTree) -> Float[Array, "..."]:
-    """⟨2Aw + b, g⟩, the rate at which a law would fall along −g: 0 if it is one."""
-    return 2 * law.bilinear(weights, gradient) + law.linear(gradient)
+#: The largest residual, relative to the terms that cancel, that rounding explains.
+MAX_RESIDUAL = 1e-12
 
 
-#: The violation, relative to the terms that cancel, up to which rounding explains it.
-LIMIT = 1e-12
+def time_derivative(law: Law, weights: PyTree, velocity: PyTree) -> Array:
+    """⟨2Aw + b, v⟩, the rate at which a law changes along v: 0 for v = ∇L if it is one."""
+    return 2 * law.bilinear(weights, velocity) + law.linear(velocity)
 
 
-def rate_and_size(
+def residual(law: Law, weights: PyTree, gradient: PyTree) -> np.ndarray:
+    """⟨2Aw + b, g⟩ of arrays of NumPy, in their own precision."""
+    quadratic = (2 * p for p in law.quadratic_products(weights, gradient))
+    linear = law.linear_products(gradient)
+    return np.asarray(sum((*quadratic, *linear)))
+
+
+def residual_and_scale(
     law: Law, weights: PyTree, gradient: PyTree
 ) -> tuple[np.ndarray, np.ndarray]:
     """⟨2Aw + b, g⟩ of arrays of NumPy, and the sum of its terms' absolute values."""
-    rate, size = np.zeros(()), np.zeros(())
-    for terms, is_linear in ((law.quadratic_terms, False), (law.linear_terms, True)):
-        for term in terms:
-            g = rows_of(term, leaf_at(gradient, term.path))
-            w = np.ones_like(g) / 2
-            if not is_linear:
-                w = rows_of(term, leaf_at(weights, term.path))
-            c = 2 * term.coefficient
-            rate = rate + c * contracted(law.contraction, law.blocks, w, g)
-            size = size + abs(c) * contracted(
-                law.contraction, law.blocks, abs(w), abs(g)
-            )
-    for entries in law.entries:
-        share = entries.of(weights, gradient)
-        is_linear = entries.other_path is None
-        absolute = Entries(
-            entries.path,
-            entries.index,
-            tuple(map(abs, entries.coefficients)),
-            entries.other_path,
-            entries.other_index,
-        )
-        sizes = (jax.tree.map(abs, tree) for tree in (weights, gradient))
-        rate = rate + (1 if is_linear else 2) * share
-        size = size + (1 if is_linear else 2) * absolute.of(*sizes)
-    return np.asarray(rate), np.asarray(size)
+    sizes = (jax.tree.map(np.abs, tree) for tree in (weights, gradient))
+    return residual(law, weights, gradient), residual(_absolute(law), *sizes)
 
 
-def violation(law: Law, points: Iterable[tuple[PyTree, PyTree]]) -> float:
-    """The largest violation of a law at some points, relative to what cancels there."""
+def _absolute(law: Law) -> Law:
+    """The law with the absolute values of all its coefficients."""
+    return dataclasses.replace(
+        law,
+        quadratic_terms=tuple(t.absolute() for t in law.quadratic_terms),
+        linear_terms=tuple(t.absolute() for t in law.linear_terms),
+        entries=tuple(e.absolute() for e in law.entries),
+    )
+
+
+def max_relative_residual(law: Law, points: Iterable[tuple[PyTree, PyTree]]) -> float:
+    """The largest residual of a law at some points, relative to what cancels there."""
     worst = 0.0
     for weights, gradient in points:
-        rate, size = rate_and_size(law, weights, gradient)
-        largest = np.max(size, initial=0.0)
+        difference, scale = residual_and_scale(law, weights, gradient)
+        largest = np.max(scale, initial=0.0)
         if largest > 0:
-            worst = max(worst, float(np.max(np.abs(rate)) / largest))
+            worst = max(worst, float(np.max(np.abs(difference)) / largest))
     return worst
 
 
@@ -75,7 +69,7 @@ def relative_violation(
     """|⟨2Aw + b, g⟩| / (2‖w‖‖g‖ + ‖g‖), the largest component of each law."""
     size_g = tree_norm(gradient)
     scale = 2 * tree_norm(weights) * size_g + size_g
-    worst = [jnp.max(jnp.abs(law_rate(law, weights, gradient))) for law in laws]
+    worst = [jnp.max(jnp.abs(time_derivative(law, weights, gradient))) for law in laws]
     return jnp.stack(worst) / jnp.where(scale > 0, scale, 1)
 
 
@@ -94,13 +88,13 @@ def violations_at_random_weights(
     special structure (zeros, balance) can make a false law look true.
     """
 
-    def violation(key):
-        drawn = _redrawn(model, mask, key)
+    def violation_at(key):
+        drawn = _redraw(model, mask, key)
         weights, frozen = eqx.partition(drawn, mask)
         gradient = jax.grad(lambda w: objective(eqx.combine(w, frozen), data))(weights)
         return relative_violation(laws, weights, gradient)
 
-    return jnp.max(jax.vmap(violation)(jr.split(jr.key(0), _POINTS)), axis=0)
+    return jnp.max(jax.vmap(violation_at)(jr.split(jr.key(0), _NUM_POINTS)), axis=0)
 
 
 def threshold(dtype: jnp.dtype) -> float:
@@ -108,7 +102,7 @@ def threshold(dtype: jnp.dtype) -> float:
     return 1e3 * float(jnp.finfo(dtype).eps)
 
 
-def _redrawn(model: PyTree, mask: PyTree, key) -> PyTree:
+def _redraw(model: PyTree, mask: PyTree, key) -> PyTree:
     leaves, structure = jax.tree.flatten(model)
     selected = jax.tree.leaves(mask)
     keys = jr.split(key, len(leaves))

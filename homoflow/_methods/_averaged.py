@@ -54,11 +54,6 @@ class Averaged(AbstractMethod):
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         kinks = kinks_of(task.problem)
-        if not kinks:
-            raise ValueError(
-                "`homoflow.Averaged` is for models with kinks; this one has none. Leave "
-                "`solver` out."
-            )
         solver, how = self._solver(task, kinks)
         if reason is REQUESTED:
             reason = Reason("requested", f"asked for; {how.text}")
@@ -103,4 +98,4 @@ def _has_many_pairs(problem: Problem) -> bool:
         return False
     function, samples = kinked_function(problem), problem.num_samples
     assert samples is not None
-    return function.count * samples > MAX_FOLLOWED_PAIRS and not function.refused
+    return function.count * samples > MAX_FOLLOWED_PAIRS and not function.unsupported

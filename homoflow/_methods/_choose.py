@@ -418,6 +418,19 @@ def as_method(solver: Any, options: dict[str, Any]) -> AbstractMethod:
     return dataclasses.replace(solver, **given)
 
 
+def adapt_method(method: AbstractMethod, task: Task) -> AbstractMethod:
+    """The method itself; for a smooth model the default in place of `Averaged`."""
+    if not isinstance(method, Averaged) or kinks_of(task.problem):
+        return method
+    return Auto(
+        method.atol,
+        dt0=method.dt0,
+        adjoint=method.adjoint,
+        error_estimate=method.error_estimate,
+        follow_kinks=False,
+    )
+
+
 def _exact_failure(trajectory: Trajectory) -> str | None:
     """Why an exact flow that nobody asked for gave up, or `None` if it did not.
 

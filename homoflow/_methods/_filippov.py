@@ -42,7 +42,7 @@ from ._save_plan import MAX_STORED
 from ._task import Task
 
 #: Pairs that may be at their kinks at one time, to begin with where that is left open, and
-#: to grow to. The first number is less than `MOST_ON_ONE_THREAD` of the sliding field.
+#: to grow to. The first number is less than `MAX_ON_ONE_THREAD` of the sliding field.
 FIRST_ACTIVE, MAX_ACTIVE = 120, 960
 
 
@@ -194,7 +194,7 @@ def obstacle(problem: Problem) -> str | None:
             "show; give a `loss` over samples"
         )
     function = kinked_function(problem)
-    named = (*function.refused, *_loss_kinks(problem, objective))
+    named = (*function.unsupported, *_loss_kinks(problem, objective))
     if named:
         return (
             f"it has {', '.join(named)}, and the kinks that can be followed are those "

@@ -13,11 +13,12 @@ from .._jax._arrays import all_finite
 from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
+from .._jax._runtime_checks import without_time_checks
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
 from .._observe._time_grid import TimeGrid, input_error, time_reached
 from .._problem._problem import Problem
-from .._rescaling import Orbit
+from .._rescaling import RescalingGroup
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
@@ -78,6 +79,7 @@ class _Options(eqx.Module):
 
 @fast_compile_jit
 @full_matmul_precision()
+@without_time_checks()
 def _solve(
     problem: Problem,
     shown: Problem | None,
@@ -198,7 +200,9 @@ def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
     return numbers > _MAX_REMEMBERED
 
 
-def _removed(orbit: Orbit, records: Records, solver_state: PyTree) -> Float[Array, ""]:
+def _removed(
+    orbit: RescalingGroup, records: Records, solver_state: PyTree
+) -> Float[Array, ""]:
     """The largest of the drifts that were removed, relative to ‖w‖²."""
     ends = map(orbit.values, (records.last, records.final))
     drifts = jax.tree.map(jnp.subtract, *ends)

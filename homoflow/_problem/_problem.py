@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._jax._structural_cache import cached_by_structure
 from .._jax._tracing import is_concrete
-from .._jaxpr import with_quick_softplus
+from .._jaxpr import use_fast_softplus
 from ._data import (
     as_objective_data,
     as_samples,
@@ -86,7 +86,7 @@ class Problem(eqx.Module):
 # the model is called once.
 @eqx.filter_jit
 def _evaluate(objective: Objective, frozen: PyTree, weights: PyTree, data: PyTree):
-    @with_quick_softplus
+    @use_fast_softplus
     def loss(weights: PyTree) -> Float[Array, ""]:
         return objective(eqx.combine(weights, frozen), data)
 

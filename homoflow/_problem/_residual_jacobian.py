@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._jaxpr import with_quick_softplus
+from .._jaxpr import use_fast_softplus
 from ._losses import Risk
 from ._problem import Problem
 
@@ -22,7 +22,7 @@ def residual_slopes(
     assert isinstance(problem.objective, Risk)
     samples = jax.tree.leaves(x)[0].shape[0]
 
-    @with_quick_softplus
+    @use_fast_softplus
     def predicted(weights: PyTree, x: PyTree) -> Array:
         return jnp.ravel(eqx.combine(weights, problem.frozen)(x))
 

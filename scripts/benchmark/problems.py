@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import homoflow as hf
-from homoflow._jaxpr import with_quick_softplus
+from homoflow._jaxpr import use_fast_softplus
 
 #: Seeds of the batches, and those of them on which every method is judged: peers that
 #: solve one after the other are run on these alone, and their cost is scaled up.
@@ -73,7 +73,7 @@ class Problem:
         def risk(w):
             return objective(eqx.combine(unravel(w), rest), self.data)
 
-        return with_quick_softplus(risk) if self.is_quick else risk
+        return use_fast_softplus(risk) if self.is_quick else risk
 
     @cached_property
     def gradient(self) -> Callable[[Any], Array]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import homoflow
 from homoflow import Trajectory
 
 #: Columns of equal length, by name.
@@ -125,11 +126,11 @@ def _maker(config: Any) -> dict[str, str]:
 
 @functools.cache
 def _source_digest() -> str:
-    """Of the source code of homoflow, which does not change during a run."""
-    package = Path(__file__).parent.parent
+    """Of the source of homoflow and the experiments, which no run changes."""
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for folder in (Path(homoflow.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

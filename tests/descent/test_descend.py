@@ -12,12 +12,13 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import Array
-from toys import (
+from oracles import relu_gradient
+from problems import (
     SAMPLES,
     arrays_of,
     flat,
     linear_regression,
-    relu_gradient,
+    problems,
     relu_regression,
     saved,
 )
@@ -170,7 +171,7 @@ def test_losses_and_norms_are_those_of_the_weights_before_each_step():
     np.testing.assert_allclose(run.laws["neurons[1]"], balance, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("problem", [linear_regression, relu_regression])
+@pytest.mark.parametrize("problem", problems("two outputs"))
 def test_equals_diffrax_euler(problem):
     run, (model, data) = descend(problem), problem()
     flow = hf.flow(

@@ -2,7 +2,6 @@
 
 import functools
 
-import accounts
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,20 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import oracles
 import pytest
-from accounts import DECAY, MOMENTUM, RATE, X, Y, account, laws_and_others, network
-from test_transformations import compilations
-from toys import SAMPLES, arrays_of, flat
+from oracles import (
+    DECAY,
+    MOMENTUM,
+    RATE,
+    X,
+    Y,
+    account,
+    compilations,
+    laws_and_others,
+    network,
+)
+from problems import SAMPLES, arrays_of, flat
 
 import homoflow as hf
 import homoflow.plot
@@ -36,17 +45,17 @@ SOME = laws_and_others()[2:4]  # One of them with b ≠ 0.
 RUNS = {
     "gradient descent": (
         optax.sgd,
-        accounts.sgd,
+        oracles.sgd,
         {"record_every": 4, "laws": laws_and_others()},
     ),
     "minibatches, Nesterov, decay": (
         coupled_nesterov,
-        accounts.coupled_nesterov,
+        oracles.coupled_nesterov,
         {"batch_size": BATCH, "key": jr.key(6), "record_every": 5, "laws": SOME},
     ),
     "AdamW": (
         functools.partial(optax.adamw, weight_decay=DECAY),
-        accounts.adamw,
+        oracles.adamw,
         {"laws": SOME},
     ),
 }
@@ -94,7 +103,7 @@ def test_every_part_is_that_of_numpy(name):
     final = np.concatenate([a.ravel() for a in history[-1]])
     np.testing.assert_allclose(flat(done.model), final, rtol=0, atol=1e-12)
     for law, mine in ledger_of(done).items():
-        for part in ("discretization", *accounts.PARTS):
+        for part in ("discretization", *oracles.PARTS):
             expected = np.stack([books[i][part][law] for i in recorded(options)])
             np.testing.assert_allclose(
                 getattr(mine, part), expected, rtol=0, atol=1e-12, err_msg=law + part
@@ -104,8 +113,8 @@ def test_every_part_is_that_of_numpy(name):
 @every_run
 def test_parts_sum_to_the_observed_change(name):
     done = run(name)
-    start = accounts.values(arrays_of(network()))
-    end = accounts.values(arrays_of(done.model))
+    start = oracles.values(arrays_of(network()))
+    end = oracles.values(arrays_of(done.model))
     for law, mine in ledger_of(done).items():
         change = end[law] - start[law]
         assert np.abs(change).max() > 1e-4
@@ -134,17 +143,17 @@ def test_a_batch_is_split_into_mean_and_noise():
     for law, mine in ledger_of(run(name)).items():
         assert mine.batch is not None
         for i, step in enumerate(recorded(options)[:-1]):
-            g = accounts.gradient(history[step], batches[step])
-            mean = accounts.gradient(history[step])
-            noise = accounts.plus(g, accounts.times(-1, mean))
-            cross = accounts.rate(mean, noise)[law] - accounts.rate([0, 0], noise)[law]
+            g = oracles.gradient(history[step], batches[step])
+            mean = oracles.gradient(history[step])
+            noise = oracles.plus(g, oracles.times(-1, mean))
+            cross = oracles.rate(mean, noise)[law] - oracles.rate([0, 0], noise)[law]
             for of, expected in (
-                (mine.batch.mean, accounts.q(mean)[law]),
-                (mine.batch.noise, accounts.q(noise)[law]),
+                (mine.batch.mean, oracles.q(mean)[law]),
+                (mine.batch.noise, oracles.q(noise)[law]),
                 (mine.batch.cross, cross),
                 (
                     mine.batch.mean + mine.batch.cross + mine.batch.noise,
-                    accounts.q(g)[law],
+                    oracles.q(g)[law],
                 ),
             ):
                 assert of.shape == (len(recorded(options)) - 1, *expected.shape)

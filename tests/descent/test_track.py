@@ -3,23 +3,23 @@
 import functools
 import itertools
 
-import accounts
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
+import oracles
 import pytest
-from accounts import CLIP, DECAY, MOMENTUM, RATE, account, laws_and_others, network
-from toys import arrays_of
+from oracles import CLIP, DECAY, MOMENTUM, RATE, account, laws_and_others, network
+from problems import arrays_of
 
 import homoflow as hf
 from homoflow._descent._update_parts import probe_update_parts
 
 STEPS = 5
 LAWS = laws_and_others()[2:]
-X, Y = jnp.asarray(accounts.X), jnp.asarray(accounts.Y)
+X, Y = jnp.asarray(oracles.X), jnp.asarray(oracles.Y)
 
 
 def chained(before, **keywords):
@@ -28,31 +28,31 @@ def chained(before, **keywords):
 
 momentum = {"momentum": MOMENTUM}
 by_hand = {
-    "sgd": (optax.sgd(RATE), accounts.sgd),
-    "schedule": (optax.sgd(optax.exponential_decay(RATE, 1, 0.5)), accounts.scheduled),
-    "heavy ball": (optax.sgd(RATE, momentum=MOMENTUM), accounts.heavy_ball),
+    "sgd": (optax.sgd(RATE), oracles.sgd),
+    "schedule": (optax.sgd(optax.exponential_decay(RATE, 1, 0.5)), oracles.scheduled),
+    "heavy ball": (optax.sgd(RATE, momentum=MOMENTUM), oracles.heavy_ball),
     "injected rate": (
         optax.inject_hyperparams(optax.sgd)(RATE, momentum=MOMENTUM),
-        accounts.heavy_ball,
+        oracles.heavy_ball,
     ),
     "Nesterov": (
-        optax.sgd(RATE, momentum=MOMENTUM, nesterov=True), accounts.nesterov,
+        optax.sgd(RATE, momentum=MOMENTUM, nesterov=True), oracles.nesterov,
     ),
     "coupled decay": (
         chained(optax.add_decayed_weights(DECAY), nesterov=True, **momentum),
-        accounts.coupled_nesterov,
+        oracles.coupled_nesterov,
     ),
     "decoupled decay": (
         optax.chain(
             optax.trace(MOMENTUM), optax.add_decayed_weights(DECAY), optax.scale(-RATE)
         ),
-        accounts.decoupled_heavy_ball,
+        oracles.decoupled_heavy_ball,
     ),
-    "clipped norm": (chained(optax.clip_by_global_norm(CLIP)), accounts.clipped_norm),
-    "clipped": (chained(optax.clip(CLIP / 4)), accounts.clipped),
-    "signs": (optax.sign_sgd(RATE), accounts.signs),
-    "Adam": (optax.adam(RATE), accounts.adam),
-    "AdamW": (optax.adamw(RATE, weight_decay=DECAY), accounts.adamw),
+    "clipped norm": (chained(optax.clip_by_global_norm(CLIP)), oracles.clipped_norm),
+    "clipped": (chained(optax.clip(CLIP / 4)), oracles.clipped),
+    "signs": (optax.sign_sgd(RATE), oracles.signs),
+    "Adam": (optax.adam(RATE), oracles.adam),
+    "AdamW": (optax.adamw(RATE, weight_decay=DECAY), oracles.adamw),
 }  # fmt: skip
 others = {
     "Lion": optax.lion(RATE),
@@ -102,7 +102,7 @@ def test_every_part_is_that_of_numpy(name):
     for mine, expected in zip(weights[-1], history[-1], strict=True):
         np.testing.assert_allclose(mine, expected, rtol=0, atol=atol)
     for law, mine in ledger.items():
-        for part in ("discretization", *accounts.PARTS):
+        for part in ("discretization", *oracles.PARTS):
             np.testing.assert_allclose(
                 getattr(mine, part), books[-1][part][law], rtol=0, atol=atol,
                 err_msg=law + part,
@@ -113,7 +113,7 @@ def test_every_part_is_that_of_numpy(name):
 def test_parts_sum_to_the_change_of_any_optimizer(name):
     optimizer = others[name] if name in others else by_hand[name][0]
     weights, ledger = wrapped(optimizer)
-    start, end = accounts.values(weights[0]), accounts.values(weights[-1])
+    start, end = oracles.values(weights[0]), oracles.values(weights[-1])
     for law, mine in ledger.items():
         change = end[law] - start[law]
         assert np.abs(change).max() > 1e-5
@@ -125,12 +125,12 @@ def test_momentum_is_the_recursion_of_heavy_ball():
     """Σ −2ηP, P⁺ = μ(P − ηq(v)): nothing but q of the velocities, which are NumPy's."""
     weights, ledger = wrapped(by_hand["heavy ball"][0])
     w = weights[0]
-    velocity, p, expected = accounts.times(0, w), np.zeros((4, 4)), np.zeros((4, 4))
+    velocity, p, expected = oracles.times(0, w), np.zeros((4, 4)), np.zeros((4, 4))
     for _ in range(STEPS):
-        p = MOMENTUM * (p - RATE * accounts.q(velocity)["matrix[1]"])
-        grown = accounts.times(MOMENTUM, velocity)
-        velocity = accounts.plus(accounts.gradient(w), grown)
-        w = accounts.plus(w, accounts.times(-RATE, velocity))
+        p = MOMENTUM * (p - RATE * oracles.q(velocity)["matrix[1]"])
+        grown = oracles.times(MOMENTUM, velocity)
+        velocity = oracles.plus(oracles.gradient(w), grown)
+        w = oracles.plus(w, oracles.times(-RATE, velocity))
         expected = expected - 2 * RATE * p
     assert np.abs(expected).max() > 1e-3
     mine = ledger["matrix[1]"].momentum
@@ -161,9 +161,9 @@ def test_at_the_end_of_a_chain_there_are_two_parts(name):
             [b - a for a, b in zip(*pair, strict=True)]
             for pair in itertools.pairwise(weights)
         ]
-        q = sum(accounts.q(u)[law] for u in updates)
+        q = sum(oracles.q(u)[law] for u in updates)
         first = sum(
-            accounts.rate(w, u)[law] for w, u in zip(weights[:-1], updates, strict=True)
+            oracles.rate(w, u)[law] for w, u in zip(weights[:-1], updates, strict=True)
         )
         np.testing.assert_allclose(mine.discretization, q, rtol=0, atol=1e-13)
         np.testing.assert_allclose(mine.first_order, first, rtol=0, atol=1e-13)
@@ -202,7 +202,7 @@ def test_an_optimizer_that_is_another_later_is_found_out():
     )
     weights, ledger = train(hf.track(LAWS[:1], chained(late)), steps=9)
     mine = ledger["matrix[1]"]
-    missing = accounts.rate(weights[8], accounts.times(-RATE * DECAY, weights[8]))
+    missing = oracles.rate(weights[8], oracles.times(-RATE * DECAY, weights[8]))
     assert np.abs(mine.rounding).max() > 1e-4
     np.testing.assert_allclose(mine.rounding, missing["matrix[1]"], rtol=0, atol=1e-14)
     assert np.abs(mine.gradient).max() < 1e-15

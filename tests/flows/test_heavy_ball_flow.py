@@ -12,7 +12,7 @@ import optax
 import pytest
 import scipy.integrate
 import scipy.linalg
-from toys import flat, linear_regression, relu_regression, saved
+from problems import flat, linear_regression, relu_regression, saved
 
 import homoflow as hf
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
-from toys import flat, linear_regression, neuron, relu_regression, saved
+from problems import flat, linear_regression, neuron, relu_regression, saved
 
 import homoflow as hf
 

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from toys import neuron, relu_regression, saved
+from problems import neuron, relu_regression, saved
 
 import homoflow as hf
 from homoflow._flows._drift_prediction import _noise_of_batches

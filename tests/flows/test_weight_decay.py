@@ -5,7 +5,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from toys import flat, relu_regression, saved
+from problems import flat, relu_regression, saved
 
 import homoflow as hf
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 import homoflow as hf
-from homoflow._jaxpr import with_kinks
+from homoflow._jaxpr import expose_kinks
 
 IN = 4
 
@@ -243,7 +243,7 @@ def weights_and_sample(seed=0):
 
 
 def opened(fn, w, x):
-    return with_kinks(lambda w, others, x: fn(w, x), w, (), x)
+    return expose_kinks(lambda w, others, x: fn(w, x), w, (), x)
 
 
 def true_slopes(function, w, others, x):
@@ -260,7 +260,7 @@ def true_slopes(function, w, others, x):
 @pytest.mark.parametrize(("fn", "kinks", "depth"), FOLLOWED.values(), ids=FOLLOWED)
 def test_function_and_gradient_at_the_true_slopes(fn, kinks, depth):
     function = opened(fn, *weights_and_sample())
-    assert (function.count, function.depth, function.refused) == (kinks, depth, ())
+    assert (function.count, function.depth, function.unsupported) == (kinks, depth, ())
     none = jnp.zeros(kinks)
 
     @jax.jit
@@ -282,7 +282,7 @@ def test_function_and_gradient_at_the_true_slopes(fn, kinks, depth):
 @pytest.mark.parametrize(("fn", "name"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_followed_is_named(fn, name):
     function = opened(fn, *weights_and_sample())
-    assert name in function.refused
+    assert name in function.unsupported
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_largest_in_dilated_windows(options):
         return function.forward(w, true_slopes(function, w, (), x), none, (), x)[0]
 
     np.testing.assert_allclose(transformed(w, x), fn(w, x), rtol=1e-14)
-    assert function.refused == ()
+    assert function.unsupported == ()
 
 
 @pytest.mark.parametrize("name", ["jump at 0", "jump at 1"])
@@ -401,16 +401,16 @@ def test_products_give_the_gradient_as_an_outer_product(transpose):
         return jax.nn.relu(x @ w[0] if transpose else w[0] @ x) * w[1]
 
     weights = [matrix, jnp.ones(IN)]
-    function = with_kinks(fn, weights, (), x)
+    function = expose_kinks(fn, weights, (), x)
     (product,) = function.products
     assert (product.leaf, product.is_transposed) == (0, transpose)
     slopes, lift = jnp.ones(IN), jnp.zeros(IN)
 
     def z_of_unit_1(taps):
-        return function.tapped(weights, taps, slopes, lift, (), x)[1][1]
+        return function.evaluate_with_taps(weights, taps, slopes, lift, (), x)[1][1]
 
     (delta,) = jax.grad(z_of_unit_1)([jnp.zeros(IN)])
-    (vector,) = function.opened(weights, slopes, lift, (), x)[2]
+    (vector,) = function.evaluate(weights, slopes, lift, (), x)[2]
     truth = jax.grad(lambda w: function.forward(w, slopes, lift, (), x)[1][1])(weights)
     outer = np.outer(delta, vector)
     np.testing.assert_allclose(outer.T if transpose else outer, truth[0], rtol=1e-14)
@@ -419,7 +419,7 @@ def test_products_give_the_gradient_as_an_outer_product(transpose):
 def test_a_weight_that_enters_twice_is_no_product():
     w, x = weights_and_sample()
     matrix = square(w)
-    function = with_kinks(lambda w, _, x: jax.nn.relu(w @ (w @ x)), matrix, (), x)
+    function = expose_kinks(lambda w, _, x: jax.nn.relu(w @ (w @ x)), matrix, (), x)
     assert function.products == ()
 
 
@@ -429,7 +429,7 @@ def test_a_weight_with_a_kink_of_its_own_is_no_product():
     def fn(w, _, x):
         return jax.nn.relu(w @ x) + jnp.abs(w).sum(0)
 
-    assert with_kinks(fn, square(w), (), x).products == ()
+    assert expose_kinks(fn, square(w), (), x).products == ()
 
 
 class Attention(eqx.Module):
@@ -505,8 +505,8 @@ def test_networks_at_their_true_slopes(model, kinks, depth):
     def fn(w, others, x):
         return eqx.combine(w, rest)(x)
 
-    function = with_kinks(fn, arrays, (), x)
-    assert (function.count, function.depth, function.refused) == (kinks, depth, ())
+    function = expose_kinks(fn, arrays, (), x)
+    assert (function.count, function.depth, function.unsupported) == (kinks, depth, ())
 
     @jax.jit
     def transformed(arrays, x):

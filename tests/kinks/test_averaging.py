@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from toys import flat, relative_error, relu_regression
+from problems import flat, relative_error, relu_regression
+from tasks import task_of
 
 import homoflow as hf
 from homoflow._kinks.averaging._time_fraction import fraction_above
-from homoflow._methods._diffrax_options import choose_method
-from homoflow._problem._problem import pose
+from homoflow._problem._problem import make_problem
 
 T1 = 10.0
 SEEDS = range(16)
+#: How kinks are averaged over, by the codes of the reasons.
+MIDPOINT, HEUN = "nonsmooth_many_pairs", "nonsmooth_averaged"
 
 
 def flow(seed=0, rtol=1e-4, **options):
@@ -28,7 +30,7 @@ def flow(seed=0, rtol=1e-4, **options):
 @pytest.fixture
 def shares(monkeypatch):
     """Small problems are solved as large ones are."""
-    monkeypatch.setattr("homoflow._methods._diffrax_options.MANY_PAIRS", 0)
+    monkeypatch.setattr("homoflow._methods._averaged.MAX_FOLLOWED_PAIRS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,8 @@ def test_its_error_falls_with_the_tolerance_and_is_never_understated(shares, exa
 def test_it_is_the_choice_for_many_pairs_only():
     x = jr.normal(jr.key(0), (700, 4))
     model = hf.MLP((4, 30, 2), key=jr.key(1))
-    assert chosen(model, (x, x[:, :2])) == "AveragedMidpoint"
-    assert chosen(model, (x[:600], x[:600, :2])) == "Heun"
+    assert chosen(model, (x, x[:, :2])) == MIDPOINT
+    assert chosen(model, (x[:600], x[:600, :2])) == HEUN
 
 
 class Recurrent(eqx.Module):
@@ -110,47 +112,31 @@ class Recurrent(eqx.Module):
         return jax.lax.scan(step, x, None, length=2)[0]
 
 
-def chosen(model, data, may_share_kinks=True, **options) -> str:
-    asked = {"loss": hf.SquaredLoss(), "objective": None, "trainable": None, "laws": ()}
-    method = choose_method(
-        pose(model, data, **{**asked, **options}),
-        rtol=None,
-        atol=None,
-        solver=None,
-        controller=None,
-        dt0=None,
-        max_steps=1000,
-        may_share_kinks=may_share_kinks,
-    )
-    return dict(method.facts)["solver"]
+def chosen(model, data, solver=None, dynamics=None, **options) -> str:
+    """The code of how kinks are averaged over."""
+    solver = hf.Averaged() if solver is None else solver
+    task = task_of(make_problem(model, data, **options), laws=(), dynamics=dynamics)
+    return solver.why(task).code
 
 
 def test_what_it_cannot_do_stays_with_heun(shares):
     x = jr.normal(jr.key(1), (5, 3))
-    assert chosen(*relu_regression()) == "AveragedMidpoint"
-    assert chosen(Recurrent(jr.normal(jr.key(0), (3, 3))), (x, x)) == "Heun"
-    assert chosen(*relu_regression(), may_share_kinks=False) == "Heun"
-    assert chosen(*relu_regression(), loss=lambda p, y: jnp.sum((p - y) ** 2)) == "Heun"
+    assert chosen(*relu_regression()) == MIDPOINT
+    assert chosen(Recurrent(jr.normal(jr.key(0), (3, 3))), (x, x)) == HEUN
+    assert chosen(*relu_regression(), loss=lambda p, y: jnp.sum((p - y) ** 2)) == HEUN
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("options", "code"),
     [
-        ({}, "AveragedMidpoint"),
-        ({"weight_decay": 0.1}, "Heun"),
-        ({"adjoint": dfx.BacksolveAdjoint()}, "Heun"),
+        ({}, MIDPOINT),
+        ({"dynamics": hf.GradientFlow(weight_decay=0.1)}, HEUN),
+        ({"dynamics": hf.HeavyBall(mass=0.5)}, HEUN),
+        ({"solver": hf.Averaged(adjoint=dfx.BacksolveAdjoint())}, HEUN),
     ],
 )
-def test_it_is_for_the_gradient_flow_itself(shares, monkeypatch, options, name):
-    class Chosen(Exception):
-        pass
-
-    def stop(problem, span, method, **rest):
-        raise Chosen(dict(method.facts)["solver"])
-
-    monkeypatch.setattr("homoflow._flows._flow.diffrax_flow", stop)
-    with pytest.raises(Chosen, match=name):
-        flow(**options)
+def test_it_is_for_the_gradient_flow_itself(shares, options, code):
+    assert chosen(*relu_regression(), **options) == code
 
 
 def test_float32_inside_jit_and_vmap_agrees_with_the_exact_flow(shares, exact):

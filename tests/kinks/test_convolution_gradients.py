@@ -10,10 +10,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import homoflow as hf
-from homoflow._jaxpr import with_kinks
+from homoflow._jaxpr import expose_kinks
 from homoflow._kinks import as_system
 from homoflow._kinks._active_pairs import ActivePairs
-from homoflow._problem._problem import pose
 
 #: name: (shapes of image and kernel, arguments of the convolution)
 CONVOLUTIONS = {
@@ -46,7 +45,7 @@ def test_patches_give_the_gradient_by_the_kernel(image, kernel, options):
     def fn(w, others, x):
         return jax.nn.relu(lax.conv_general_dilated(x, w, **options)).sum()
 
-    function = with_kinks(fn, w, (), x)
+    function = expose_kinks(fn, w, (), x)
     (convolution,) = function.convolutions
     assert function.products == ()
     lift, taps = jnp.zeros(function.count), [jnp.zeros(convolution.shape)]
@@ -54,11 +53,11 @@ def test_patches_give_the_gradient_by_the_kernel(image, kernel, options):
     @jax.jit
     def both(w, slopes):
         def value(w, taps):
-            prediction, z = function.tapped(w, taps, slopes, lift, (), x)
+            prediction, z = function.evaluate_with_taps(w, taps, slopes, lift, (), x)
             return prediction + z[0] * z[1]
 
         truth, (delta,) = jax.grad(value, (0, 1))(w, taps)
-        (seen,) = function.opened(w, slopes, lift, (), x)[2]
+        (seen,) = function.evaluate(w, slopes, lift, (), x)[2]
         patches = convolution.patches(seen)
         assert patches.size == convolution.patch_size
         return convolution.gradient(convolution.by_position(delta), patches), truth
@@ -77,7 +76,7 @@ def test_a_kernel_that_enters_twice_or_changed_is_none():
         return jax.nn.relu(lax.conv(x, 2 * w, (1,), "SAME"))
 
     for fn in (twice, changed):
-        assert with_kinks(fn, w, (), x).convolutions == ()
+        assert expose_kinks(fn, w, (), x).convolutions == ()
 
 
 class Network(eqx.Module):
@@ -106,10 +105,7 @@ def network(is_shared: bool):
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_rows_and_gradient_of_a_convolutional_network(is_shared):
     x, y = jr.normal(jr.key(3), (4, 1, 4, 4)), jr.normal(jr.key(4), (4, 3))
-    problem = pose(
-        network(is_shared), (x, y),
-        loss=hf.SquaredLoss(), objective=None, trainable=None, laws=(),
-    )  # fmt: skip
+    problem = hf.make_problem(network(is_shared), (x, y))
     system = as_system(problem)
     assert len(system.function.convolutions) == (1 if is_shared else 2)
     w, _ = ravel_pytree(problem.weights)

@@ -15,7 +15,6 @@ from homoflow._kinks.filippov._event_location import (
     bracket_first_crossing,
     locate_crossing,
 )
-from homoflow._problem._problem import pose
 
 
 class Curves(eqx.Module):
@@ -40,10 +39,7 @@ def brackets(curves):
     """
     pairs = curves.shape[1]
     data = curves[0], jnp.zeros(pairs)
-    problem = pose(
-        Curves(jnp.zeros(1)), data, loss=hf.SquaredLoss(), objective=None,
-        trainable=None, laws=(),
-    )  # fmt: skip
+    problem = hf.make_problem(Curves(jnp.zeros(1)), data)
     system = as_system(problem)
     ones, none = jnp.ones((pairs, 1)), jnp.zeros((pairs, 1), bool)
 

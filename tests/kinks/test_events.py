@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 import homoflow as hf
 import homoflow.plot
-from homoflow._jaxpr import with_kinks
+from homoflow._jaxpr import expose_kinks
 from homoflow._kinks._layers import kink_layers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -412,7 +412,7 @@ def test_room_for_events_is_a_number_of_them(events):
 
 def layers_of(model, shape):
     arrays, rest = eqx.partition(model, eqx.is_array)
-    function = with_kinks(
+    function = expose_kinks(
         lambda w, _, x: eqx.combine(w, rest)(x), arrays, (), jnp.ones(shape)
     )
     return kink_layers(model, function.operations)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from toys import flat, midpoint
+from oracles import midpoint
+from problems import flat
 
 import homoflow as hf
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from toys import flat, midpoint, relu_regression
+from oracles import midpoint
+from problems import flat, relu_regression
 
 import homoflow as hf
 

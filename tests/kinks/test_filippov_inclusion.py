@@ -1,7 +1,7 @@
 """The exact flow against the definition: dw/dt = −d, d the least element of Clarke's set.
 
-`scripts/clarke.py` samples that set by plain autodiff. It holds where solutions part, too:
-what comes after is one of them.
+`scripts/reference/clarke.py` samples that set by plain autodiff. It holds where solutions
+part, too: what comes after is one of them.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from clarke import gradients_around, least_around, least_element
 from paper import cor21
+from problems import asserted
+from reference.clarke import gradients_around, least_around, least_element
 from test_filippov_degenerate import CORNERS, Case
 
 import homoflow as hf
 
 DELTA = 1e-5
-#: Of the speed, relative to the initial one: as README says.
-CLOSE = 1e-6
+#: Of the speed, relative to the initial one.
+CLOSE = asserted("inclusion")["distance"]
 TIMES = np.array([0.31, 1.7, 3.9, 7.3, 12.9, 18.7])
 TS = (TIMES[:, None] + DELTA * np.array([-1, 0, 1])).ravel()
 SOLVER = hf.Filippov(max_active=40)
@@ -183,5 +184,5 @@ def test_a_torn_sample_is_told_when_its_slopes_leave_the_hull():
     before = np.asarray(flow.ts) < flow.stats["first_nonunique_time"]
     assert 0.15 < flow.stats["first_nonunique_time"] < 0.25
     assert np.max(error[before]) < CLOSE
-    # Where this fails the miss is mended: README tells of it.
+    # Where this fails the miss is mended, as the documentation says.
     assert np.max(error[~before]) > 1e-3

@@ -7,7 +7,8 @@ The problem slides with two pairs between the times 7.1 and 9.7 and with five be
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from toys import flat, midpoint, relative_error, relu_regression
+from oracles import midpoint
+from problems import flat, relative_error, relu_regression
 
 import homoflow as hf
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 from jaxtyping import Array
+from oracles import midpoint
+from problems import arrays_of, flat, relative_error, saved
 from scipy.optimize import least_squares
-from toys import arrays_of, flat, midpoint, relative_error, saved
 
 import homoflow as hf
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from jax.tree_util import GetAttrKey, SequenceKey
-from redraw import Blank, redrawn
+from problems import Blank, redrawn
 
 import homoflow as hf
 from homoflow._laws import relative_violation

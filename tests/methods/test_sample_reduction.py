@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from tasks import task_of
 
 import homoflow as hf
 from homoflow._jaxpr import Degree, degree_in, inner_jaxprs
-from homoflow._methods._sample_reduction import _few_samples, compressed
-from homoflow._problem._problem import pose
+from homoflow._methods._sample_reduction import _few_samples, reduce_samples
+from homoflow._problem._problem import make_problem
 
 SAMPLES = 200
 KEY = jr.key(0)
@@ -29,7 +30,13 @@ def plain_squared_loss(prediction, target):
 
 
 def posed(model, x, y, loss=hf.SquaredLoss()):  # noqa: B008
-    return pose(model, (x, y), loss=loss, objective=None, trainable=None, laws=())
+    return make_problem(model, (x, y), loss=loss)
+
+
+def reduced(problem):
+    """The problem with fewer samples, and what is said of it."""
+    task = reduce_samples(task_of(problem, laws=()))
+    return task.problem, task.sample_reduction
 
 
 class Residual(eqx.Module):
@@ -70,9 +77,9 @@ def test_loss_and_gradient_are_the_same_to_rounding(name):
     x = normal(3, SAMPLES, *shape) + 10.0  # A mean far from zero is what cancels.
     y = normal(4, SAMPLES, *jax.eval_shape(model, x[0]).shape)
     problem = posed(model, x, y)
-    smaller, facts = compressed(problem)
+    smaller, note = reduced(problem)
     assert smaller.data[0].shape == (few, *shape)
-    assert f"200 samples as {few}" in dict(facts)["sample_reduction"]
+    assert f"200 samples as {few}" in note
     weights = jax.tree.map(lambda w: 1.5 * w + 0.1, problem.weights)
     value, gradient = jax.value_and_grad(problem.loss)(weights)
     value_of_few, gradient_of_few = jax.value_and_grad(smaller.loss)(weights)
@@ -89,7 +96,7 @@ def test_a_loss_of_zero_stays_zero_to_rounding_squared():
     model = LINEAR((6, 3))
     x = normal(3, SAMPLES, 6)
     problem = posed(model, x, x @ model.layers[0].weight.T)
-    smaller, _ = compressed(problem)
+    smaller, _ = reduced(problem)
     assert abs(smaller.loss(problem.weights)) < 1e-28
 
 
@@ -117,6 +124,7 @@ def _(primals, tangents):
         "largest": lambda x, w: w @ x * jnp.max(x),
         "sign decides": lambda x, w: jnp.where(x > 0, w @ x, 2 * x),
         "rounded to half precision": lambda x, w: (w @ x).astype(jnp.float16) * 1.0,
+        "truth as a number": lambda x, w: w @ (x > 0).astype(x.dtype),
         "an index from x": lambda x, w: w[x[0].astype(int)],
         "a derivative rule of its own": lambda x, w: doubled(w @ x),
         "a stopped derivative": lambda x, w: w @ jax.lax.stop_gradient(w @ x),
@@ -150,10 +158,10 @@ def test_samples_stay_where_it_does_not_pay_or_is_not_the_same():
         posed(linear, x[:11], y[:11]),
     )
     for problem in stay:
-        same, facts = compressed(problem)
+        same, note = reduced(problem)
         assert same is problem
-        assert facts == ()
-    moved, _ = compressed(posed(linear, x, y, hf.SquaredLoss("sum")))
+        assert note is None
+    moved, _ = reduced(posed(linear, x, y, hf.SquaredLoss("sum")))
     weights = moved.weights
     expected = posed(linear, x, y, hf.SquaredLoss("sum")).loss(weights)
     np.testing.assert_allclose(moved.loss(weights), expected, rtol=1e-13)
@@ -180,7 +188,7 @@ def test_derivatives_with_respect_to_data(rank):
 
         return moved((x, y)), jax.grad(pulled)((x, y))
 
-    all_, few = map(derivatives, (lambda p: p, lambda p: compressed(p).problem))
+    all_, few = map(derivatives, (lambda p: p, lambda p: reduced(p)[0]))
     for a, b in zip(jax.tree.leaves(all_), jax.tree.leaves(few), strict=True):
         np.testing.assert_allclose(
             b, a, rtol=0, atol=1e-12 * float(jnp.max(jnp.abs(a)))
@@ -197,7 +205,7 @@ def test_second_derivatives_with_respect_to_data():
     x = normal(3, 9, 2)
     expected = jax.hessian(loss)(x, lambda p: p)
     np.testing.assert_allclose(
-        jax.hessian(loss)(x, lambda p: compressed(p).problem), expected, atol=1e-12
+        jax.hessian(loss)(x, lambda p: reduced(p)[0]), expected, atol=1e-12
     )
 
 
@@ -276,7 +284,7 @@ def test_one_factorization_before_the_loop_for_all_seeds():
 def test_float32():
     model = hf.MLP((6, 3), activation="linear", key=KEY, dtype=jnp.float32)
     problem = posed(model, normal(3, SAMPLES, 6), normal(4, SAMPLES, 3))
-    smaller, _ = compressed(problem)
+    smaller, _ = reduced(problem)
     assert smaller.data[0].dtype == smaller.data[1].dtype == jnp.float32
     weights = problem.weights
     np.testing.assert_allclose(smaller.loss(weights), problem.loss(weights), rtol=1e-6)

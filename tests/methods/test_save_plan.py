@@ -23,7 +23,7 @@ def both_ways(run, monkeypatch):
     """`run` with states kept, and with none; nothing is compiled for another."""
     afterwards = run()
     jax.clear_caches()
-    monkeypatch.setattr("homoflow._methods._save_plan.MOST_KEPT", 0)
+    monkeypatch.setattr("homoflow._methods._save_plan.MAX_STORED", 0)
     along = run()
     jax.clear_caches()
     return afterwards, along

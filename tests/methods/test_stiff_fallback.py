@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 import scipy.linalg
-from toys import flat
+from problems import flat
 
 import homoflow as hf
 

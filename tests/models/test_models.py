@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from redraw import Blank, redrawn
+from problems import Blank, redrawn
 
 import homoflow as hf
 

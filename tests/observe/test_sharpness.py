@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from toys import neuron
+from problems import neuron
 
 import homoflow as hf
 from homoflow._jax._lanczos import largest_eigenvalue

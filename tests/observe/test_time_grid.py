@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from homoflow._observe._time_grid import DEFAULT_TIMES, Span
+from homoflow._observe._time_grid import DEFAULT_TIMES, TimeGrid
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_default_times_end_at_t1(dtype):
-    times = jax.jit(lambda t1: Span(t1, None).times())
+    times = jax.jit(lambda t1: TimeGrid(0 * t1, t1, None).times())
     for t1 in np.arange(1, 301) / 10:
         found = np.asarray(times(jnp.asarray(t1, dtype)))
         assert found.size == DEFAULT_TIMES

@@ -21,7 +21,7 @@ import homoflow as hf
 
 matplotlib.use("Agg")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 
 @pytest.fixture(scope="module")

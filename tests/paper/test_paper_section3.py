@@ -18,7 +18,7 @@ import homoflow as hf
 
 matplotlib.use("Agg")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 CONFIGS = {
     "lemma31": lemma31.Config(d1=6, d2=5, rank=1, steps=400, delta=0.01, seeds=40),

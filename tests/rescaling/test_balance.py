@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from problems import asserted
 
 import homoflow as hf
 
-#: So many random networks are balanced, so well: as README says.
-NETWORKS, CLOSE = 100, 1e-12
+#: So many random networks are balanced, so well.
+NETWORKS, CLOSE = (asserted("balance")[k] for k in ("networks", "difference"))
 ACTIVATIONS = {"relu": lambda z: np.maximum(z, 0), "linear": lambda z: z}
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import Neuron, flat, linear_regression, relu_regression
+from problems import Neuron, flat, linear_regression, relu_regression
 
 import homoflow as hf
 

@@ -14,6 +14,8 @@ from benchmark.problems import Problem, small
 from benchmark.ratios import BENCHES, Row
 from benchmark.report import TIME, amount_at, report
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 METHODS = ("homoflow", "SciPy Radau", "gradient descent")
 

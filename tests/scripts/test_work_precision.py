@@ -13,6 +13,8 @@ from workprecision.methods import Method, Outcome
 from workprecision.problems import PROBLEMS
 from workprecision.report import best_peer, work_at
 
+pytestmark = pytest.mark.slow
+
 EXACT, MIDPOINT = "homoflow Filippov", "midpoint, constant steps"
 METHODS = (EXACT, "SciPy RK45", MIDPOINT)
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from problems import flat
 from scipy.integrate import solve_ivp
-from toys import flat
 
 import homoflow as hf
 from homoflow._jax._masked_vmap import masked_vmap

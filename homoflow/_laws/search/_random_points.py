@@ -18,14 +18,14 @@ Point = tuple[PyTree, PyTree]
 #: that kinks are met and saturating functions are seen on both sides.
 SIZES = ((1.0, 1.0), (0.5, 3.0), (1.5, 0.3), (1.0, 8.0), (0.8, 1.0), (2.0, 2.0))
 #: So large that thresholds in the code, if it has any, are likely passed.
-WIDE = ((0.7, 100.0), (1.0, 30.0), (1.0, 1e4))
-_TRIES = 3
+LARGE_SIZES = ((0.7, 100.0), (1.0, 30.0), (1.0, 1e4))
+_MAX_TRIES = 3
 #: How many points it takes to certify anything.
-FEWEST_POINTS = 3
+MIN_POINTS = 3
 #: How much smaller than usual a gradient may be.
-_FAINT = 1e-3
+_MIN_RELATIVE_GRADIENT = 1e-3
 #: Gradients beyond this overflow when they are multiplied by weights.
-LARGEST_GRADIENT = 1e150
+MAX_GRADIENT = 1e150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +48,23 @@ class Probe:
     target: Callable[[np.random.Generator, int], np.ndarray] | None = None
     given: tuple[Any, Any] | None = None
 
-    def points(self, count: int, seed: int = 0) -> list[Point]:
+    def draw_points(self, count: int, seed: int = 0) -> list[Point]:
         """(weights, gradient) at random points, as pytrees of NumPy arrays.
 
         There are `count` usual ones, and a few with very large data. Points at which
         the gradient is not finite or very small are left out.
         """
         sizes = [SIZES[i % len(SIZES)] for i in range(count)]
-        return clear_points(list(self._points([*sizes, *WIDE], seed)))
+        return drop_degenerate_points(
+            list(self._draw_points([*sizes, *LARGE_SIZES], seed))
+        )
 
-    def _points(self, sizes, seed: int) -> Iterator[Point]:
-        differentiate = self.compiled()
+    def _draw_points(self, sizes, seed: int) -> Iterator[Point]:
+        differentiate = self.compile_gradient()
         for i, size in enumerate(sizes):
-            for attempt in range(_TRIES):
+            for attempt in range(_MAX_TRIES):
                 rng = np.random.default_rng((seed, i, attempt))
-                weights, data = self.drawn(rng, *size)
+                weights, data = self.draw(rng, *size)
                 if attempt:  # Logarithms and roots need positive weights.
                     weights = jax.tree.map(abs, weights)
                 gradient = jax.tree.map(np.asarray, differentiate(weights, data))
@@ -70,7 +72,7 @@ class Probe:
                     yield weights, gradient
                     break
 
-    def compiled(self) -> Callable[[PyTree, PyTree], PyTree]:
+    def compile_gradient(self) -> Callable[[PyTree, PyTree], PyTree]:
         """∇L as a function of weights and data."""
         frozen = eqx.filter(self.model, self.mask, inverse=True)
 
@@ -87,10 +89,10 @@ class Probe:
 
         return differentiate
 
-    def drawn(self, rng: np.random.Generator, size=1.0, spread=1.0) -> tuple[Any, Any]:
-        """Random weights and random data."""
+    def draw(self, rng: np.random.Generator, size=1.0, spread=1.0) -> tuple[Any, Any]:
+        """Random weights and random data, of sizes `size` and `spread`."""
         weights = jax.tree.map(
-            lambda leaf: _weights_like(rng, leaf, size),
+            lambda leaf: _draw_weights(rng, leaf, size),
             eqx.filter(self.model, self.mask),
         )
         if self.given is not None:
@@ -99,48 +101,45 @@ class Probe:
             return weights, jax.tree.map(lambda a: np.asarray(a)[chosen], self.given)
         shape = (self.samples,) if self.samples else ()
         x = jax.tree.map(
-            lambda leaf: _data_like(rng, leaf, spread, shape), self.example
+            lambda leaf: _draw_data(rng, leaf, spread, shape), self.example
         )
-        return weights, x if self.target is None else (
-            x,
-            self.target(rng, self.samples),
-        )
+        if self.target is None:
+            return weights, x
+        return weights, (x, self.target(rng, self.samples))
 
 
-def clear_points(points: list[Point]) -> list[Point]:
+def drop_degenerate_points(points: list[Point]) -> list[Point]:
     """Those whose gradient is finite, and not so small that rounding is much of it."""
     points = [p for p in points if _is_finite(p)]
-    norms = [_norm(gradient) for _, gradient in points]
-    usual = np.median([n for n in norms if n < LARGEST_GRADIENT] or [0.0])
+    norms = [_largest_entry(gradient) for _, gradient in points]
+    usual = np.median([n for n in norms if n < MAX_GRADIENT] or [0.0])
     return [
         point
         for point, norm in zip(points, norms, strict=True)
-        if _FAINT * usual <= norm < LARGEST_GRADIENT
+        if _MIN_RELATIVE_GRADIENT * usual <= norm < MAX_GRADIENT
     ]
 
 
-def _norm(tree: PyTree) -> float:
-    largest = max(
-        (np.abs(a).max(initial=0.0) for a in jax.tree.leaves(tree)), default=0
-    )
-    return float(largest)
+def _largest_entry(tree: PyTree) -> float:
+    sizes = (np.abs(a).max(initial=0.0) for a in jax.tree.leaves(tree))
+    return float(max(sizes, default=0))
 
 
 def probe_loss(model, mask, x_example, loss, *, batched: bool, samples: int) -> Probe:
     """For the mean of a loss over samples."""
-    model, x_example = in_double((model, x_example))
+    model, x_example = to_float64((model, x_example))
     with jax.enable_x64(True):
         shape = eqx.filter_eval_shape(model, x_example)
         risk = _BatchRisk(loss) if batched else Risk(loss)
         prediction = shape.shape[1:] if batched else shape.shape
         rows = shape.shape[0] if batched else None
-        target = _targets(loss, prediction, rows)
+        target = _target_sampler(loss, prediction, rows)
     return Probe(model, mask, x_example, risk, 0 if batched else samples, target)
 
 
 def probe_objective(model, mask, data, objective) -> Probe:
     """For an objective of model and data."""
-    model, data = in_double((model, data))
+    model, data = to_float64((model, data))
     return Probe(model, mask, data, objective, 0)
 
 
@@ -154,8 +153,8 @@ class _BatchRisk(eqx.Module):
         return jnp.mean(jax.vmap(self.loss)(model(x), y))
 
 
-def in_double(tree: PyTree) -> PyTree:
-    """Every floating-point array of a pytree in float64."""
+def to_float64(tree: PyTree) -> PyTree:
+    """The pytree with every floating-point array in float64."""
 
     def cast(leaf):
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
@@ -171,43 +170,47 @@ def in_double(tree: PyTree) -> PyTree:
     )
 
 
-def _targets(loss, prediction: tuple[int, ...], batch: int | None):
+def _target_sampler(loss, prediction: tuple[int, ...], batch: int | None):
     """Random targets of the kind that a loss takes, for a batch if its size is given."""
     classes = prediction[-1] if prediction else 1
 
-    def rows(count):
-        return count if batch is None else batch
+    def draw_real(rng, count):
+        rows = count if batch is None else batch
+        return rng.standard_normal((rows, *prediction))
 
-    def real(rng, count):
-        return rng.standard_normal((rows(count), *prediction))
+    def draw_signs(rng, count):
+        return np.sign(draw_real(rng, count))
 
-    def signs(rng, count):
-        return np.sign(real(rng, count))
-
-    def indices(rng, count):
-        return rng.integers(0, classes, (rows(count), *prediction[:-1]))
+    def draw_classes(rng, count):
+        rows = count if batch is None else batch
+        return rng.integers(0, classes, (rows, *prediction[:-1]))
 
     if isinstance(loss, SoftmaxCrossEntropy):
-        return indices
+        return draw_classes
     if isinstance(loss, LogisticLoss | ExponentialLoss):
-        return signs
-    for of in (real, indices):
-        try:
-            one = jax.eval_shape(lambda y: y[0], of(np.random.default_rng(0), 1))
-            guess = jax.ShapeDtypeStruct(prediction, jnp.float64)
-            if eqx.filter_eval_shape(loss, guess, one).shape == ():
-                return of
-        except (TypeError, ValueError, AssertionError):
-            continue
-    return real
+        return draw_signs
+    for draw in (draw_real, draw_classes):
+        if _accepts_targets(loss, prediction, draw(np.random.default_rng(0), 1)):
+            return draw
+    return draw_real
 
 
-def _weights_like(rng: np.random.Generator, leaf, size: float) -> np.ndarray:
+def _accepts_targets(loss, prediction: tuple[int, ...], targets: np.ndarray) -> bool:
+    """Whether a loss of one prediction and one target is a number."""
+    try:
+        target = jax.eval_shape(lambda y: y[0], targets)
+        guess = jax.ShapeDtypeStruct(prediction, jnp.float64)
+        return eqx.filter_eval_shape(loss, guess, target).shape == ()
+    except (TypeError, ValueError, AssertionError):
+        return False
+
+
+def _draw_weights(rng: np.random.Generator, leaf, size: float) -> np.ndarray:
     fan_in = leaf.size / leaf.shape[0] if leaf.ndim > 1 and leaf.shape[0] else 1.0
     return size * rng.standard_normal(leaf.shape) / np.sqrt(max(fan_in, 1.0))
 
 
-def _data_like(rng: np.random.Generator, leaf, spread: float, batch) -> Any:
+def _draw_data(rng: np.random.Generator, leaf, spread: float, batch) -> Any:
     if not (eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
         return leaf
     shape = (*batch, *leaf.shape)

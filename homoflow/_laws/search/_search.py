@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,22 +10,37 @@ from jaxtyping import PyTree
 
 from ..._problem._losses import LossLike
 from .._law import Law, Laws
-from .._residuals import LIMIT, violation
-from ..symmetry import Leaf, rescalings
-from ._candidates import proposed_laws, renamed, unique_names
+from .._residuals import MAX_RESIDUAL, max_relative_residual
+from ..symmetry import Leaf, find_rescalings
+from ._candidates import Candidate, make_names_unique, propose_laws
 from ._linear_laws import linear_laws
-from ._matrix_laws import promoted
-from ._null_space import quadratic_laws
-from ._random_points import FEWEST_POINTS, Probe, probe_loss, probe_objective
-from ._vectorized import FlatProblem
+from ._matrix_laws import extend_to_pairs
+from ._quadratic_laws import quadratic_laws
+from ._random_points import MIN_POINTS, Point, Probe, probe_loss, probe_objective
+from ._vectorized import VectorizedProblem
 
 #: How many (point, sample) pairs laws are certified at, and in how many samples a point.
-_DRAWS, _SAMPLES = 32, 8
-_FEWEST_USUAL, _MOST_USUAL = 4, 16
+_NUM_DRAWS, _NUM_SAMPLES = 32, 8
+_MIN_USUAL, _MAX_USUAL = 4, 16
 #: The most parameters for which every quadratic law is searched for.
-_MOST_SEARCHED = 40
-#: The violation above which a quantity is not even approximately conserved.
-_APPROXIMATE = 1e-2
+_MAX_SEARCHED = 40
+#: The residual above which a quantity is not even approximately conserved.
+_MAX_APPROXIMATE = 1e-2
+
+
+class Structure(NamedTuple):
+    """What the jaxpr of a model shows.
+
+    - `candidates`: quantities that its rescalings conserve.
+    - `leaves`: the arrays of parameters, or the slices that loops take them apart into.
+    - `opaque`: names of operations that hide parameters from the analysis.
+    - `has_small_constants`: whether x + ε was met.
+    """
+
+    candidates: list[Candidate]
+    leaves: list[Leaf]
+    opaque: set[str]
+    has_small_constants: bool
 
 
 def search(
@@ -38,36 +53,42 @@ def search(
     batched: bool,
 ) -> Laws:
     """Every law that the structure of the model shows, certified numerically."""
-    probe = probe_of(model, mask, x_example, loss, objective, batched=batched)
-    points = probe.points(_count(probe, x_example, batched))
-    if len(points) < FEWEST_POINTS:
+    probe = make_probe(model, mask, x_example, loss, objective, batched=batched)
+    points = probe.draw_points(_count_points(probe, x_example, batched=batched))
+    if len(points) < MIN_POINTS:
         return Laws(
             (),
             "No law can be certified: at hardly any random weights and data is the "
             "gradient finite and not 0.",
         )
-    exact, arrays, opaque, has_epsilon = _structural(probe, batched, objective)
-    certified = [law for law in exact if violation(law, points) <= LIMIT]
-    certified = [promoted(law, points) for law in certified]
-    certified += linear_laws(arrays, points)
-    certified = unique_names(certified)
-    certified += _unseen(probe, tuple(certified))
-    nearly = ()
-    if has_epsilon:
-        nearly = _approximate(probe, batched, objective, exact, points)
-    note = _note(exact, certified, opaque)
-    return Laws(tuple(certified), note, nearly)
+    structure = _analyze_structure(probe, objective)
+    certified = [c for c in structure.candidates if _is_conserved(c.law(), points)]
+    found = [extend_to_pairs(candidate, points) for candidate in certified]
+    found += linear_laws(structure.leaves, points)
+    found = make_names_unique(found)
+    found += _laws_without_structure(probe, tuple(found))
+    approximate = ()
+    if structure.has_small_constants:
+        approximate = _approximate_laws(probe, objective, structure, points)
+    return Laws(tuple(found), _note(structure, found), approximate)
 
 
-def probe_of(model, mask, x_example, loss, objective, *, batched: bool) -> Probe:
+def _is_conserved(law: Law, points: list[Point]) -> bool:
+    return max_relative_residual(law, points) <= MAX_RESIDUAL
+
+
+def make_probe(model, mask, x_example, loss, objective, *, batched: bool) -> Probe:
     """The training problem to certify laws against."""
     if objective is not None:
         return probe_objective(model, mask, x_example, objective)
-    return probe_loss(model, mask, x_example, loss, batched=batched, samples=_SAMPLES)
+    return probe_loss(
+        model, mask, x_example, loss, batched=batched, samples=_NUM_SAMPLES
+    )
 
 
-def _structural(probe: Probe, batched, objective, *, ignores_small_constants=False):
-    """Laws from the jaxpr, the arrays in them, and what the analysis met on its way."""
+def _analyze_structure(
+    probe: Probe, objective, *, ignores_small_constants: bool = False
+) -> Structure:
     weights, frozen = eqx.partition(probe.model, probe.mask)
     paths, structure = jax.tree_util.tree_flatten_with_path(weights)
     leaves = [Leaf(path, tuple(array.shape)) for path, array in paths]
@@ -78,56 +99,63 @@ def _structural(probe: Probe, batched, objective, *, ignores_small_constants=Fal
 
     with jax.enable_x64(True):
         closed = jax.make_jaxpr(function)([array for _, array in paths], probe.example)
-        found, arrays, opaque, has_epsilon = rescalings(
+        found = find_rescalings(
             closed, leaves, ignores_small_constants=ignores_small_constants
         )
-    return proposed_laws(found, arrays), arrays, opaque, has_epsilon
+    return Structure(
+        propose_laws(found.families, found.leaves),
+        found.leaves,
+        found.opaque,
+        found.has_small_constants,
+    )
 
 
-def _approximate(probe, batched, objective, exact: list[Law], points):
+def _approximate_laws(
+    probe: Probe, objective, exact: Structure, points: list[Point]
+) -> tuple[Law, ...]:
     """What would be conserved if every small constant (ε) were zero, and nearly is."""
-    nearly, *_ = _structural(probe, batched, objective, ignores_small_constants=True)
-    known = {(law.formula, law.quadratic_terms) for law in exact}
+    nearly = _analyze_structure(probe, objective, ignores_small_constants=True)
+    known = {(c.terms, c.slices) for c in exact.candidates}
     result = []
-    for law in nearly:
-        if (law.formula, law.quadratic_terms) in known:
+    for candidate in nearly.candidates:
+        if (candidate.terms, candidate.slices) in known:
             continue
-        measured = violation(law, points)
-        if LIMIT < measured <= _APPROXIMATE:
-            result.append(renamed(law, violation=measured))
-    return tuple(unique_names(result))
+        law = candidate.law()
+        residual = max_relative_residual(law, points)
+        if MAX_RESIDUAL < residual <= _MAX_APPROXIMATE:
+            result.append(dataclasses.replace(law, violation=residual))
+    return tuple(make_names_unique(result))
 
 
-def _unseen(probe: Probe, known: tuple[Law, ...]) -> tuple[Law, ...]:
+def _laws_without_structure(probe: Probe, known: tuple[Law, ...]) -> tuple[Law, ...]:
     """What the structure does not show, in a model that is small enough to search."""
     single = dataclasses.replace(probe, samples=min(probe.samples, 1))
-    problem = FlatProblem(single)
-    return quadratic_laws(problem, known) if problem.size <= _MOST_SEARCHED else ()
+    problem = VectorizedProblem(single)
+    return quadratic_laws(problem, known) if problem.size <= _MAX_SEARCHED else ()
 
 
-def _count(probe: Probe, x_example, batched: bool) -> int:
-    rows = probe.samples or (_rows(x_example) if batched else 2)
-    return max(_FEWEST_USUAL, min(_MOST_USUAL, -(-_DRAWS // rows)))
+def _count_points(probe: Probe, x_example, *, batched: bool) -> int:
+    rows = probe.samples or (_count_rows(x_example) if batched else 2)
+    return max(_MIN_USUAL, min(_MAX_USUAL, -(-_NUM_DRAWS // rows)))
 
 
-def _rows(x_example) -> int:
-    shapes = [
-        leaf.shape for leaf in jax.tree.leaves(x_example) if hasattr(leaf, "shape")
-    ]
+def _count_rows(x_example) -> int:
+    leaves = jax.tree.leaves(x_example)
+    shapes = [leaf.shape for leaf in leaves if hasattr(leaf, "shape")]
     return max((s[0] for s in shapes if s), default=1)
 
 
-def _note(exact, certified, opaque: set[str]) -> str:
+def _note(structure: Structure, found: list[Law]) -> str:
     notes = []
-    lost = len(exact) - sum(bool(law.quadratic_terms) for law in certified)
-    if lost > 0:
+    quadratic = sum(bool(law.quadratic_terms) for law in found)
+    if (lost := len(structure.candidates) - quadratic) > 0:
         notes.append(
             f"Left out: {lost} of the structure's laws, not conserved by the gradients "
             "that JAX computes in float64. A derivative rule that is not that of the "
             "function, or lower precision inside the model, breaks a law."
         )
-    if not certified and not exact:
-        names = ", ".join(sorted(opaque))
+    if not found and not structure.candidates:
+        names = ", ".join(sorted(structure.opaque))
         because = f": the scale of what enters {names} is fixed" if names else ""
         notes.append(
             f"No rescaling of the weights leaves the function unchanged{because}."

@@ -10,11 +10,11 @@ from jaxtyping import PyTree
 
 from ..._jax._precision import full_matmul_precision
 from .._law import Law
-from .._residuals import rate_and_size
-from ._random_points import SIZES, WIDE, Probe
+from .._residuals import residual
+from ._random_points import LARGE_SIZES, SIZES, Probe
 
 
-class FlatProblem:
+class VectorizedProblem:
     """Gradients of a probe's objective with respect to one vector of weights."""
 
     def __init__(self, probe: Probe):
@@ -34,22 +34,22 @@ class FlatProblem:
                 )
             )(w)
 
-    def drawn(self, count: int, seed: int) -> tuple[np.ndarray, Any]:
+    def draw(self, count: int, seed: int) -> tuple[np.ndarray, Any]:
         """Random weights and data, stacked; some of the data are very large."""
-        sizes = (*SIZES, *WIDE)
+        sizes = (*SIZES, *LARGE_SIZES)
         draws = [
-            self.probe.drawn(np.random.default_rng((seed, i)), *sizes[i % len(sizes)])
+            self.probe.draw(np.random.default_rng((seed, i)), *sizes[i % len(sizes)])
             for i in range(count)
         ]
-        weights = np.stack([_raveled(w) for w, _ in draws])
-        return weights, stacked([data for _, data in draws])
+        weights = np.stack([_flatten(w) for w, _ in draws])
+        return weights, stack_trees([data for _, data in draws])
 
     def gradients(self, weights: np.ndarray, data: Any) -> np.ndarray:
         """∇L at many weights and data, one in each row."""
         with jax.enable_x64(True):
             return np.asarray(jax.jit(jax.vmap(self.gradient))(weights, data))
 
-    def tree(self, vector: np.ndarray) -> PyTree:
+    def unflatten(self, vector: np.ndarray) -> PyTree:
         """A vector as a pytree of NumPy arrays of the weights' shapes."""
         leaves, structure = jax.tree.flatten(self.template)
         ends = np.cumsum([leaf.size for leaf in leaves])
@@ -59,20 +59,15 @@ class FlatProblem:
 
     def jacobian(self, laws: tuple[Law, ...], w: np.ndarray) -> np.ndarray:
         """The gradients 2Aw + b of all laws at w, one in each row."""
-        weights = self.tree(w)
-        columns = [
-            np.concatenate(
-                [
-                    np.zeros(0),
-                    *(rate_and_size(h, weights, axis)[0].ravel() for h in laws),
-                ]
-            )
-            for axis in map(self.tree, np.eye(self.size))
-        ]
+        weights = self.unflatten(w)
+        columns = []
+        for direction in map(self.unflatten, np.eye(self.size)):
+            slopes = [np.ravel(residual(h, weights, direction)) for h in laws]
+            columns.append(np.concatenate([np.zeros(0), *slopes]))
         return np.stack(columns, axis=1)
 
 
-def stacked(trees: list[Any]) -> Any:
+def stack_trees(trees: list[Any]) -> Any:
     """Pytrees of arrays as one, with a new first axis."""
     return jax.tree.map(
         lambda *leaves: np.stack(leaves) if hasattr(leaves[0], "shape") else leaves[0],
@@ -80,5 +75,5 @@ def stacked(trees: list[Any]) -> Any:
     )
 
 
-def _raveled(tree: Any) -> np.ndarray:
+def _flatten(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])

@@ -1,17 +1,24 @@
 """Linear equations between unknown log-scales, solved exactly over the rationals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
-from ._log_scale import NOTHING, Part, Scale, spread, together
+from ._log_scale import (
+    ZERO,
+    Component,
+    LogScale,
+    broadcast,
+    connected_components,
+    multiply,
+)
 
 Combination = dict[int, Fraction]
 
 
-class Equations:
+class LinearEquations:
     """Homogeneous equations, mostly of two to four unknowns each.
 
     Of an equation's unknowns the youngest is expressed in the others, so that what stays
@@ -20,47 +27,46 @@ class Equations:
 
     def __init__(self):
         self.count = 1  # The unknown 0 is 0.
-        self._solved: dict[int, Combination] = {NOTHING: {}}
+        self._solved: dict[int, Combination] = {ZERO: {}}
 
-    def unknowns(self, shape: Sequence[int]) -> np.ndarray:
+    def new_unknowns(self, shape: Sequence[int]) -> np.ndarray:
         """An array of new unknowns."""
         size = math.prod(shape)
         ids = np.arange(self.count, self.count + size, dtype=np.int64).reshape(shape)
         self.count += size
         return ids
 
-    def vanish(self, scale: Scale, shape: Sequence[int]) -> None:
+    def require_zero(self, scale: LogScale, shape: Sequence[int]) -> None:
         """Demand that the scale is 0 at every index of an array of this shape."""
         axes = range(len(shape))
-        at_origin = self.independent(scale, axes, shape)
-        self._demand(
-            [(p.factor, p.ids.reshape(-1)) for p in at_origin],
-        )
+        at_origin = self.require_constant_along(scale, axes, shape)
+        self._require_zero_sums([(c.factor, c.ids.reshape(-1)) for c in at_origin])
 
-    def equal(self, left: Scale, right: Scale, shape: Sequence[int]) -> None:
+    def require_equal(
+        self, left: LogScale, right: LogScale, shape: Sequence[int]
+    ) -> None:
         """Demand that two scales agree at every index."""
-        opposite = tuple(Part(-p.factor, p.axes, p.ids) for p in right)
-        self.vanish(_cancelled((*left, *opposite)), shape)
+        difference = (*left, *multiply(right, -1))
+        self.require_zero(_drop_opposites(difference), shape)
 
-    def independent(self, scale: Scale, axes, shape: Sequence[int]) -> Scale:
+    def require_constant_along(
+        self, scale: LogScale, axes, shape: Sequence[int]
+    ) -> LogScale:
         """Demand that the scale does not vary along `axes`; returns it without them."""
         axes = [a for a in axes if shape[a] > 0]
-        for group in together(scale, axes):
+        for group in connected_components(scale, axes):
             union = sorted({a for p in group for a in p.axes})
-            along = [union.index(a) for a in union if a in axes]
+            origin = tuple(slice(0, 1) if a in axes else slice(None) for a in union)
             terms = []
-            for part in group:
-                ids = spread(part, union, shape)
-                origin = ids[tuple(slice(0, 1) if i in along else slice(None)
-                                   for i in range(ids.ndim))]  # fmt: skip
-                terms.append((part.factor, ids.reshape(-1)))
-                terms.append(
-                    (-part.factor, np.broadcast_to(origin, ids.shape).reshape(-1))
-                )
-            self._demand(terms)
-        return tuple(_at_origin(p, axes) for p in scale)
+            for component in group:
+                ids = broadcast(component, union, shape)
+                at_origin = np.broadcast_to(ids[origin], ids.shape)
+                terms.append((component.factor, ids.reshape(-1)))
+                terms.append((-component.factor, at_origin.reshape(-1)))
+            self._require_zero_sums(terms)
+        return tuple(_take_origin(c, axes) for c in scale)
 
-    def demand(self, equation: Combination) -> None:
+    def require_zero_sum(self, equation: Combination) -> None:
         """Demand that a combination of unknowns is 0."""
         self._eliminate(equation)
 
@@ -74,75 +80,89 @@ class Equations:
         if known is None:
             return {unknown: Fraction(1)}
         if any(v in self._solved for v in known):
-            known = self._solved[unknown] = self._reduced(known)
+            known = self._solved[unknown] = self._substitute(known)
         return known
 
-    def _demand(self, terms: list[tuple[Fraction, np.ndarray]]) -> None:
+    def _require_zero_sums(self, terms: list[tuple[Fraction, np.ndarray]]) -> None:
+        """Demand that Σ factor · x[ids] is 0, at every index of the terms' arrays."""
         if not terms:
             return
         factors = [f for f, _ in terms]
         rows = np.stack([ids for _, ids in terms], axis=1)
-        for row in _distinct(rows, factors):
-            self._eliminate(_summed(row.tolist(), factors))
+        for row in _distinct_equations(rows, factors):
+            equation: Combination = {}
+            for unknown, c in zip(row.tolist(), factors, strict=True):
+                equation[unknown] = equation.get(unknown, Fraction(0)) + c
+            self._eliminate(equation)
 
     def _eliminate(self, equation: Combination) -> None:
-        equation = self._reduced(equation)
+        equation = self._substitute(equation)
         if not equation:
             return
         youngest = max(equation)
         pivot = -equation.pop(youngest)
         self._solved[youngest] = {v: c / pivot for v, c in equation.items()}
 
-    def _reduced(self, equation: Combination) -> Combination:
+    def _substitute(self, equation: Combination) -> Combination:
+        """The equation in terms of free unknowns."""
         while any(v in self._solved for v in equation):
             result: Combination = {}
             for v, c in equation.items():
                 for u, d in self._solved.get(v, {v: 1}).items():
                     result[u] = result.get(u, 0) + c * d
-            equation = {v: c for v, c in result.items() if c != 0}
+            equation = {v: c for v, c in result.items() if c}
         return equation
 
 
-def _at_origin(part: Part, axes: Sequence[int]) -> Part:
-    for a in axes:
-        if a in part.axes:
-            ids = np.asarray(np.take(part.ids, 0, axis=part.axes.index(a)))
-            part = Part(part.factor, tuple(b for b in part.axes if b != a), ids)
-    return part
+def _take_origin(component: Component, axes: Sequence[int]) -> Component:
+    """The component at index 0 of these axes, along which it no longer varies."""
+    for axis in axes:
+        if axis in component.axes:
+            place = component.axes.index(axis)
+            ids = np.asarray(np.take(component.ids, 0, axis=place))
+            others = component.axes[:place] + component.axes[place + 1 :]
+            component = Component(component.factor, others, ids)
+    return component
 
 
-def _cancelled(parts: Sequence[Part]) -> Scale:
-    """Without the pairs of parts that plainly cancel."""
-    left = list(parts)
-    for part in parts:
+def _drop_opposites(components: Sequence[Component]) -> LogScale:
+    """Without the pairs of components that plainly cancel."""
+    left = list(components)
+    for component in components:
+        if not any(component is other for other in left):
+            continue
         for other in left:
             if (
-                part is not other
-                and any(part is p for p in left)
-                and part.factor == -other.factor
-                and part.axes == other.axes
-                and np.array_equal(part.ids, other.ids)
+                component is not other
+                and component.factor == -other.factor
+                and component.axes == other.axes
+                and np.array_equal(component.ids, other.ids)
             ):
-                left = [p for p in left if p is not part and p is not other]
+                left = [c for c in left if c is not component and c is not other]
                 break
     return tuple(left)
 
 
-def _distinct(rows: np.ndarray, factors: Sequence[Fraction]) -> np.ndarray:
-    """The rows that are not plainly 0 = 0, each once."""
-    plain = np.ones(len(rows), bool)
+def _distinct_equations(rows: np.ndarray, factors: Sequence[Fraction]) -> np.ndarray:
+    """The equations that are not plainly 0 = 0, each once.
+
+    `rows` holds the unknowns that `factors` multiply, one equation in each row.
+    """
+    is_trivial = np.ones(len(rows), bool)
     for i in range(0, len(factors) - 1, 2):
         if factors[i] == -factors[i + 1]:
-            plain &= rows[:, i] == rows[:, i + 1]
+            is_trivial &= rows[:, i] == rows[:, i + 1]
         else:
-            plain[:] = False
+            is_trivial[:] = False
     if len(factors) % 2:
-        plain[:] = False
-    return np.unique(rows[~plain], axis=0)
+        is_trivial[:] = False
+    return np.unique(rows[~is_trivial], axis=0)
 
 
-def _summed(unknowns: Sequence[int], factors: Sequence[Fraction]) -> Combination:
+def sum_combinations(combinations: Iterable[Combination]) -> Combination:
+    """Their sum, without unknowns that cancel."""
     total: Combination = {}
-    for v, c in zip(unknowns, factors, strict=True):
-        total[v] = total.get(v, Fraction(0)) + c
-    return {v: c for v, c in total.items() if c != 0}
+    for combination in combinations:
+        for unknown, c in combination.items():
+            total[unknown] = total.get(unknown, Fraction(0)) + c
+    return {unknown: c for unknown, c in total.items() if c}

@@ -1,7 +1,8 @@
 """The log-scale of an array: how much each of its entries grows under a symmetry.
 
-It is a sum of parts, each of which varies along a few axes only. That is what keeps a
-model with a million weights small: a dense layer's n × m scales are n + m unknowns.
+It is a sum of components, each of which varies along a few axes only. That keeps the
+problem small for a model with a million weights: the n × m scales of a dense layer are
+made of n + m unknowns.
 """
 
 import dataclasses
@@ -11,10 +12,10 @@ from fractions import Fraction
 
 import numpy as np
 
-#: The unknown that is 0, and with which an entry says that it has no share of a part.
-NOTHING = 0
-#: The largest part that is written out.
-_LARGEST = 4_000_000
+#: The unknown that is 0. A component has it at entries on which it has no effect.
+ZERO = 0
+#: The largest component that is written out.
+_MAX_SIZE = 4_000_000
 
 
 class TooLarge(Exception):
@@ -22,7 +23,7 @@ class TooLarge(Exception):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class Component:
     """factor · x[ids], varying along `axes` (ascending) and the same along all others.
 
     `ids` says which unknown belongs to which index along these axes.
@@ -33,87 +34,97 @@ class Part:
     ids: np.ndarray
 
 
-Scale = tuple[Part, ...]
+LogScale = tuple[Component, ...]
 #: The scale of what no symmetry changes, such as data.
-FIXED: Scale = ()
+FIXED: LogScale = ()
 
 
-def scaled(scale: Scale, factor: Fraction | int) -> Scale:
+def multiply(scale: LogScale, factor: Fraction | int) -> LogScale:
     """The scale of a power of an array."""
     if factor == 0:
         return FIXED
     return tuple(dataclasses.replace(p, factor=p.factor * factor) for p in scale)
 
 
-def tidy(parts: Iterable[Part]) -> Scale:
-    """The same sum with fewer parts: no axis without variation, like parts added."""
-    kept: list[Part] = []
-    for part in map(_without_idle_axes, parts):
-        if part.factor == 0 or not part.ids.size or not part.ids.any():
+def simplify(components: Iterable[Component]) -> LogScale:
+    """The same sum with fewer components, and none that names an axis without need."""
+    kept: list[Component] = []
+    for component in map(_without_idle_axes, components):
+        if component.factor == 0 or not component.ids.size or not component.ids.any():
             continue
         for i, other in enumerate(kept):
-            if other.axes == part.axes and np.array_equal(other.ids, part.ids):
-                kept[i] = dataclasses.replace(other, factor=other.factor + part.factor)
+            if other.axes == component.axes and np.array_equal(
+                other.ids, component.ids
+            ):
+                kept[i] = dataclasses.replace(
+                    other, factor=other.factor + component.factor
+                )
                 break
         else:
-            kept.append(part)
+            kept.append(component)
     return tuple(p for p in kept if p.factor != 0)
 
 
-def moved(scale: Scale, places: Sequence[int | None]) -> Scale:
-    """Axis a becomes axis `places[a]`; no part may vary along an axis without a place."""
-    parts = []
-    for part in scale:
-        axes = [places[a] for a in part.axes]
+def permute_axes(scale: LogScale, places: Sequence[int | None]) -> LogScale:
+    """Axis a becomes axis `places[a]`; no component may vary along an axis without one."""
+    components = []
+    for component in scale:
+        axes = [places[a] for a in component.axes]
         order = sorted(range(len(axes)), key=lambda i: axes[i])  # pyright: ignore
-        ids = part.ids.transpose(order)
-        parts.append(Part(part.factor, tuple(axes[i] for i in order), ids))  # pyright: ignore
-    return tuple(parts)
+        ids = component.ids.transpose(order)
+        components.append(
+            Component(component.factor, tuple(axes[i] for i in order), ids)
+        )  # pyright: ignore
+    return tuple(components)
 
 
-def taken(scale: Scale, axis: int, index) -> Scale:
+def index_axis(scale: LogScale, axis: int, index) -> LogScale:
     """The scale at `index` along an axis: an integer (the axis stays) or an array."""
     index = np.atleast_1d(index)
-    parts = []
-    for part in scale:
-        if axis in part.axes:
-            ids = np.take(part.ids, index, axis=part.axes.index(axis))
-            part = dataclasses.replace(part, ids=ids)
-        parts.append(part)
-    return tidy(parts)
+    components = []
+    for component in scale:
+        if axis in component.axes:
+            ids = np.take(component.ids, index, axis=component.axes.index(axis))
+            component = dataclasses.replace(component, ids=ids)
+        components.append(component)
+    return simplify(components)
 
 
-def spread(part: Part, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """The part's unknowns written out along `axes`, which include its own."""
+def broadcast(
+    component: Component, axes: Sequence[int], shape: Sequence[int]
+) -> np.ndarray:
+    """The component's unknowns written out along `axes`, which include its own."""
     sizes = [shape[a] for a in axes]
-    if math.prod(sizes) > _LARGEST:
+    if math.prod(sizes) > _MAX_SIZE:
         raise TooLarge
-    kept = [shape[a] if a in part.axes else 1 for a in axes]
-    return np.broadcast_to(part.ids.reshape(kept), sizes)
+    kept = [shape[a] if a in component.axes else 1 for a in axes]
+    return np.broadcast_to(component.ids.reshape(kept), sizes)
 
 
-def reshaped(scale: Scale, old: Sequence[int], new: Sequence[int]) -> Scale:
+def reshape_scale(scale: LogScale, old: Sequence[int], new: Sequence[int]) -> LogScale:
     """The scale after a reshape from `old` to `new`."""
     blocks = _blocks(old, new)
-    parts = []
-    for part in scale:
-        touched = [b for b in blocks if set(b[0]) & set(part.axes)]
+    components = []
+    for component in scale:
+        touched = [b for b in blocks if set(b[0]) & set(component.axes)]
         axes = [a for b in touched for a in b[0]]
         onto = [a for b in touched for a in b[1]]
-        ids = spread(part, axes, old).reshape([new[a] for a in onto])
-        parts.append(Part(part.factor, tuple(onto), ids))
-    return tidy(parts)
+        ids = broadcast(component, axes, old).reshape([new[a] for a in onto])
+        components.append(Component(component.factor, tuple(onto), ids))
+    return simplify(components)
 
 
-def together(parts: Sequence[Part], axes: Iterable[int]) -> list[list[Part]]:
-    """The parts that vary along `axes`, in groups that share none of these axes."""
+def connected_components(
+    components: Sequence[Component], axes: Iterable[int]
+) -> list[list[Component]]:
+    """The components that vary along `axes`, in groups that share none of these axes."""
     axes = set(axes)
-    groups: list[tuple[set[int], list[Part]]] = []
-    for part in parts:
-        own = axes & set(part.axes)
+    groups: list[tuple[set[int], list[Component]]] = []
+    for component in components:
+        own = axes & set(component.axes)
         if not own:
             continue
-        joined, members = set(own), [part]
+        joined, members = set(own), [component]
         for group in [g for g in groups if g[0] & own]:
             groups.remove(group)
             joined |= group[0]
@@ -122,14 +133,14 @@ def together(parts: Sequence[Part], axes: Iterable[int]) -> list[list[Part]]:
     return [members for _, members in groups]
 
 
-def _without_idle_axes(part: Part) -> Part:
-    axes, ids = list(part.axes), part.ids
+def _without_idle_axes(component: Component) -> Component:
+    axes, ids = list(component.axes), component.ids
     for i in reversed(range(len(axes))):
         first = np.take(ids, [0], axis=i) if ids.shape[i] else ids
         if ids.shape[i] == 1 or (ids.shape[i] and (ids == first).all()):
             ids = np.asarray(np.take(ids, 0, axis=i))
             del axes[i]
-    return Part(part.factor, tuple(axes), ids)
+    return Component(component.factor, tuple(axes), ids)
 
 
 def _blocks(

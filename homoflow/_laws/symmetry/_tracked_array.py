@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._linear_equations import Equations
-from ._log_scale import FIXED, Part, Scale, moved, tidy
+from ._linear_equations import LinearEquations
+from ._log_scale import FIXED, Component, LogScale, permute_axes, simplify
 
 #: Up to this size an array of parameters may have a scale for each entry.
-_LARGEST_BY_ENTRY = 4096
+_MAX_BY_ENTRY = 4096
 _ONE = Fraction(1)
 
 
@@ -27,7 +27,7 @@ class Leaf:
 
     path: tuple[Any, ...]
     shape: tuple[int, ...]
-    scale: Scale | None = None
+    scale: LogScale | None = None
     slices: "list[Leaf] | None" = None
 
     def parts(self) -> "list[Leaf]":
@@ -38,56 +38,60 @@ class Leaf:
 
 
 @dataclasses.dataclass(eq=False)
-class Tracked:
+class TrackedArray:
     """What is known of an array.
 
-    - `scale`: its log-scale (while it is `fresh`: not yet decided).
-    - `fresh`: an untouched parameter, and which axis of the array each of its axes is.
-    - `is_wild`: zero, infinite or NaN everywhere, so that every scale suits it.
-    - `known`: its value, if no parameter and no data enter it.
+    - `scale`: its log-scale (not in use for an untouched parameter).
+    - `untouched_leaf`: the parameter that it is, apart from its shape, and which axis of
+        the array each axis of the parameter is.
+    - `has_any_scale`: zero, infinite or NaN everywhere, so that every scale suits it.
+    - `constant`: computes its value, if no parameter and no data enter it.
     """
 
     shape: tuple[int, ...]
-    scale: Scale = FIXED
-    fresh: tuple[Leaf, tuple[int | None, ...]] | None = None
-    is_wild: bool = False
-    known: Callable[[], Any] | None = None
+    scale: LogScale = FIXED
+    untouched_leaf: tuple[Leaf, tuple[int | None, ...]] | None = None
+    has_any_scale: bool = False
+    constant: Callable[[], Any] | None = None
 
-    def undecided(self) -> bool:
+    @property
+    def is_undetermined(self) -> bool:
         """Whether it is a parameter whose scale has no form yet."""
-        return self.fresh is not None and self.fresh[0].scale is None
+        return self.untouched_leaf is not None and self.untouched_leaf[0].scale is None
 
-    def settled(self, equations: Equations) -> Scale:
-        """Its scale; an untouched parameter gets as many unknowns as it can."""
-        if self.fresh is None:
+    def log_scale(self, equations: LinearEquations) -> LogScale:
+        """Its log-scale; an untouched parameter gets as many unknowns as it can."""
+        if self.untouched_leaf is None:
             return self.scale
-        leaf, places = self.fresh
+        leaf, places = self.untouched_leaf
         if leaf.scale is None:
-            leaf.scale = _general(leaf.shape, equations)
-        return moved(leaf.scale, places)
+            leaf.scale = _most_general(leaf.shape, equations)
+        return permute_axes(leaf.scale, places)
 
     def value(self) -> np.ndarray | None:
-        """The known value."""
-        if self.known is None:
+        """The value, if it is constant."""
+        if self.constant is None:
             return None
         with jax.ensure_compile_time_eval():
-            return np.asarray(self.known())
+            return np.asarray(self.constant())
 
 
-def parameter(leaf: Leaf) -> Tracked:
+def track_parameter(leaf: Leaf) -> TrackedArray:
     """An array of parameters that nothing has happened to."""
     places = tuple(a if n > 1 else None for a, n in enumerate(leaf.shape))
-    return Tracked(leaf.shape, fresh=(leaf, places))
+    return TrackedArray(leaf.shape, untouched_leaf=(leaf, places))
 
 
-def constant(value: Any) -> Tracked:
+def track_constant(value: Any) -> TrackedArray:
     """A number or an array that is known."""
     array = np.asarray(value) if not _is_key(value) else None
     shape = tuple(getattr(value, "shape", ()))
-    return Tracked(shape, is_wild=is_wild(array), known=lambda: value)
+    return TrackedArray(
+        shape, has_any_scale=suits_any_scale(array), constant=lambda: value
+    )
 
 
-def is_wild(array: np.ndarray | None) -> bool:
+def suits_any_scale(array: np.ndarray | None) -> bool:
     """Whether every entry is zero, infinite or NaN."""
     if array is None or not is_inexact(array.dtype):
         return False
@@ -100,30 +104,30 @@ def is_inexact(dtype: Any) -> bool:
     return jax.numpy.issubdtype(dtype, np.inexact)
 
 
-def along_each_axis(shape: Sequence[int], equations: Equations) -> Scale:
+def make_scale_by_axis(shape: Sequence[int], equations: LinearEquations) -> LogScale:
     """A sum of unknowns along every axis."""
-    parts = []
+    components = []
     for axis, n in enumerate(shape):
         if n > 1:
-            ids = equations.unknowns((n,))
-            if parts:
+            ids = equations.new_unknowns((n,))
+            if components:
                 ids = np.where(np.arange(n) == 0, 0, ids)
-            parts.append(Part(_ONE, (axis,), ids))
-    if not parts:
-        parts.append(Part(_ONE, (), equations.unknowns(())))
-    return tidy(parts)
+            components.append(Component(_ONE, (axis,), ids))
+    if not components:
+        components.append(Component(_ONE, (), equations.new_unknowns(())))
+    return simplify(components)
 
 
-def by_entry(shape: Sequence[int], equations: Equations) -> Scale:
+def make_scale_by_entry(shape: Sequence[int], equations: LinearEquations) -> LogScale:
     """An unknown for every entry."""
     axes = tuple(range(len(shape)))
-    return tidy([Part(_ONE, axes, equations.unknowns(shape))])
+    return simplify([Component(_ONE, axes, equations.new_unknowns(shape))])
 
 
-def _general(shape: Sequence[int], equations: Equations) -> Scale:
-    if math.prod(shape) <= _LARGEST_BY_ENTRY:
-        return by_entry(shape, equations)
-    return along_each_axis(shape, equations)
+def _most_general(shape: Sequence[int], equations: LinearEquations) -> LogScale:
+    if math.prod(shape) <= _MAX_BY_ENTRY:
+        return make_scale_by_entry(shape, equations)
+    return make_scale_by_axis(shape, equations)
 
 
 def _is_key(value: Any) -> bool:

@@ -5,203 +5,230 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._interpreter import Rule, Walk
-from ._log_scale import Part, Scale, moved, scaled, taken, tidy
-from ._tracked_array import Tracked
-from .rules_elementwise import out_shape
+from ._interpreter import Arrays, Rule, ScalingInterpreter
+from ._log_scale import (
+    Component,
+    LogScale,
+    index_axis,
+    multiply,
+    permute_axes,
+    simplify,
+)
+from ._tracked_array import Leaf, TrackedArray
+from .rules_elementwise import output_shape
 
 #: The most factors of a product over an axis.
-_MOST_FACTORS = 64
+_MAX_FACTORS = 64
 
 
-def _reduce(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
+def _reduce(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
     """A sum, or a largest entry, over axes: every entry along them has to scale alike."""
-    (value,) = incoming
-    axes, shape = {int(a) for a in eqn.params["axes"]}, out_shape(eqn)
-    if value.is_wild:
-        return [Tracked(shape, is_wild=True)]
-    scale = walk.equations.independent(walk.scale(value), axes, value.shape)
-    return [Tracked(shape, _without(scale, axes, len(value.shape)))]
+    (value,) = operands
+    axes, shape = {int(a) for a in eqn.params["axes"]}, output_shape(eqn)
+    if value.has_any_scale:
+        return [TrackedArray(shape, has_any_scale=True)]
+    scale = interpreter.scale_constant_along(value, axes)
+    return [TrackedArray(shape, _remove_axes(scale, axes, len(value.shape)))]
 
 
-def _reduce_to_index(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
-    _reduce(walk, eqn, incoming)
-    return [Tracked(out_shape(eqn))]
+def _reduce_to_index(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
+    _reduce(interpreter, eqn, operands)
+    return [TrackedArray(output_shape(eqn))]
 
 
-def _reduce_prod(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
-    (value,) = incoming
-    axes, scale = sorted(int(a) for a in eqn.params["axes"]), walk.scale(value)
+def _reduce_prod(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
+    (value,) = operands
+    axes, scale = sorted(int(a) for a in eqn.params["axes"]), interpreter.scale(value)
     for axis in axes:
         n = value.shape[axis]
         varying = [p for p in scale if axis in p.axes]
-        if varying and n > _MOST_FACTORS:
-            scale = walk.equations.independent(scale, [axis], value.shape)
+        if varying and n > _MAX_FACTORS:
+            scale = interpreter.equations.require_constant_along(
+                scale, [axis], value.shape
+            )
             varying = []
-        alike = scaled(tuple(p for p in scale if axis not in p.axes), n)
-        each = [taken(tuple(varying), axis, k) for k in range(n)] if varying else []
-        scale = tidy(p for s in (alike, *each) for p in s)
-    return [Tracked(out_shape(eqn), _without(scale, set(axes), len(value.shape)))]
+        alike = multiply(tuple(p for p in scale if axis not in p.axes), n)
+        factors = [index_axis(tuple(varying), axis, k) for k in range(n)]
+        scale = simplify(c for s in (alike, *factors) for c in s)
+    scale = _remove_axes(scale, set(axes), len(value.shape))
+    return [TrackedArray(output_shape(eqn), scale)]
 
 
-def _cumulative(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
-    (value,) = incoming
-    scale = walk.equations.independent(
-        walk.scale(value), [int(eqn.params["axis"])], value.shape
-    )
-    return [Tracked(value.shape, scale, is_wild=value.is_wild)]
+def _cumulative(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
+    (value,) = operands
+    scale = interpreter.scale_constant_along(value, [int(eqn.params["axis"])])
+    return [TrackedArray(value.shape, scale, has_any_scale=value.has_any_scale)]
 
 
-def _sort(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
+def _sort(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
     axis = int(eqn.params.get("dimension", -1))
     results = []
-    for value, out in zip(incoming, eqn.outvars, strict=False):
+    for value, out in zip(operands, eqn.outvars, strict=False):
         axes = [axis % len(value.shape)]
-        scale = walk.equations.independent(walk.scale(value), axes, value.shape)
-        results.append(Tracked(tuple(out.aval.shape), scale))
-    rest = eqn.outvars[len(results) :]  # The indices of top_k.
-    return results + [Tracked(tuple(v.aval.shape)) for v in rest]
+        scale = interpreter.scale_constant_along(value, axes)
+        results.append(TrackedArray(tuple(out.aval.shape), scale))
+    indices = eqn.outvars[len(results) :]  # Those of top_k.
+    return results + [TrackedArray(tuple(v.aval.shape)) for v in indices]
 
 
-def _window(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
+def _window(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
     """Pooling."""
-    value = incoming[0]
+    value = operands[0]
     sizes = eqn.params["window_dimensions"]
-    axes = [
-        a for a, n in enumerate(sizes) if n > 1 or out_shape(eqn)[a] != value.shape[a]
-    ]
-    scale = walk.equations.independent(walk.scale(value), axes, value.shape)
-    return [Tracked(out_shape(eqn), scale, is_wild=value.is_wild)]
+    shape = output_shape(eqn)
+    axes = [a for a, n in enumerate(sizes) if n > 1 or shape[a] != value.shape[a]]
+    scale = interpreter.scale_constant_along(value, axes)
+    return [TrackedArray(shape, scale, has_any_scale=value.has_any_scale)]
 
 
-def _dot_general(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
+def _dot_general(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
     """Σ_c left·right: along the contracted axes the two scales have to cancel."""
-    shape = out_shape(eqn)
-    if any(v.is_wild for v in incoming):
-        return [Tracked(shape, is_wild=True)]
+    shape = output_shape(eqn)
+    if any(v.has_any_scale for v in operands):
+        return [TrackedArray(shape, has_any_scale=True)]
+    (contracted_axes, _), _ = eqn.params["dimension_numbers"]
+    joint_shape = (*shape, *(operands[0].shape[a] for a in contracted_axes))
+    contracted = range(len(shape), len(joint_shape))
+    leaves = [v.untouched_leaf[0] if v.untouched_leaf else None for v in operands]
+    if leaves[0] is not None and leaves[0] is leaves[1]:
+        # A parameter times itself cannot get a scale that suits one side only.
+        interpreter.scale(operands[0])
+    sides = list(zip(operands, _places_in_product(eqn, operands), strict=True))
+    sides.sort(key=lambda side: side[0].is_undetermined)
+    scale: LogScale | None = None
+    for value, places in sides:
+        if value.is_undetermined:
+            _choose_scale(interpreter, value, places, scale, contracted)
+        own = permute_axes(interpreter.scale(value), places)
+        scale = own if scale is None else (*scale, *own)
+    assert scale is not None
+    scale = interpreter.equations.require_constant_along(
+        simplify(scale), contracted, joint_shape
+    )
+    return [TrackedArray(shape, simplify(scale))]
+
+
+def _places_in_product(eqn, operands: Arrays) -> tuple[list[int], list[int]]:
+    """For each axis of the factors, its place in the product.
+
+    Contracted axes get places behind the last axis of the product.
+    """
     (cl, cr), (bl, br) = eqn.params["dimension_numbers"]
-    left, right = incoming
-    batch = len(bl)
-    free_left = [a for a in range(len(left.shape)) if a not in (*cl, *bl)]
-    free_right = [a for a in range(len(right.shape)) if a not in (*cr, *br)]
-    # The product's axes, and after them the contracted ones.
-    place_l = {a: i for i, a in enumerate((*bl, *free_left))}
-    place_r = {a: i for i, a in enumerate(br)}
-    place_r |= {a: batch + len(free_left) + i for i, a in enumerate(free_right)}
-    place_l |= {a: len(shape) + i for i, a in enumerate(cl)}
-    place_r |= {a: len(shape) + i for i, a in enumerate(cr)}
-    joint = (*shape, *(left.shape[a] for a in cl))
-    contracted = range(len(shape), len(joint))
-    sides = [
-        (left, [place_l[a] for a in range(len(left.shape))]),
-        (right, [place_r[a] for a in range(len(right.shape))]),
-    ]
-    if right.undecided() and left.undecided() and left.fresh[0] is right.fresh[0]:  # pyright: ignore
-        walk.scale(left)
-    sides.sort(key=lambda side: side[0].undecided())
-    first, second = sides
-    if first[0].undecided():
-        _decide(walk, *first, None, contracted)
-    scale = moved(walk.scale(first[0]), first[1])
-    if second[0].undecided():
-        _decide(walk, *second, scale, contracted)
-    scale = (*scale, *moved(walk.scale(second[0]), second[1]))
-    return [
-        Tracked(shape, tidy(walk.equations.independent(tidy(scale), contracted, joint)))
-    ]
+    ranks = [len(v.shape) for v in operands]
+    free_left = [a for a in range(ranks[0]) if a not in (*cl, *bl)]
+    free_right = [a for a in range(ranks[1]) if a not in (*cr, *br)]
+    num_left = len(bl) + len(free_left)
+    end = num_left + len(free_right)
+    left = {a: i for i, a in enumerate((*bl, *free_left))}
+    right = {a: i for i, a in enumerate(br)}
+    right |= {a: num_left + i for i, a in enumerate(free_right)}
+    left |= {a: end + i for i, a in enumerate(cl)}
+    right |= {a: end + i for i, a in enumerate(cr)}
+    return [left[a] for a in range(ranks[0])], [right[a] for a in range(ranks[1])]
 
 
-def _decide(
-    walk: Walk, value: Tracked, places, other: Scale | None, contracted: Iterable[int]
+def _choose_scale(
+    interpreter: ScalingInterpreter,
+    value: TrackedArray,
+    places,
+    other: LogScale | None,
+    contracted: Iterable[int],
 ) -> None:
     """Give an untouched parameter in a product the most general scale it can have.
 
-    It has to be a sum of one part along its free axes, which is unknown, and one along
-    the contracted axes, which cancels that of the `other` factor (if it has one yet).
+    It is a sum of two components: an unknown one along the free axes, and one along the
+    contracted axes, which has to cancel that of the `other` factor. If that has no scale
+    yet, the second is unknown too.
     """
-    assert value.fresh is not None
-    leaf, own = value.fresh
+    assert value.untouched_leaf is not None
+    leaf, own = value.untouched_leaf
     axis_of = {places[p]: a for a, p in enumerate(own) if p is not None}
     free = sorted(a for p, a in axis_of.items() if p not in contracted)
-    parts = [
-        Part(
-            Fraction(1),
-            tuple(free),
-            walk.equations.unknowns([leaf.shape[a] for a in free]),
-        )
-    ]
-    summed = [a for p, a in axis_of.items() if p in contracted]
+    summed = sorted(a for p, a in axis_of.items() if p in contracted)
+    components = [_new_component(interpreter, leaf, free)]
     if other is not None:
-        meeting = [part for part in other if set(part.axes) & set(contracted)]
-        parts += [_opposite(part, axis_of) for part in meeting]
+        meeting = [c for c in other if set(c.axes) & set(contracted)]
+        components += [_cancel_on(c, axis_of) for c in meeting]
     elif summed:
-        ids = walk.equations.unknowns([leaf.shape[a] for a in sorted(summed)])
-        parts.append(Part(Fraction(1), tuple(sorted(summed)), ids))
-    leaf.scale = tidy(parts)
+        components.append(_new_component(interpreter, leaf, summed))
+    leaf.scale = simplify(components)
 
 
-def _opposite(part: Part, axis_of: dict[int, int]) -> Part:
-    """Minus a part of the other factor, on the axes that the parameter shares with it."""
-    ids = part.ids
-    for i in reversed(range(len(part.axes))):
-        if part.axes[i] not in axis_of:
+def _new_component(
+    interpreter: ScalingInterpreter, leaf: Leaf, axes: list[int]
+) -> Component:
+    """Unknowns along these axes of a parameter."""
+    sizes = [leaf.shape[a] for a in axes]
+    ids = interpreter.equations.new_unknowns(sizes)
+    return Component(Fraction(1), tuple(axes), ids)
+
+
+def _cancel_on(component: Component, axis_of: dict[int, int]) -> Component:
+    """Minus a component of the other factor, on the axes that the parameter shares."""
+    ids = component.ids
+    for i in reversed(range(len(component.axes))):
+        if component.axes[i] not in axis_of:
             ids = np.asarray(np.take(ids, 0, axis=i))
-    kept = tuple(a for a in part.axes if a in axis_of)
+    kept = tuple(a for a in component.axes if a in axis_of)
     width = max(kept, default=-1) + 1
-    (result,) = moved(
-        (Part(-part.factor, kept, ids),), [axis_of.get(a) for a in range(width)]
+    (result,) = permute_axes(
+        (Component(-component.factor, kept, ids),),
+        [axis_of.get(a) for a in range(width)],
     )
     return result
 
 
-def _conv(walk: Walk, eqn, incoming: list[Tracked]) -> list[Tracked]:
+def _conv(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
     """A convolution is a product over channels; space and kernel do not scale."""
-    shape, p = out_shape(eqn), eqn.params
-    image, kernel = incoming
-    if image.is_wild or kernel.is_wild:
-        return [Tracked(shape, is_wild=True)]
+    shape, p = output_shape(eqn), eqn.params
+    image, kernel = operands
+    if image.has_any_scale or kernel.has_any_scale:
+        return [TrackedArray(shape, has_any_scale=True)]
     if p["batch_group_count"] != 1:
-        walk.fix(image)
-        walk.fix(kernel)
-        return [Tracked(shape)]
+        interpreter.fix(image)
+        interpreter.fix(kernel)
+        return [TrackedArray(shape)]
     lhs, rhs, out = p["dimension_numbers"]
     groups, width = p["feature_group_count"], kernel.shape[rhs[1]]
     n_out = kernel.shape[rhs[0]]
     elsewhere = [a for a in range(len(image.shape)) if a != lhs[1]]
-    x = walk.equations.independent(walk.scale(image), elsewhere, image.shape)
+    x = interpreter.scale_constant_along(image, elsewhere)
     # Output channels × the input channels that each of them sees.
-    met = (np.arange(n_out) * groups // n_out)[:, None] * width + np.arange(width)
-    entering = tidy(
-        Part(q.factor, (0, 1), q.ids[met]) if q.axes else q for q in x
-    )  # fmt: skip
-    if kernel.undecided():
-        _decide_kernel(walk, kernel, (rhs[0], rhs[1]), entering)
-    weights = walk.equations.independent(walk.scale(kernel), rhs[2:], kernel.shape)
+    seen = (np.arange(n_out) * groups // n_out)[:, None] * width + np.arange(width)
+    entering = simplify(
+        Component(c.factor, (0, 1), c.ids[seen]) if c.axes else c for c in x
+    )
+    if kernel.is_undetermined:
+        _choose_kernel_scale(interpreter, kernel, (rhs[0], rhs[1]), entering)
+    weights = interpreter.scale_constant_along(kernel, rhs[2:])
     channels = {rhs[0]: 0, rhs[1]: 1}
-    weights = moved(weights, [channels.get(a) for a in range(len(kernel.shape))])
-    total = walk.equations.independent(tidy((*entering, *weights)), [1], (n_out, width))
-    return [Tracked(shape, tidy(moved(total, [out[1]])))]
+    weights = permute_axes(weights, [channels.get(a) for a in range(len(kernel.shape))])
+    total = interpreter.equations.require_constant_along(
+        simplify((*entering, *weights)), [1], (n_out, width)
+    )
+    return [TrackedArray(shape, simplify(permute_axes(total, [out[1]])))]
 
 
-def _decide_kernel(walk: Walk, kernel: Tracked, channels, entering: Scale) -> None:
-    assert kernel.fresh is not None
-    leaf, own = kernel.fresh
+def _choose_kernel_scale(
+    interpreter: ScalingInterpreter, kernel: TrackedArray, channels, entering: LogScale
+) -> None:
+    assert kernel.untouched_leaf is not None
+    leaf, own = kernel.untouched_leaf
     places = [own.index(a) if a in own else None for a in channels]
     free = [a for a in places[:1] if a is not None]
-    unknown = walk.equations.unknowns([leaf.shape[a] for a in free])
-    opposite = [q for q in scaled(entering, -1) if 1 in q.axes]
-    leaf.scale = tidy(
-        [Part(Fraction(1), tuple(free), unknown), *moved(tuple(opposite), places)]
+    opposite = tuple(c for c in multiply(entering, -1) if 1 in c.axes)
+    leaf.scale = simplify(
+        [_new_component(interpreter, leaf, free), *permute_axes(opposite, places)]
     )
 
 
-def _without(scale: Scale, axes: set[int], rank: int) -> Scale:
+def _remove_axes(scale: LogScale, axes: set[int], rank: int) -> LogScale:
     kept = [a for a in range(rank) if a not in axes]
     places = [kept.index(a) if a in kept else None for a in range(rank)]
-    return tidy(moved(scale, places))
+    return simplify(permute_axes(scale, places))
 
 
-LINEAR: dict[str, Rule] = {
+CONTRACTION_RULES: dict[str, Rule] = {
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _reduce),
     **dict.fromkeys(("argmax", "argmin"), _reduce_to_index),
     **dict.fromkeys(("cumsum", "cummax", "cummin"), _cumulative),

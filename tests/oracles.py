@@ -1,17 +1,23 @@
-"""A NumPy account of what a step does to laws, for `test_ledger` and `test_track`.
+"""Independent oracles: what homoflow must agree with, computed another way.
 
-A linear network of two layers, its squared loss, its laws and some that it does not have,
-and optimizers written out by hand with the parts of their updates.
+- `relu_gradient` and `midpoint` for networks with kinks and their flow;
+- `account`, in NumPy, of what a step does to the laws of a linear network of two layers,
+    for its squared loss and optimizers that are written out by hand;
+- `compilations`, XLA's own count.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, SequenceKey
-from toys import SAMPLES
+from jaxtyping import Array
+from problems import SAMPLES
 
 import homoflow as hf
 from homoflow._laws._law import Entries, Term
@@ -24,6 +30,59 @@ X, Y = (
     np.random.default_rng(s).standard_normal((SAMPLES, n)) for s, n in ((1, 3), (2, 2))
 )
 Arrays = list[np.ndarray]
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows by one for each XLA compilation."""
+    seen = []
+
+    def listen(event, duration_secs, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def relu_gradient(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray):
+    """∇ of (1/m) Σ ½‖f(x_i) − y_i‖²; leading axes of the weights are a batch."""
+    inputs, before = [x], []
+    for w in weights:
+        before.append(inputs[-1] @ w.swapaxes(-1, -2))
+        inputs.append(np.maximum(before[-1], 0))
+    error = (before[-1] - y) / len(x)
+    gradients = []
+    for w, h in zip(weights[::-1], range(len(weights) - 1, -1, -1), strict=True):
+        gradients.insert(0, error.swapaxes(-1, -2) @ inputs[h])
+        if h:
+            error = (error @ w) * (before[h - 1] > 0)
+    return gradients
+
+
+@eqx.filter_jit
+def midpoint(model, data, t1, steps) -> Array:
+    """Explicit midpoint with constant steps, on autodiff's gradient: flat weights."""
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    w0, unravel = jax.flatten_util.ravel_pytree(arrays)
+    x, y = data
+
+    def loss(w):
+        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
+        return 0.5 * jnp.sum((predictions - y) ** 2) / len(x)
+
+    gradient, step = jax.grad(loss), t1 / steps.astype(w0.dtype)
+
+    def step_on(_, w):
+        return w - step * gradient(w - 0.5 * step * gradient(w))
+
+    return jax.lax.fori_loop(0, steps, step_on, w0)
+
+
+# What a step does to laws.
 
 
 def network(dtype=jnp.float64) -> hf.MLP:
@@ -83,8 +142,9 @@ def gradient(w: Arrays, batch=slice(None)) -> Arrays:
     return [(error @ w[1]).T @ x, error.T @ (x @ w[0].T)]
 
 
-# Optimizers: (w, g, memory, step) -> the parts of the update, and the memory after it.
-# A rule does its part of `PARTS`; what turns the gradient comes as `turned`.
+# Optimizers written out by hand: (w, g, memory, step) -> the parts of the update, and
+# the memory after it. A rule does its part of `PARTS`; what turns the gradient comes as
+# `turned`.
 
 
 def sgd(w, g, memory, step, rate=RATE):
@@ -164,7 +224,7 @@ def plus(*summands: Arrays) -> Arrays:
     return [sum(arrays) for arrays in zip(*summands, strict=True)]
 
 
-# The account. ---------------------------------------------------------------------------
+# The account.
 
 
 def account(

@@ -1,15 +1,15 @@
-"""Small problems that several test files share, so that each is compiled once.
+"""A tagged catalogue of small problems, and what tests do to models.
 
-`relu_gradient` is the oracle for networks with kinks: NumPy, written out by hand.
-`midpoint` is the one for their flow.
+Several test files share them, so that each problem is compiled once.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -18,6 +18,23 @@ from jaxtyping import Array
 import homoflow as hf
 
 SAMPLES = 12
+ASSERTED = Path(__file__).parent.parent / "docs" / "data" / "asserted.json"
+_PROBLEMS: list[tuple[Callable, frozenset[str]]] = []
+
+
+def tags(*names: str) -> Callable:
+    """Enters a function that returns (model, data) into the catalogue."""
+
+    def enter(problem: Callable) -> Callable:
+        _PROBLEMS.append((problem, frozenset(names)))
+        return problem
+
+    return enter
+
+
+def problems(tag: str) -> list[Callable]:
+    """The problems of the catalogue with that tag."""
+    return [problem for problem, names in _PROBLEMS if tag in names]
 
 
 class Neuron(eqx.Module):
@@ -30,12 +47,14 @@ class Neuron(eqx.Module):
         return self.fn(jnp.dot(self.w, x))
 
 
+@tags("smooth", "nonlinear")
 def neuron(dtype=jnp.float64) -> tuple[Neuron, tuple[Array, Array]]:
     x, noise = _draw(1, (SAMPLES, 2)), _draw(2, (SAMPLES,))
     model = Neuron(jnp.array([0.3, -0.5], dtype))
     return model, (x, jnp.tanh(x[:, 0] + x[:, 1]) + 0.1 * noise)
 
 
+@tags("smooth", "linear", "two outputs")
 def linear_regression() -> tuple[hf.MLP, tuple[Array, Array]]:
     """A single layer x ↦ Wx: a convex quadratic with a closed-form flow."""
     x, noise = _draw(3, (SAMPLES, 3)), _draw(4, (SAMPLES, 2))
@@ -43,10 +62,41 @@ def linear_regression() -> tuple[hf.MLP, tuple[Array, Array]]:
     return model, (x, x[:, :2] - x[:, 1:] + 0.3 * noise)
 
 
+@tags("kinks", "nonlinear", "two outputs")
 def relu_regression(seed: int = 0) -> tuple[hf.MLP, tuple[Array, Array]]:
     """A small ReLU network whose flow slides along kinks."""
     x, y = _draw(6, (SAMPLES, 3)), _draw(7, (SAMPLES, 2))
     return hf.MLP((3, 8, 2), key=jr.key(seed)), (x, y)
+
+
+def _draw(seed: int, shape: tuple[int, ...]) -> Array:
+    return jr.normal(jr.key(seed), shape)
+
+
+# Models at random weights, biases included: none of the structure of a fresh start.
+
+
+class Blank(hf.AbstractInitializer):
+    """Zeros, for `redrawn` to replace: JAX would compile a draw for each new shape."""
+
+    def __call__(self, key, specs, dtype):
+        del key
+        return [jnp.zeros(spec.shape, dtype) for spec in specs]
+
+
+def redrawn(model, seed=0, std=0.7):
+    """`model` with independent N(0, std²) entries in every floating-point array."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return jnp.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(
+        lambda leaf: draw(leaf) if eqx.is_inexact_array(leaf) else leaf, model
+    )
+
+
+# What tests read.
 
 
 def arrays_of(model) -> list[np.ndarray]:
@@ -69,39 +119,6 @@ def relative_error(model, truth) -> float:
     return float(np.linalg.norm(flat(model) - truth) / np.linalg.norm(truth))
 
 
-def relu_gradient(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray):
-    """∇ of (1/m) Σ ½‖f(x_i) − y_i‖²; leading axes of the weights are a batch."""
-    inputs, before = [x], []
-    for w in weights:
-        before.append(inputs[-1] @ w.swapaxes(-1, -2))
-        inputs.append(np.maximum(before[-1], 0))
-    error = (before[-1] - y) / len(x)
-    gradients = []
-    for w, h in zip(weights[::-1], range(len(weights) - 1, -1, -1), strict=True):
-        gradients.insert(0, error.swapaxes(-1, -2) @ inputs[h])
-        if h:
-            error = (error @ w) * (before[h - 1] > 0)
-    return gradients
-
-
-@eqx.filter_jit
-def midpoint(model, data, t1, steps) -> Array:
-    """Explicit midpoint with constant steps, on autodiff's gradient: flat weights."""
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
-    w0, unravel = jax.flatten_util.ravel_pytree(arrays)
-    x, y = data
-
-    def loss(w):
-        predictions = jax.vmap(eqx.combine(unravel(w), rest))(x)
-        return 0.5 * jnp.sum((predictions - y) ** 2) / len(x)
-
-    gradient, step = jax.grad(loss), t1 / steps.astype(w0.dtype)
-
-    def one(_, w):
-        return w - step * gradient(w - 0.5 * step * gradient(w))
-
-    return jax.lax.fori_loop(0, steps, one, w0)
-
-
-def _draw(seed: int, shape: tuple[int, ...]) -> Array:
-    return jr.normal(jr.key(seed), shape)
+def asserted(subject: str) -> dict[str, Any]:
+    """Bounds that tests hold the code to, and which the documentation prints."""
+    return json.loads(ASSERTED.read_text(encoding="utf-8"))[subject]
