@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 from benchmark.problems import flat  # noqa: E402
 from benchmark.ratios import bare_loss, figure2_problem  # noqa: E402
 from jax.flatten_util import ravel_pytree  # noqa: E402
-from midpoint import by_midpoint  # noqa: E402
+from reference.midpoint import by_midpoint  # noqa: E402
 
 import homoflow as hf  # noqa: E402
 

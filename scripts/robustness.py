@@ -34,8 +34,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from clarke import least_around
-from midpoint import by_midpoint
+from reference.clarke import least_around
+from reference.midpoint import by_midpoint
 
 import homoflow as hf
 

@@ -17,7 +17,6 @@ from homoflow._kinks import System, as_system
 from homoflow._kinks.filippov._event_point import event_point, loses_sliders
 from homoflow._kinks.filippov._loop import Carry, make_loop
 from homoflow._kinks.filippov._progress import Goal
-from homoflow._problem._problem import make_problem
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -34,7 +33,7 @@ def small_start() -> tuple[System, Array]:
     ]
     model = eqx.tree_at(lambda m: [layer.weight for layer in m.layers], model, weights)
     data = jr.normal(keys[3], (8, 4)), 10 * jr.normal(keys[4], (8, 2))
-    problem = make_problem(model, data)
+    problem = hf.make_problem(model, data)
     return as_system(problem), ravel_pytree(problem.weights)[0]
 
 

@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, PyTree
 
 from .._jax._dtypes import widen_half_precision
 from .._laws import Laws
-from .._laws._bilinear_forms import Values, bilinears, rates
+from .._laws._bilinear_forms import LawValues, bilinear_forms, first_order_changes
 from .._results._ledger import FIRST_ORDER, Account, BatchSplit, Ledger
 from ._update_parts import UpdateParts
 
 #: Part → law → its sum so far.
-BudgetTerms = dict[str, Values]
+BudgetTerms = dict[str, LawValues]
 #: An optimizer's update and next state, from gradient, state and weights alone.
 UpdateFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -50,7 +50,7 @@ class LawBudget(eqx.Module):
             *(() if self.update_parts.is_multiple else ("transformation",)),
         )
 
-    def values(self, weights: PyTree) -> Values:
+    def values(self, weights: PyTree) -> LawValues:
         """Every law, in at least single precision."""
         return self.laws.values(widen_half_precision(weights))
 
@@ -74,19 +74,21 @@ class LawBudget(eqx.Module):
     def _terms_of_step(self, step: Step, update_fn: UpdateFn | None) -> BudgetTerms:
         weights = widen_half_precision(step.weights)
         update = widen_half_precision(step.update)
-        terms = {"discretization": bilinears(self.laws, update, update)}
+        terms = {"discretization": bilinear_forms(self.laws, update, update)}
         if self.update_parts is None or update_fn is None:
-            return terms | {FIRST_ORDER: rates(self.laws, weights, update)}
+            return terms | {
+                FIRST_ORDER: first_order_changes(self.laws, weights, update)
+            }
         separate = self._separate_updates(step, update_fn)
         for name, part in separate.items():
-            terms[name] = rates(self.laws, weights, part)
+            terms[name] = first_order_changes(self.laws, weights, part)
         remainder = self._remainder(step, separate, update_fn)
-        of_remainder = rates(self.laws, weights, remainder)
+        of_remainder = first_order_changes(self.laws, weights, remainder)
         if self.update_parts.is_multiple:
             return terms | {"gradient": of_remainder}
         gradient = widen_half_precision(step.gradient)
         multiple = _nearest_multiple(remainder, gradient)
-        along = rates(self.laws, weights, gradient)
+        along = first_order_changes(self.laws, weights, gradient)
         along = {name: multiple * rate for name, rate in along.items()}
         turned = {name: rate - along[name] for name, rate in of_remainder.items()}
         return terms | {"gradient": along, "transformation": turned}
@@ -130,7 +132,7 @@ class LawBudget(eqx.Module):
         squared = _nearest_multiple(remainder, gradient) ** 2
         noise = jax.tree.map(jnp.subtract, gradient, mean)
         forms = [
-            bilinears(self.laws, *pair)
+            bilinear_forms(self.laws, *pair)
             for pair in ((mean, mean), (mean, noise), (noise, noise))
         ]
         return {
@@ -145,8 +147,8 @@ class LawBudget(eqx.Module):
 
     def ledger(
         self,
-        start: Values,
-        now: Values,
+        start: LawValues,
+        now: LawValues,
         terms: BudgetTerms,
         splits: dict | None = None,
     ) -> Ledger:

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .._jax._text import path_text
 from .._laws import Law, Laws
 from .._laws._as_laws import as_laws
-from .._laws._bilinear_forms import Values
+from .._laws._bilinear_forms import LawValues
 from .._laws._law import leaf_at
 from .._results._ledger import Ledger
 from ._law_budget import BudgetTerms, LawBudget, Step
@@ -27,7 +27,7 @@ class Tracked(eqx.Module):
     """
 
     budget: LawBudget
-    start: Values
+    start: LawValues
     terms: BudgetTerms
     inner: Any
 

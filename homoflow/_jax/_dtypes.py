@@ -15,14 +15,12 @@ def cast_floats(tree: PyTree, dtype: jnp.dtype | type) -> PyTree:
 
 def widen_half_precision(tree: PyTree) -> PyTree:
     """Half precision in single: sums of squares are not for half precision."""
-    return jax.tree.map(
-        lambda leaf: (
-            cast_floats(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
-            if _is_float_array(leaf)
-            else leaf
-        ),
-        tree,
-    )
+
+    def widen(leaf):
+        is_half = _is_float_array(leaf) and jnp.finfo(leaf.dtype).bits < 32
+        return cast_floats(leaf, jnp.float32) if is_half else leaf
+
+    return jax.tree.map(widen, tree)
 
 
 def _is_float_array(leaf: PyTree) -> bool:

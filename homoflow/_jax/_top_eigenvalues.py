@@ -9,8 +9,8 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-#: Vectors kept, beyond four for each eigenvalue, before the basis is thinned out, and how
-#: often it may be.
+#: Vectors kept (or eight for each eigenvalue, if that is more) before the basis is thinned
+#: out, and how often it may be.
 _BASIS = 32
 _MAX_CYCLES = 30
 #: Vectors by which the basis has to grow before an answer is believed: a good guess has a
@@ -39,18 +39,19 @@ def top_eigenvalues(
     """The k largest (not the largest absolute) eigenvalues of `product`.
 
     By Rayleigh–Ritz in a basis that begins with the `guess` and as many random vectors and
-    grows by the residual of the worst of the first k + 1 Ritz vectors. Without a
+    grows by the residual of the worst of the first 2k Ritz vectors. Without a
     preconditioner this is Davidson's method, and spans what block Lanczos does; a full
     basis is thinned out to its best vectors [Stathopoulos, Saad & Wu 1998]. It stops at
     residuals ‖Hv − θv‖ ≤ `rtol`·‖H‖ (‖H‖ as seen so far): then an eigenvalue lies within
     that of each θ, and usually far closer, since their errors are of second order.
 
-    The random vectors, and the pair that follows the k wanted ones, are there to find
-    larger eigenvalues that the guess knows nothing of: from each vector the basis can see
-    one of several that are equal. That none was missed is not proved.
+    The random vectors, and the k pairs that follow the wanted ones, are there to find
+    larger eigenvalues that the guess knows nothing of: its vectors may be as good as exact
+    and of other eigenvalues, and each random one sees one of several that are equal. That
+    none was missed is not proved.
     """
     k, size = guess.shape
-    num_watched = min(k + 1, size)
+    num_watched = min(2 * k, size)
     room = min(size, max(_BASIS, 4 * num_watched))
     search = _Search(product, k, num_watched, rtol)
     state = search.start(guess, room)
@@ -107,11 +108,11 @@ class _Search(NamedTuple):
     def start(self, guess: Float[Array, "k size"], room: int) -> _Subspace:
         """The guess and random vectors, made orthonormal."""
         size, dtype = guess.shape[1], guess.dtype
-        stray = jr.normal(jr.key(0), (min(self.k, size - self.k), size), dtype)
+        stray = jr.normal(jr.key(0), (self.num_watched - self.k, size), dtype)
         first = jnp.linalg.qr(jnp.concatenate([guess, stray]).T)[0].T
         empty = jnp.zeros((room, size), dtype)
         images = lax.map(self.product, first)
-        num = first.shape[0]
+        num = self.num_watched
         projected = jnp.zeros((room, room), dtype)
         return self._look(
             empty.at[:num].set(first),
@@ -187,11 +188,11 @@ class _Search(NamedTuple):
         errors = top @ images - values[:, None] * vectors
         residuals = jnp.linalg.norm(errors, axis=1)
         is_small = residuals <= self.rtol * norm
-        # The pair that follows need not be exact, only be known to stay below.
+        # The pairs that follow need not be exact, only be known to stay below.
         is_below = values + residuals <= values[self.k - 1]
         is_wanted = jnp.arange(self.num_watched) < self.k
         is_good = jnp.all(is_small | (~is_wanted & is_below))
-        num_needed = min(basis.shape[1], 2 * self.k + _MIN_STEPS)
+        num_needed = min(basis.shape[1], self.num_watched + _MIN_STEPS)
         is_done = is_good & (num_products >= num_needed)
         return _Subspace(
             basis,

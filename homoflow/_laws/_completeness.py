@@ -15,16 +15,16 @@ from ._law import Law, Laws
 from ._laws import laws as find_laws
 from .search._null_space import normalize_rows, orthonormal_basis
 from .search._quadratic_laws import quadratic_laws
-from .search._random_points import Probe, probe_loss, probe_objective
+from .search._random_points import probe_loss, probe_objective
 from .search._vectorized import VectorizedProblem
 
-#: The most parameters for which this is worth trying, and the deepest brackets.
+#: The most parameters for which a certificate is within reach, and the deepest brackets.
 _MAX_PARAMETERS, _MAX_DEPTH = 100, 5
 #: How many generic weights, and brackets for each parameter, are tried.
 _NUM_POINTS, _NUM_PER_PARAMETER = 4, 2
-#: The size below which a bracket is rounding, relative to the terms that cancel in it.
+#: Up to this size, relative to the terms that cancel in it, a bracket is rounding;
 _CANCELLATION = 1e-5
-#: The size below which it is rounding, relative to the largest others.
+#: and up to this size, relative to the largest of the brackets.
 _MIN_SIZE = 1e-6
 
 
@@ -104,7 +104,7 @@ def certify(
     With the vector fields X = ∇_w ℓ(f_w(x), y) for all x and y, there are D − dim Lie{X}
     laws at generic weights [Marcotte, Gribonval & Peyré 2023]. The dimension is found
     from nested brackets [X, Y] = DY·X − DX·Y, which are Hessian-vector products, at
-    several random weights (the largest counts: a dead unit would make laws of its own).
+    several random weights. The largest counts, as a dead unit would make laws of its own.
 
     **Arguments:** as for `homoflow.laws`, and
 
@@ -130,14 +130,10 @@ def certify(
     if x_example is None:
         raise ValueError("Pass `x_example`, one input sample.")
     if objective is None:
-        probe = probe_loss(
-            model, mask, x_example, loss, batched=batched, samples=1
-        )  # fmt: skip
+        probe = probe_loss(model, mask, x_example, loss, batched=batched, samples=1)
     else:
         probe = probe_objective(model, mask, x_example, objective)
-    if data is not None:
-        probe = _on_given_samples(probe, data)
-    problem = VectorizedProblem(probe)
+    problem = VectorizedProblem(dataclasses.replace(probe, given=data))
     if problem.size > _MAX_PARAMETERS:
         raise ValueError(
             f"The model has {problem.size} trained parameters; a certificate is out of "
@@ -146,9 +142,13 @@ def certify(
     known = laws
     if known is None:
         known = find_laws(
-            model, x_example, loss,
-            objective=objective, trainable=mask, batched=batched,
-        )  # fmt: skip
+            model,
+            x_example,
+            loss,
+            objective=objective,
+            trainable=mask,
+            batched=batched,
+        )
     rank = functional_rank(problem, known.items)
     dimension, depth, is_closed = lie_dimension(problem, enough=problem.size - rank)
     if laws is None and rank < problem.size - dimension:
@@ -210,15 +210,15 @@ def numerical_rank(rows: np.ndarray) -> int:
 def _brackets(problem: VectorizedProblem) -> Callable[[Any, list[Any]], np.ndarray]:
     """(weights, data for each level) ↦ many brackets [X_1, [X_2, … X_d]], one a row.
 
-    They have length one, except those that are no more than rounding.
+    They have length one, except those that are no more than rounding, which are shorter.
     """
-    many = jax.jit(
+    compiled = jax.jit(
         jax.vmap(lambda w, levels: _bracket(problem, w, levels), in_axes=(None, 0))
     )
 
-    def evaluated(w, levels):
+    def evaluate(w, levels):
         with jax.enable_x64(True):
-            rows, scales = map(np.asarray, many(w, levels))
+            rows, scales = map(np.asarray, compiled(w, levels))
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(scales)
         rows, scales = rows[finite], scales[finite]
         floor = np.maximum(
@@ -227,7 +227,7 @@ def _brackets(problem: VectorizedProblem) -> Callable[[Any, list[Any]], np.ndarr
         lengths = np.maximum(np.linalg.norm(rows, axis=1), floor)
         return rows[lengths > 0] / lengths[lengths > 0, None]
 
-    return evaluated
+    return evaluate
 
 
 def _bracket(problem: VectorizedProblem, w: Any, levels: list[Any]) -> tuple[Any, Any]:
@@ -243,14 +243,9 @@ def _bracket(problem: VectorizedProblem, w: Any, levels: list[Any]) -> tuple[Any
     def inner(v):
         return _bracket(problem, v, levels[1:])[0]
 
-    x, (y, below) = outer(w), _bracket(problem, w, levels[1:])
+    x, (y, inner_scale) = outer(w), _bracket(problem, w, levels[1:])
     first = jax.jvp(inner, (w,), (x,))[1]
     second = jax.jvp(outer, (w,), (y,))[1]
     scale = jnp.linalg.norm(first) + jnp.linalg.norm(second)
-    scale = scale + below * jnp.linalg.norm(x) / jnp.linalg.norm(w)
+    scale = scale + inner_scale * jnp.linalg.norm(x) / jnp.linalg.norm(w)
     return first - second, scale
-
-
-def _on_given_samples(probe: Probe, data: tuple[Any, Any]) -> Probe:
-    """The same problem, with samples drawn from a data set."""
-    return dataclasses.replace(probe, given=data)

@@ -109,8 +109,8 @@ def known_laws(
 ) -> Laws:
     """The laws that can be read off a model without a search, also inside a trace."""
     mask = trainable_mask(model, trainable)
-    found = _proposed(model, None if objective is not None else loss)
-    found = _of_trained_arrays(found, model, mask)
+    found = _laws_of_layers(model, None if objective is not None else loss)
+    found = _drop_frozen(found, model, mask)
     if objective is None or not len(found) or objective is factorization_objective:
         return found
     if x_example is None:
@@ -118,10 +118,10 @@ def known_laws(
             "With `objective`, pass an example of its data as `x_example`: the laws are "
             "certified against that objective, and cannot be without data."
         )
-    return _certified(found, objective, model, x_example, mask)
+    return _certify(found, objective, model, x_example, mask)
 
 
-def _proposed(model: PyTree, loss: LossLike | None) -> Laws:
+def _laws_of_layers(model: PyTree, loss: LossLike | None) -> Laws:
     if isinstance(model, MatrixFactorization):
         return Laws(factorization_laws(model))
     if not isinstance(model, AbstractNetwork):
@@ -136,7 +136,7 @@ def _proposed(model: PyTree, loss: LossLike | None) -> Laws:
     return Laws(items, note)
 
 
-def _of_trained_arrays(found: Laws, model: PyTree, mask: PyTree) -> Laws:
+def _drop_frozen(found: Laws, model: PyTree, mask: PyTree) -> Laws:
     trained = {
         path
         for (path, _), m in zip(
@@ -150,12 +150,12 @@ def _of_trained_arrays(found: Laws, model: PyTree, mask: PyTree) -> Laws:
     return found.where(keep, "Laws that involve a frozen array are left out.")
 
 
-def _certified(
+def _certify(
     found: Laws, objective: Callable, model: PyTree, data: PyTree, mask: PyTree
 ) -> Laws:
     # Inside a trace the values are unknown, but the shapes are not: any numbers will do.
     with jax.ensure_compile_time_eval():
-        model, data = _concretized((model, data))
+        model, data = _make_concrete((model, data))
         violations = violations_at_random_weights(
             found.items, objective, model, data, mask
         )
@@ -168,7 +168,7 @@ def _certified(
     )
 
 
-def _concretized(tree: PyTree) -> PyTree:
+def _make_concrete(tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, [_stand_in(leaf) for leaf in leaves])
 

@@ -9,13 +9,13 @@ from ._law import Law, Path, Term
 
 def network_laws(model: AbstractNetwork) -> tuple[tuple[Law, ...], str]:
     """Every law between consecutive layers, and a note on the interfaces without one."""
-    laws, barren = [], []
+    laws, without_law = [], []
     for h, activation in enumerate(model.activations):
         if activation.degree is None:
-            barren.append(h + 1)
+            without_law.append(h + 1)
         else:
             laws.extend(_interface_laws(model, h))
-    return tuple(laws), _note(model, barren)
+    return tuple(laws), _note(model, without_law)
 
 
 def output_sum_laws(model: AbstractNetwork) -> tuple[Law, ...]:
@@ -24,12 +24,8 @@ def output_sum_laws(model: AbstractNetwork) -> tuple[Law, ...]:
     if isinstance(layer, SharedLinear):
         return ()
     n = h + 1
-    laws = [
-        Law(
-            f"output_sums[{n}]", f"Σ_i W{n}[i,:]", "units", (),
-            (Term(_path(h, "weight"), 1, axis=1),),
-        )
-    ]  # fmt: skip
+    weight = Term(_path(h, "weight"), 1, axis=1)
+    laws = [Law(f"output_sums[{n}]", f"Σ_i W{n}[i,:]", "units", (), (weight,))]
     if layer.bias is not None:
         bias = Term(_path(h, "bias"), 1)
         laws.append(Law(f"output_bias_sum[{n}]", f"Σ_i b{n}[i]", "total", (), (bias,)))
@@ -60,13 +56,13 @@ def _interface_laws(model: AbstractNetwork, h: int) -> list[Law]:
     assert activation.degree is not None
     terms = (*_outgoing(lower, h), _incoming(upper, h + 1, lower, activation.degree))
     shared = isinstance(lower, SharedLinear) or isinstance(upper, SharedLinear)
-    text = _Text(h + 1, lower, upper, activation.degree)
-    laws = [Law(f"layers[{h + 1}]", text.total(), "total", terms)]
+    formulas = _Formulas(h + 1, lower, upper, activation.degree)
+    laws = [Law(f"layers[{h + 1}]", formulas.total(), "total", terms)]
     if not shared:
         kind = "channels" if isinstance(lower, eqx.nn.Conv) else "neurons"
-        laws.insert(0, Law(f"{kind}[{h + 1}]", text.units(), "units", terms))
+        laws.insert(0, Law(f"{kind}[{h + 1}]", formulas.units(), "units", terms))
         if activation.is_identity:
-            laws.append(Law(f"matrix[{h + 1}]", text.matrix(), "matrix", terms))
+            laws.append(Law(f"matrix[{h + 1}]", formulas.matrix(), "matrix", terms))
     return laws
 
 
@@ -94,17 +90,17 @@ def _path(h: int, name: str) -> Path:
     return (GetAttrKey("layers"), SequenceKey(h), GetAttrKey(name))
 
 
-def _note(model: AbstractNetwork, barren: list[int]) -> str:
-    if not barren:
+def _note(model: AbstractNetwork, without_law: list[int]) -> str:
+    if not without_law:
         return "" if model.activations else "A single layer has no balance law."
-    layers = ", ".join(map(str, barren))
+    layers = ", ".join(map(str, without_law))
     return (
         f"No balance law at hidden layer {layers}: its activation is not positively "
         "homogeneous, so rescaling a neuron changes the function."
     )
 
 
-class _Text(eqx.Module):
+class _Formulas(eqx.Module):
     """Formulas in the paper's letters; v for free weights, b for biases."""
 
     h: int

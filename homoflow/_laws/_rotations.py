@@ -29,11 +29,11 @@ class Rotation(eqx.Module):
         )
         return functools.reduce(operator.add, charges)
 
-    def _charge(self, rows: Array, moving: Array) -> Array:
+    def _charge(self, rows: Array, velocity: Array) -> Array:
         if self.blocks > 1:
             shape = self.blocks, rows.shape[0] // self.blocks, -1
-            rows, moving = rows.reshape(shape), moving.reshape(shape)
-        product = rows @ moving.swapaxes(-1, -2)
+            rows, velocity = rows.reshape(shape), velocity.reshape(shape)
+        product = rows @ velocity.swapaxes(-1, -2)
         return product - product.swapaxes(-1, -2)
 
 
@@ -44,11 +44,11 @@ def rotations_of(laws: Laws) -> tuple[Rotation, ...]:
             "rotations[" + law.name.partition("[")[2], law.quadratic_terms, law.blocks
         )
         for law in laws
-        if _turns(law)
+        if _comes_from_mixing(law)
     )
 
 
-def _turns(law: Law) -> bool:
+def _comes_from_mixing(law: Law) -> bool:
     """Whether the law can be that of X → GX, Y → G⁻ᵀY for all invertible G."""
     only_terms = not law.linear_terms and not law.entries
     alike = all(abs(term.coefficient) == 1 for term in law.quadratic_terms)

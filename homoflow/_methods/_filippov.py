@@ -42,7 +42,7 @@ from ._save_plan import MAX_STORED
 from ._task import Task
 
 #: Pairs that may be at their kinks at one time, to begin with where that is left open, and
-#: to grow to. The first number is less than `MOST_ON_ONE_THREAD` of the sliding field.
+#: to grow to. The first number is less than `MAX_ON_ONE_THREAD` of the sliding field.
 FIRST_ACTIVE, MAX_ACTIVE = 120, 960
 
 

@@ -18,7 +18,7 @@ from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
 from .._observe._time_grid import TimeGrid, input_error, time_reached
 from .._problem._problem import Problem
-from .._rescaling import Orbit
+from .._rescaling import RescalingGroup
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
@@ -200,7 +200,9 @@ def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
     return numbers > _MAX_REMEMBERED
 
 
-def _removed(orbit: Orbit, records: Records, solver_state: PyTree) -> Float[Array, ""]:
+def _removed(
+    orbit: RescalingGroup, records: Records, solver_state: PyTree
+) -> Float[Array, ""]:
     """The largest of the drifts that were removed, relative to ‖w‖²."""
     ends = map(orbit.values, (records.last, records.final))
     drifts = jax.tree.map(jnp.subtract, *ends)

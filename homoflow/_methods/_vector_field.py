@@ -17,7 +17,7 @@ from .._observe._time_grid import TimeGrid
 from .._problem._losses import is_squared
 from .._problem._problem import Problem
 from .._problem._residual_jacobian import residual_slopes
-from .._rescaling import Orbit
+from .._rescaling import RescalingGroup
 from .._solvers import as_flow_solver
 from ._settings import Settings
 
@@ -53,7 +53,7 @@ class Equation(NamedTuple):
     curvature: Callable[..., Array] | None
     weights: Callable[[Array], PyTree]
     noise: Callable[..., Array] | None
-    orbit: Orbit | None
+    orbit: RescalingGroup | None
 
 
 def make_equation(
@@ -71,7 +71,7 @@ def make_equation(
     arrays, static = eqx.partition(known, eqx.is_array)
     numbers, structure = jax.tree.flatten(arrays)
     laws, weights = settings.restored_laws, problem.weights
-    orbit = Orbit(laws, weights, unravel) if laws else None
+    orbit = RescalingGroup(laws, weights, unravel) if laws else None
 
     def unpack(args) -> tuple[Problem, Problem, AbstractDynamics, Recorder]:
         arrays = jax.tree.unflatten(structure, args[0])
@@ -83,7 +83,7 @@ def make_equation(
         return ravel_pytree(dynamics.velocity(problem, t, unravel(v)))[0]
 
     def restore_laws(v, args):
-        return v if orbit is None else orbit.restoring(v, args[2]).restored
+        return v if orbit is None else orbit.project(v, args[2]).projected
 
     def point_at(t, v, args):
         problem, shown, dynamics, recorder = unpack(args)

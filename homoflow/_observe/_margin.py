@@ -36,7 +36,7 @@ class Margin(AbstractObservable):
     ```
     """
 
-    degree: float | None = eqx.field(static=True, default=None)
+    degree: float | int | None = eqx.field(static=True, default=None)
     every: int = eqx.field(static=True, default=1)
 
     def init(self, point: Point) -> None:

@@ -1,5 +1,5 @@
-"""The orbits of a model's rescalings: all networks that compute the same function."""
+"""The group of rescalings of a model that leave its function as it is."""
 
 from ._balance import balance as balance
 from ._generating_laws import generating_laws as generating_laws
-from ._projection import Orbit as Orbit, Rescaling as Rescaling
+from ._projection import Rescaling as Rescaling, RescalingGroup as RescalingGroup

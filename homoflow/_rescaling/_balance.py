@@ -12,13 +12,13 @@ from jaxtyping import PyTree
 from .._jax._tracing import is_concrete, known_finite
 from .._laws import Law, laws
 from .._laws._law import Path, contract, leaf_at, rows_of
-from ._balanced_factors import balanced_chain, balanced_factors
-from ._balanced_scales import balanced_scales
+from ._balanced_factors import balance_chain, balance_factors
+from ._balanced_scales import balance_scales
 from ._generating_laws import generating_laws
 
 #: Sweeps over the laws, which converge linearly where matrix laws meet other laws, and
 #: the imbalance, relative to the squares that cancel, at which they end.
-_SWEEPS, _BALANCED, _STALLED = 3000, 2e-15, 2e-13
+_MAX_SWEEPS, _BALANCED, _STALLED = 3000, 2e-15, 2e-13
 
 
 def balance(model: PyTree, x_example: PyTree | None = None) -> PyTree:
@@ -66,35 +66,35 @@ def balance(model: PyTree, x_example: PyTree | None = None) -> PyTree:
     if not generating:
         reason = found.note or "the laws found do not come from rescalings"
         raise ValueError(f"There is nothing to balance. {reason}")
-    _refuse_onesided(generating)
+    _check_twosided(generating)
     paths = dict.fromkeys(t.path for law in generating for t in law.quadratic_terms)
     arrays = {p: np.asarray(leaf_at(model, p), np.float64) for p in paths}
-    balanced = _with_arrays(model, _balanced(generating, arrays))
+    balanced = _replace_arrays(model, _balance(generating, arrays))
     if x_example is not None:
-        _refuse_another_function(model, balanced, x_example)
+        _check_same_function(model, balanced, x_example)
     return balanced
 
 
-def _balanced(laws: Sequence[Law], arrays: dict) -> dict:
+def _balance(laws: Sequence[Law], arrays: dict) -> dict:
     # Rescaling units first takes away what singular values would be rounded by.
-    arrays = balanced_scales([_diagonal(law) for law in laws], arrays)
+    arrays = balance_scales([_drop_pairs(law) for law in laws], arrays)
     mixing = [law for law in laws if law.contraction == "matrix"]
     if not mixing:
         return arrays
     chain = _chain(laws, arrays)
     if chain is not None:
-        return dict(zip(chain, balanced_chain([arrays[p] for p in chain]), strict=True))
+        return dict(zip(chain, balance_chain([arrays[p] for p in chain]), strict=True))
     scaling = [law for law in laws if law.contraction != "matrix"]
     worst = np.inf
-    for _ in range(_SWEEPS):
+    for _ in range(_MAX_SWEEPS):
         for law in mixing:
-            arrays = balanced_factors(law, arrays)
-        arrays = balanced_scales(scaling, arrays)
+            arrays = balance_factors(law, arrays)
+        arrays = balance_scales(scaling, arrays)
         before, worst = worst, _imbalance(laws, arrays)
         if worst <= _BALANCED or (worst <= _STALLED and worst > 0.99 * before):
             return arrays
     raise ValueError(
-        f"The weights cannot be balanced: after {_SWEEPS} sweeps over the laws one is "
+        f"The weights cannot be balanced: after {_MAX_SWEEPS} sweeps over the laws one is "
         f"still violated by {worst:.1g}."
     )
 
@@ -119,7 +119,7 @@ def _chain(laws: Sequence[Law], arrays: dict) -> list[Path] | None:
     return chain if is_whole and matrices else None
 
 
-def _diagonal(law: Law) -> Law:
+def _drop_pairs(law: Law) -> Law:
     """The law of single units behind a matrix law."""
     if law.contraction != "matrix":
         return law
@@ -143,7 +143,7 @@ def _imbalance(laws: Sequence[Law], arrays: dict) -> float:
     return worst
 
 
-def _refuse_onesided(laws: Sequence[Law]) -> None:
+def _check_twosided(laws: Sequence[Law]) -> None:
     for law in laws:
         if len({t.coefficient > 0 for t in law.quadratic_terms}) == 1:
             raise ValueError(
@@ -152,7 +152,7 @@ def _refuse_onesided(laws: Sequence[Law]) -> None:
             )
 
 
-def _refuse_another_function(model: PyTree, balanced: PyTree, x: PyTree) -> None:
+def _check_same_function(model: PyTree, balanced: PyTree, x: PyTree) -> None:
     """A limit of rescalings need not compute the same where the function jumps."""
     pairs = zip(
         *(
@@ -171,7 +171,7 @@ def _refuse_another_function(model: PyTree, balanced: PyTree, x: PyTree) -> None
             )
 
 
-def _with_arrays(model: PyTree, arrays: dict) -> PyTree:
+def _replace_arrays(model: PyTree, arrays: dict) -> PyTree:
     paths = list(arrays)
     old = [leaf_at(model, path) for path in paths]
     new = [jnp.asarray(arrays[p], a.dtype) for p, a in zip(paths, old, strict=True)]

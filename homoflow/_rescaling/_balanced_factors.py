@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._laws._law import Law, Path, rows_of
-from ._units import with_rows
+from ._units import replace_rows
 
 #: Singular values below this many units of rounding of the product are taken for 0.
 _ROUNDING = 2
 
 
-def balanced_factors(law: Law, arrays: dict[Path, np.ndarray]) -> dict:
+def balance_factors(law: Law, arrays: dict[Path, np.ndarray]) -> dict:
     """The arrays of a matrix law, balanced: PPᵀ = NNᵀ with the same PᵀN.
 
     P and N have the units' rows of what the law counts as positive and as negative.
@@ -29,16 +29,16 @@ def balanced_factors(law: Law, arrays: dict[Path, np.ndarray]) -> dict:
     each = len(positive) // law.blocks
     for block in range(law.blocks):
         part = slice(block * each, (block + 1) * each)
-        positive[part], negative[part] = _balanced(positive[part], negative[part])
+        positive[part], negative[part] = _balance(positive[part], negative[part])
     for (terms, ends, _), rows in zip(
         sides.values(), (positive, negative), strict=True
     ):
         for term, part in zip(terms, np.split(rows, ends, axis=1), strict=True):
-            arrays = arrays | {term.path: with_rows(term, arrays[term.path], part)}
+            arrays = arrays | {term.path: replace_rows(term, arrays[term.path], part)}
     return arrays
 
 
-def balanced_chain(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+def balance_chain(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The matrices of W_N ⋯ W_1 with the same product and W_h W_hᵀ = W_{h+1}ᵀ W_{h+1}.
 
     From the singular value decomposition UΣVᵀ of the product they are Q_h Σ^{1/N} Q_{h−1}ᵀ
@@ -47,7 +47,7 @@ def balanced_chain(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     product, size = weights[0], _norm(weights[0])
     for weight in weights[1:]:
         product, size = weight @ product, _norm(weight) * size
-    u, sigma, v = _kept(*np.linalg.svd(product, full_matrices=False), size)
+    u, sigma, v = _truncate(*np.linalg.svd(product, full_matrices=False), size)
     root = sigma ** (1 / len(weights))
     bases, here = [v.T], v.T
     for weight in weights[:-1]:
@@ -58,7 +58,7 @@ def balanced_chain(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [(above * root) @ below.T for below, above in itertools.pairwise(bases)]
 
 
-def _balanced(positive: np.ndarray, negative: np.ndarray):
+def _balance(positive: np.ndarray, negative: np.ndarray):
     """P and N, balanced, in the coordinates of their rows nearest to the given ones."""
     units = len(positive)
     size = _norm(positive) * _norm(negative)
@@ -67,7 +67,7 @@ def _balanced(positive: np.ndarray, negative: np.ndarray):
     # Rows may be long: what is in their span is enough.
     basis_p, small_p = np.linalg.qr(positive.T)
     basis_n, small_n = np.linalg.qr(negative.T)
-    u, sigma, v = _kept(*np.linalg.svd(small_p @ small_n.T), size)
+    u, sigma, v = _truncate(*np.linalg.svd(small_p @ small_n.T), size)
     root = np.sqrt(sigma)
     new_p, new_n = (u * root).T @ basis_p.T, v * root[:, None] @ basis_n.T
     # What the other side does not see at all would be left as noise.
@@ -80,7 +80,7 @@ def _balanced(positive: np.ndarray, negative: np.ndarray):
     return turn @ new_p, turn @ new_n
 
 
-def _kept(u: np.ndarray, sigma: np.ndarray, v: np.ndarray, size: float):
+def _truncate(u: np.ndarray, sigma: np.ndarray, v: np.ndarray, size: float):
     """Singular triples that are more than rounding of a product of that size."""
     limit = _ROUNDING * max(u.shape[0], v.shape[1]) * np.finfo(float).eps * size
     rank = int((sigma > limit).sum())

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .._laws._law import Law, Path, Term
-from ._units import labels, unit_count
+from ._units import count_units, label_entries
 
 Arrays = dict[Path, np.ndarray]
 
-_MOST_STEPS = 1000
+_MAX_STEPS = 1000
 #: How much the logarithm of an entry may change in one step.
-_LONGEST_STEP = 1.0
-_HALVINGS = 4
+_MAX_STEP_LENGTH = 1.0
+_MAX_HALVINGS = 4
 #: A ridge on the Hessian, whose diagonal is scaled to 1: laws may depend on each other.
 _RIDGE = 1e-14
 #: The imbalance that rounding explains, in units of rounding of a unit's squares.
 _ROUNDING = 4
 
 
-def balanced_scales(laws: Sequence[Law], arrays: Arrays) -> Arrays:
+def balance_scales(laws: Sequence[Law], arrays: Arrays) -> Arrays:
     """The arrays with their units rescaled to the least sum of squares.
 
     An entry that owners of law k rescale by e^{c_k s_k} goes with the squares of all
@@ -30,9 +30,9 @@ def balanced_scales(laws: Sequence[Law], arrays: Arrays) -> Arrays:
     if not laws:
         return arrays
     problem = _Scales(laws, arrays)
-    arrays = problem.without_onesided(arrays)
+    arrays = problem.zero_onesided(arrays)
     squares = problem.squares(arrays)
-    return problem.rescaled(arrays, problem.minimize(squares))
+    return problem.rescale(arrays, problem.minimize(squares))
 
 
 class _Scales:
@@ -40,7 +40,7 @@ class _Scales:
 
     def __init__(self, laws: Sequence[Law], arrays: Mapping[Path, np.ndarray]):
         shapes = {path: array.shape for path, array in arrays.items()}
-        counts = [unit_count(law, shapes) for law in laws]
+        counts = [count_units(law, shapes) for law in laws]
         starts = np.cumsum([0, *counts])
         self.size = int(starts[-1])
         self.groups: dict[Path, np.ndarray] = {}
@@ -49,7 +49,7 @@ class _Scales:
         width = max(len(_terms_at(laws, path)) for path in paths)
         for path in paths:
             found = _terms_at(laws, path)
-            unit = np.stack([labels(laws[k], t, shapes[path]) for k, t in found])
+            unit = np.stack([label_entries(laws[k], t, shapes[path]) for k, t in found])
             most = tuple(unit.max(1) + 2)
             code = np.ravel_multi_index(tuple(unit + 1), most)
             codes, group = np.unique(code, return_inverse=True)
@@ -73,7 +73,7 @@ class _Scales:
             total += np.bincount(group, arrays[path].reshape(-1) ** 2, len(total))
         return total
 
-    def rescaled(self, arrays: Arrays, s: np.ndarray) -> Arrays:
+    def rescale(self, arrays: Arrays, s: np.ndarray) -> Arrays:
         """The arrays with each entry multiplied by e^{cs}."""
         factor = np.exp(self.logarithm(s))
         return arrays | {
@@ -84,19 +84,19 @@ class _Scales:
     def logarithm(self, s: np.ndarray) -> np.ndarray:
         return (self.power * s[self.owner]).sum(1)
 
-    def summed(self, weights: np.ndarray) -> np.ndarray:
+    def sum_by_unit(self, weights: np.ndarray) -> np.ndarray:
         """Over what each unit owns."""
         return np.bincount(self.owner.reshape(-1), weights.reshape(-1), self.size)
 
-    def without_onesided(self, arrays: Arrays) -> Arrays:
+    def zero_onesided(self, arrays: Arrays) -> Arrays:
         """The arrays with 0 for what belongs to units that have nothing on one side."""
         alive = self.squares(arrays) > 0
         before = alive.sum() + 1
         while alive.sum() < before:
             before = alive.sum()
             here = np.broadcast_to(alive[:, None], self.power.shape)
-            low = self.summed((here & (self.power < 0)).astype(float)) > 0
-            high = self.summed((here & (self.power > 0)).astype(float)) > 0
+            low = self.sum_by_unit((here & (self.power < 0)).astype(float)) > 0
+            high = self.sum_by_unit((here & (self.power > 0)).astype(float)) > 0
             dead = (low != high)[self.owner] & (self.power != 0)
             alive = alive & ~dead.any(1)
         return arrays | {
@@ -109,27 +109,27 @@ class _Scales:
         s = np.zeros(self.size)
         limit = _ROUNDING * np.finfo(float).eps
         best, stalled = math.inf, 0
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_STEPS):
             now = squares * np.exp(2 * self.logarithm(s))
-            law = self.summed(self.power * now[:, None])
-            owns = self.summed(np.abs(self.power) * now[:, None])
+            law = self.sum_by_unit(self.power * now[:, None])
+            owns = self.sum_by_unit(np.abs(self.power) * now[:, None])
             worst = np.max(np.abs(law) / np.where(owns > 0, owns, 1), initial=0.0)
             stalled = 0 if worst < best / 2 else stalled + 1
             best = min(best, worst)
             # At the level of rounding Newton's steps lead nowhere.
             if worst <= limit or (worst < 1e-13 and stalled > 2):
                 return s
-            s = self._lower(squares, s, self._step(now, law), now.sum())
+            s = self._backtrack(squares, s, self._step(now, law), now.sum())
         raise ValueError(
             "The weights cannot be balanced: no rescaling of the units was found at "
             f"which the laws vanish (the best still violates one by {best:.1g})."
         )
 
-    def _lower(
+    def _backtrack(
         self, squares, s: np.ndarray, step: np.ndarray, now: float
     ) -> np.ndarray:
         """The step, or a part of it, that does not raise the sum of squares."""
-        for _ in range(_HALVINGS):
+        for _ in range(_MAX_HALVINGS):
             if (squares * np.exp(2 * self.logarithm(s + step))).sum() <= now:
                 break
             step = step / 2
@@ -146,7 +146,7 @@ class _Scales:
         scaled = scale[:, None] * hessian * scale + _RIDGE * np.eye(self.size)
         step = -scale * np.linalg.solve(scaled, scale * law)
         longest = np.max(np.abs(self.logarithm(step))[now > 0], initial=0.0)
-        return step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
+        return step * min(1.0, _MAX_STEP_LENGTH / max(longest, 1e-300))
 
 
 def _terms_at(laws: Sequence[Law], path: Path) -> list[tuple[int, Term]]:

@@ -10,14 +10,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from .._laws._law import Law, Term
-from ._group import Arrays, Generator, Share, generated, placed, unit_rows
+from ._group import Arrays, Generator, TermRef, apply_generator, scatter_rows, unit_rows
 
 #: Iterations of conjugate gradients: two linear layers from random weights take about 4
 #: for each digit, layers that are balanced 1.
-_MOST_ITERATIONS = 100
+_MAX_ITERATIONS = 100
 
-#: Generators of some of the laws, by their number.
-Some = dict[int, Array]
+#: Generators of some of the laws, by the number of the law.
+ByLaw = dict[int, Array]
 
 
 class Coupling(NamedTuple):
@@ -27,8 +27,8 @@ class Coupling(NamedTuple):
     mixed it is `None`, and the array itself is needed.
     """
 
-    first: Share
-    second: Share
+    first: TermRef
+    second: TermRef
     squares: Float[Array, "units others"] | None
 
 
@@ -55,99 +55,99 @@ class Gram(NamedTuple):
     couplings: Sequence[Coupling]
     eliminated: frozenset[int]
 
-    def framed(self, b: Generator) -> Generator:
-        """In the frames' coordinates."""
+    def to_frame(self, b: Generator) -> Generator:
+        """b in the frames' coordinates."""
         return tuple(
             x if q is None else q.swapaxes(-1, -2) @ x @ q
             for x, q in zip(b, self.frames, strict=True)
         )
 
-    def unframed(self, b: Generator) -> Generator:
+    def from_frame(self, b: Generator) -> Generator:
+        """Out of the frames' coordinates again."""
         return tuple(
             x if q is None else q @ x @ q.swapaxes(-1, -2)
             for x, q in zip(b, self.frames, strict=True)
         )
 
-    def times(self, x: Generator) -> Generator:
+    def apply(self, x: Generator) -> Generator:
         """Gx, in the frames' coordinates."""
-        some = dict(enumerate(x))
-        coupled = self._coupled(some, some.keys())
-        return tuple(self._own(k, part) + coupled[k] for k, part in some.items())
+        by_law = dict(enumerate(x))
+        coupled = self._apply_coupling(by_law, by_law.keys())
+        return tuple(
+            self._apply_uncoupled(k, part) + coupled[k] for k, part in by_law.items()
+        )
 
-    def solved(self, b: Generator, tolerance: Float[Array, ""]) -> Generator:
+    def solve(self, b: Generator, tolerance: Float[Array, ""]) -> Generator:
         """x with |Gx − b| ≤ tolerance, by conjugate gradients on what is not eliminated."""
-        given = dict(enumerate(b))
-        gone = {k: self._divided(k, b[k]) for k in sorted(self.eliminated)}
-        left = given.keys() - self.eliminated
-        image = self._coupled(gone, left)
-        rest = {k: given[k] - image[k] for k in sorted(left)}
-        found = self._conjugate_gradients(rest, tolerance)
-        image = self._coupled(found, gone.keys())
-        gone = {k: self._divided(k, b[k] - image[k]) for k in gone}
-        found = found | gone
-        return tuple(found[k] for k in range(len(b)))
+        eliminated = {k: self._divide(k, b[k]) for k in sorted(self.eliminated)}
+        left = set(range(len(b))) - self.eliminated
+        image = self._apply_coupling(eliminated, left)
+        right_side = {k: b[k] - image[k] for k in sorted(left)}
+        solution = self._conjugate_gradients(right_side, tolerance)
+        image = self._apply_coupling(solution, eliminated.keys())
+        solution |= {k: self._divide(k, b[k] - image[k]) for k in eliminated}
+        return tuple(solution[k] for k in range(len(b)))
 
-    def _conjugate_gradients(self, b: Some, tolerance: Array) -> Some:
+    def _conjugate_gradients(self, b: ByLaw, tolerance: Array) -> ByLaw:
         if not b:
             return b
 
-        def goes_on(now: _Iterate) -> Bool[Array, ""]:
-            unsolved = largest(now.rest.values()) > tolerance
-            return unsolved & (now.taken < _MOST_ITERATIONS)
+        def should_continue(now: _Iterate) -> Bool[Array, ""]:
+            is_unsolved = max_magnitude(now.residual.values()) > tolerance
+            return is_unsolved & (now.steps < _MAX_ITERATIONS)
 
-        def better(now: _Iterate) -> _Iterate:
-            image = self._reduced(now.direction)
+        def step(now: _Iterate) -> _Iterate:
+            image = self._apply_schur(now.direction)
             curvature = _dot(now.direction, image)
-            step = now.square / jnp.where(curvature > 0, curvature, 1)
-            x = _plus(now.x, step, now.direction)
-            rest = _plus(now.rest, -step, image)
-            z = {k: self._divided(k, part) for k, part in rest.items()}
-            square = _dot(rest, z)
-            share = square / jnp.where(now.square > 0, now.square, 1)
-            return _Iterate(
-                x, rest, _plus(z, share, now.direction), square, now.taken + 1
-            )
+            length = now.square / jnp.where(curvature > 0, curvature, 1)
+            x = _add_multiple(now.x, length, now.direction)
+            residual = _add_multiple(now.residual, -length, image)
+            z = {k: self._divide(k, part) for k, part in residual.items()}
+            square = _dot(residual, z)
+            ratio = square / jnp.where(now.square > 0, now.square, 1)
+            direction = _add_multiple(z, ratio, now.direction)
+            return _Iterate(x, residual, direction, square, now.steps + 1)
 
         zero = {k: jnp.zeros_like(part) for k, part in b.items()}
-        z = {k: self._divided(k, part) for k, part in b.items()}
+        z = {k: self._divide(k, part) for k, part in b.items()}
         start = _Iterate(zero, b, z, _dot(b, z), jnp.zeros((), jnp.int32))
-        return lax.while_loop(goes_on, better, start).x
+        return lax.while_loop(should_continue, step, start).x
 
-    def _reduced(self, x: Some) -> Some:
-        """The Schur complement of what is eliminated."""
-        image = self._coupled(x, self.eliminated)
-        gone = {k: -self._divided(k, part) for k, part in image.items()}
-        coupled = self._coupled(x | gone, x.keys())
-        return {k: self._own(k, part) + coupled[k] for k, part in x.items()}
+    def _apply_schur(self, x: ByLaw) -> ByLaw:
+        """The Schur complement of the eliminated laws, applied to x."""
+        image = self._apply_coupling(x, self.eliminated)
+        gone = {k: -self._divide(k, part) for k, part in image.items()}
+        coupled = self._apply_coupling(x | gone, x.keys())
+        return {k: self._apply_uncoupled(k, part) + coupled[k] for k, part in x.items()}
 
-    def _own(self, k: int, x: Array) -> Array:
-        """What a law's rescalings change of itself, where they meet no other term."""
+    def _apply_uncoupled(self, k: int, x: Array) -> Array:
+        """How a law's rescalings change that law, apart from couplings."""
         whole = self.whole[k]
         return self.diagonal[k] * x if whole is None else _symmetric(x @ whole)
 
-    def _divided(self, k: int, b: Array) -> Array:
+    def _divide(self, k: int, b: Array) -> Array:
         return b / self.diagonal[k]
 
-    def _coupled(self, x: Some, onto: Iterable[int]) -> Some:
-        """What rescalings change of other laws, those that are asked for."""
+    def _apply_coupling(self, x: ByLaw, onto: Iterable[int]) -> ByLaw:
+        """How rescalings change the laws `onto`, by the arrays where laws meet."""
         result: dict[int, Array] = {k: jnp.zeros_like(self.diagonal[k]) for k in onto}
         for first, second, squares in self.couplings:
             for target, source in ((first, second), (second, first)):
                 if target.law in result and source.law in x:
                     along = squares if target is first or squares is None else squares.T
-                    share = self._share(target, source, along, x[source.law])
-                    result[target.law] = result[target.law] + share
+                    change = self._couple(target, source, along, x[source.law])
+                    result[target.law] = result[target.law] + change
         return result
 
-    def _share(self, target: Share, source: Share, squares, x: Array) -> Array:
+    def _couple(self, target: TermRef, source: TermRef, squares, x: Array) -> Array:
         if squares is not None:
             return target.term.coefficient * source.term.coefficient * (squares @ x)
         array = self.arrays[target.array]
         law, other = self.laws[target.law], self.laws[source.law]
-        moving = unit_rows(other, source.term, array)
-        moving = generated(other, source.term, x, moving)
-        moving = placed(other, source.term, moving, array)
-        along = unit_rows(law, target.term, moving)
+        rows = unit_rows(other, source.term, array)
+        change = apply_generator(other, source.term, x, rows)
+        velocity = scatter_rows(other, source.term, change, array)
+        along = unit_rows(law, target.term, velocity)
         own = unit_rows(law, target.term, array)
         if law.contraction == "matrix":
             return target.term.coefficient * _symmetric(along @ own.swapaxes(-1, -2))
@@ -155,44 +155,47 @@ class Gram(NamedTuple):
 
 
 class _Iterate(NamedTuple):
-    x: Some
-    rest: Some
-    direction: Some
+    x: ByLaw
+    residual: ByLaw
+    direction: ByLaw
     square: Float[Array, ""]
-    taken: Array
+    steps: Array
 
 
-def gram_of(
+def make_gram(
     laws: Sequence[Law],
-    shares: Sequence[Share],
+    terms: Sequence[TermRef],
     arrays: Arrays,
     squares: Generator,
     ridge: Float[Array, ""],
 ) -> Gram:
-    """G at some weights, from the squares of all shares."""
+    """G at some weights, from the squares of all terms (`Law.product` of w and w)."""
     total: list = [0] * len(laws)
-    for share, square in zip(shares, squares, strict=True):
-        total[share.law] = total[share.law] + share.term.coefficient**2 * square
+    for ref, square in zip(terms, squares, strict=True):
+        total[ref.law] = total[ref.law] + ref.term.coefficient**2 * square
     meeting = [
         pair
-        for pair in itertools.combinations(shares, 2)
+        for pair in itertools.combinations(terms, 2)
         if pair[0].array == pair[1].array
     ]
     diagonal, whole, frames = [], [], []
     for k, law in enumerate(laws):
-        d, c, q = _diagonalized(law, total[k], _turns_alone(k, meeting, arrays), ridge)
+        d, c, q = _diagonalize(
+            law, total[k], _commutes_with_couplings(k, meeting, arrays), ridge
+        )
         diagonal.append(d)
         whole.append(c)
         frames.append(q)
     turned = {s.array: arrays[s.array] for pair in meeting for s in pair}
-    for share in shares:
-        q = frames[share.law]
-        if share.array in turned and q is not None:
-            law, array = laws[share.law], turned[share.array]
-            rows = q.swapaxes(-1, -2) @ unit_rows(law, share.term, array)
-            turned[share.array] = placed(law, share.term, rows, array)
+    for ref in terms:
+        q = frames[ref.law]
+        if ref.array in turned and q is not None:
+            law, array = laws[ref.law], turned[ref.array]
+            rows = q.swapaxes(-1, -2) @ unit_rows(law, ref.term, array)
+            turned[ref.array] = scatter_rows(law, ref.term, rows, array)
     couplings = [
-        Coupling(s, t, _common_squares(laws, s, t, turned[s.array])) for s, t in meeting
+        Coupling(s, t, _sum_common_squares(laws, s, t, turned[s.array]))
+        for s, t in meeting
     ]
     return Gram(
         laws,
@@ -201,22 +204,22 @@ def gram_of(
         tuple(frames),
         turned,
         couplings,
-        _eliminated([c is None for c in whole], meeting),
+        _choose_eliminated([c is None for c in whole], meeting),
     )
 
 
-def largest(parts: Iterable[Array]) -> Float[Array, ""]:
+def max_magnitude(parts: Iterable[Array]) -> Float[Array, ""]:
     """The largest absolute value."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(part)) for part in parts]))
 
 
-def _diagonalized(law: Law, total: Array, turns: bool, ridge: Array):
-    """The diagonal of a law's own share of G, C if that is not all, and the frame."""
+def _diagonalize(law: Law, total: Array, has_frame: bool, ridge: Array):
+    """The diagonal of a law's own block of G, C if that is not all, and the frame."""
     if law.contraction != "matrix":
         return total + ridge, None, None
     frame = whole = None
-    if turns:
-        # Any frame will do: derivatives need not follow it.
+    if has_frame:
+        # The result does not depend on the frame, so derivatives need not follow it.
         values, frame = jnp.linalg.eigh(
             lax.stop_gradient(total), symmetrize_input=False
         )
@@ -227,46 +230,48 @@ def _diagonalized(law: Law, total: Array, turns: bool, ridge: Array):
     return (values[..., :, None] + values[..., None, :]) / 2 + ridge, whole, frame
 
 
-def _turns_alone(k: int, meeting, arrays: Arrays) -> bool:
-    """Whether a turn of a law's units commutes with all rescalings that it meets."""
+def _commutes_with_couplings(k: int, meeting, arrays: Arrays) -> bool:
+    """Whether a rotation of a law's units commutes with all rescalings coupled to it."""
     return all(
-        _along_two_axes(s.term, t.term, arrays[s.array].shape) is not None
+        _view_with_two_axes(s.term, t.term, arrays[s.array].shape) is not None
         for s, t in meeting
         if k in (s.law, t.law)
     )
 
 
-def _along_two_axes(
+def _view_with_two_axes(
     first: Term, second: Term, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], int, int] | None:
     """A view of an array in which units of the two are along different axes."""
     if first.index is not None or second.index is not None:
         return None
     views = [
-        tuple(_sized(t.view, shape)) for t in (first, second) if t.view is not None
+        tuple(_resolve_view(t.view, shape))
+        for t in (first, second)
+        if t.view is not None
     ]
     view = views[0] if views else shape
     for term in (first, second):
         # Rows of the array are rows of every view that leaves its first axis alone.
         is_rows = term.view is None and term.axis == 0 and view[0] == shape[0]
-        own = shape if term.view is None else _sized(term.view, shape)
+        own = shape if term.view is None else _resolve_view(term.view, shape)
         if not is_rows and own != view:
             return None
     return None if first.axis == second.axis else (view, first.axis, second.axis)
 
 
-def _sized(view: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _resolve_view(view: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     known = math.prod(n for n in view if n != -1)
     return tuple(math.prod(shape) // known if n == -1 else n for n in view)
 
 
-def _common_squares(
-    laws: Sequence[Law], first: Share, second: Share, array: Array
+def _sum_common_squares(
+    laws: Sequence[Law], first: TermRef, second: TermRef, array: Array
 ) -> Array | None:
     """Sums of the squares that a unit of the one and a unit of the other own together."""
     if any(laws[s.law].contraction != "units" for s in (first, second)):
         return None
-    axes = _along_two_axes(first.term, second.term, array.shape)
+    axes = _view_with_two_axes(first.term, second.term, array.shape)
     if axes is None:
         return None
     view, a, b = axes
@@ -275,12 +280,14 @@ def _common_squares(
     return sums if a < b else sums.T
 
 
-def _eliminated(is_diagonal: Sequence[bool], meeting) -> frozenset[int]:
-    """Laws that are coupled neither to one another nor in themselves, first come first."""
+def _choose_eliminated(is_diagonal: Sequence[bool], meeting) -> frozenset[int]:
+    """Laws that are coupled neither to one another nor to themselves, chosen greedily."""
     coupled = {frozenset((s.law, t.law)) for s, t in meeting}
     chosen: list[int] = []
-    for k, possible in enumerate(is_diagonal):
-        if possible and all(frozenset((k, j)) not in coupled for j in (*chosen, k)):
+    for k, can_be_chosen in enumerate(is_diagonal):
+        if can_be_chosen and all(
+            frozenset((k, j)) not in coupled for j in (*chosen, k)
+        ):
             chosen.append(k)
     return frozenset(chosen)
 
@@ -289,9 +296,9 @@ def _symmetric(x: Array) -> Array:
     return (x + x.swapaxes(-1, -2)) / 2
 
 
-def _dot(x: Some, y: Some) -> Float[Array, ""]:
+def _dot(x: ByLaw, y: ByLaw) -> Float[Array, ""]:
     return sum((x[k] * y[k]).sum() for k in x)  # pyright: ignore
 
 
-def _plus(x: Some, scale: Array, y: Some) -> Some:
+def _add_multiple(x: ByLaw, scale: Array, y: ByLaw) -> ByLaw:
     return {k: x[k] + scale * y[k] for k in x}

@@ -1,4 +1,4 @@
-"""Elements of the group under which a function does not change, and what they act on."""
+"""Elements of the group of rescalings, and how they act on arrays."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from .._laws._law import Law, Term, rows_of
 Arrays = tuple[Array, ...]
 
 
-class Share(NamedTuple):
+class TermRef(NamedTuple):
     """A term of a law, with the numbers of the law and of the term's array."""
 
     law: int
@@ -21,15 +21,15 @@ class Share(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """An invertible matrix E that mixes units, as E − I and E⁻¹ − I."""
+    """An invertible matrix E that mixes units, as `by` = E − I and `back` = E⁻¹ − I."""
 
     by: Float[Array, "..."]
     back: Float[Array, "..."]
 
 
-#: Of each law, logarithms of the scales of its units, or a `Mixing` of them; and of each
-#: law a vector or a symmetric matrix: a generator, or the value of the law.
+#: For each law, logarithms of the scales of its units, or a `Mixing` of them.
 Element = tuple[Float[Array, "..."] | Mixing, ...]
+#: For each law a vector or a symmetric matrix: a generator, or the value of the law.
 Generator = tuple[Float[Array, "..."], ...]
 
 
@@ -43,76 +43,76 @@ def unit_rows(law: Law, term: Term, array: Array) -> Float[Array, "*blocks units
     return rows
 
 
-def placed(law: Law, term: Term, rows: Array, array: Array) -> Array:
+def scatter_rows(law: Law, term: Term, rows: Array, array: Array) -> Array:
     """The rows where they belong in an array like the one given, and 0 elsewhere."""
-    back = jax.linear_transpose(lambda a: unit_rows(law, term, a), array)
-    return back(rows)[0]
+    transpose = jax.linear_transpose(lambda a: unit_rows(law, term, a), array)
+    return transpose(rows)[0]
 
 
-def generated(law: Law, term: Term, generator: Array, rows: Array) -> Array:
+def apply_generator(law: Law, term: Term, generator: Array, rows: Array) -> Array:
     """What a generator of the rescalings of a law makes of its units' rows."""
     if law.contraction == "matrix":
         return term.coefficient * (generator @ rows)
     return term.coefficient * generator[:, None] * rows
 
 
-def exponentiated(laws: Sequence[Law], generator: Generator) -> Element:
+def retract(laws: Sequence[Law], generator: Generator) -> Element:
     """A group element that agrees with exp(generator) to first order.
 
-    Of a matrix X with ‖X‖ < 1 it is I + X, whose inverse costs less than exp(−X).
+    For a matrix X with ‖X‖ < 1 it is I + X, whose inverse costs less than exp(−X).
     """
     return tuple(
-        _mixing(x) if law.contraction == "matrix" else x
+        _make_mixing(x) if law.contraction == "matrix" else x
         for law, x in zip(laws, generator, strict=True)
     )
 
 
-def composed(second: Element, first: Element) -> Element:
+def compose(second: Element, first: Element) -> Element:
     """The element that acts as the first, and then the second."""
 
-    def one(a, b):
+    def compose_of_law(a, b):
         if not isinstance(a, Mixing):
             return a + b
         return Mixing(a.by + b.by + a.by @ b.by, b.back + a.back + b.back @ a.back)
 
-    return tuple(one(a, b) for a, b in zip(second, first, strict=True))
+    return tuple(compose_of_law(a, b) for a, b in zip(second, first, strict=True))
 
 
-def acted(
+def apply(
     laws: Sequence[Law],
-    shares: Sequence[Share],
+    terms: Sequence[TermRef],
     element: Element,
     arrays: Arrays,
     *,
-    on_slopes: bool = False,
+    on_gradients: bool = False,
 ) -> Arrays:
-    """The arrays after a group element g; of gradients (`on_slopes`) after g⁻ᵀ.
+    """g applied to weights, or g⁻ᵀ applied to gradients.
 
-    L(gw) = L(w) makes ∇L(gw) = g⁻ᵀ∇L(w).
+    It follows from L(gw) = L(w) that ∇L(gw) = g⁻ᵀ∇L(w).
     """
     result = list(arrays)
-    for k, i, term in shares:
+    for k, i, term in terms:
         law, g = laws[k], element[k]
         rows = unit_rows(law, term, result[i])
         if isinstance(g, Mixing):
-            forward = (term.coefficient > 0) != on_slopes
-            change = (g.by if forward else g.back.swapaxes(-1, -2)) @ rows
+            is_forward = (term.coefficient > 0) != on_gradients
+            change = (g.by if is_forward else g.back.swapaxes(-1, -2)) @ rows
         else:
-            power = -term.coefficient if on_slopes else term.coefficient
+            power = -term.coefficient if on_gradients else term.coefficient
             change = jnp.expm1(power * g)[:, None] * rows
-        result[i] = result[i] + placed(law, term, change, result[i])
+        result[i] = result[i] + scatter_rows(law, term, change, result[i])
     return tuple(result)
 
 
-def moving(
-    laws: Sequence[Law], shares: Sequence[Share], generator: Generator, arrays: Arrays
+def tangent(
+    laws: Sequence[Law], terms: Sequence[TermRef], generator: Generator, arrays: Arrays
 ) -> Arrays:
-    """The velocity of the arrays along their orbit."""
+    """The velocity of the arrays along a generator: Σ_k ξ_k A_k w."""
     result = [jnp.zeros_like(array) for array in arrays]
-    for k, i, term in shares:
+    for k, i, term in terms:
         rows = unit_rows(laws[k], term, arrays[i])
-        change = generated(laws[k], term, generator[k], rows)
-        result[i] = result[i] + placed(laws[k], term, change, arrays[i])
+        change = apply_generator(laws[k], term, generator[k], rows)
+        result[i] = result[i] + scatter_rows(laws[k], term, change, arrays[i])
     return tuple(result)
 
 
@@ -126,13 +126,13 @@ def squares_after(term: Term, g: Any, squares: Array) -> Array:
 
 
 def sum_of_squares(law: Law, squares: Array) -> Float[Array, ""]:
-    """Of all units."""
+    """The sum of the squares of all units."""
     if law.contraction == "matrix":
         squares = jnp.diagonal(squares, axis1=-2, axis2=-1)
     return squares.sum()
 
 
-def unit_element(laws: Sequence[Law], like: Generator) -> Element:
+def identity_element(laws: Sequence[Law], like: Generator) -> Element:
     """The element that changes nothing."""
     zeros = jax.tree.map(jnp.zeros_like, like)
     return tuple(
@@ -141,17 +141,18 @@ def unit_element(laws: Sequence[Law], like: Generator) -> Element:
     )
 
 
-def changed_by(generator: Generator, element: Element) -> Element:
+def differential(generator: Generator, element: Element) -> Element:
     """The velocity of an element g that moves as dg = Xg, X a generator."""
 
-    def one(x, g):
+    def differential_of_law(x, g):
         if not isinstance(g, Mixing):
             return x
         return Mixing(x + x @ g.by, -x - g.back @ x)
 
-    return tuple(one(x, g) for x, g in zip(generator, element, strict=True))
+    pairs = zip(generator, element, strict=True)
+    return tuple(differential_of_law(x, g) for x, g in pairs)
 
 
-def _mixing(x: Float[Array, "*blocks n n"]) -> Mixing:
-    one = jnp.eye(x.shape[-1], dtype=x.dtype)
-    return Mixing(x, -x @ jnp.linalg.inv(one + x))
+def _make_mixing(x: Float[Array, "*blocks n n"]) -> Mixing:
+    identity = jnp.eye(x.shape[-1], dtype=x.dtype)
+    return Mixing(x, -x @ jnp.linalg.inv(identity + x))

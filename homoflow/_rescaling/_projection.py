@@ -1,4 +1,4 @@
-"""Projection along an orbit: laws restored by rescalings that leave the function alone."""
+"""Projection onto the laws' values, by rescalings that leave the function alone."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -13,33 +13,33 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._laws._law import Law
 from ._generating_laws import generating_laws
-from ._gram import Gram, gram_of, largest
+from ._gram import Gram, make_gram, max_magnitude
 from ._group import (
     Arrays,
     Element,
     Generator,
-    Share,
-    acted,
-    changed_by,
-    composed,
-    exponentiated,
-    moving,
+    TermRef,
+    apply,
+    compose,
+    differential,
+    identity_element,
+    retract,
     squares_after,
     sum_of_squares,
-    unit_element,
+    tangent,
 )
 
-#: Units of rounding, of ‖w‖², up to which laws are restored, and less than which of drift
-#: is left alone.
-_ROUNDING, _ALONE = 4, 16
-#: What a unit has less of than so many times that is not resolved.
+#: Laws are brought to their targets up to so many units of rounding of ‖w‖²; a smaller
+#: drift than the second number of such units is left alone.
+_ROUNDING, _IGNORED = 4, 16
+#: The ridge of the Gram matrix, in multiples of what rounding leaves of a law.
 _RIDGE = 10
-_MOST_STEPS = 20
+_MAX_STEPS = 20
 #: How far a step of Newton's method may rescale units, or mix them.
-_LONGEST_STEP = 0.5
+_MAX_STEP_LENGTH = 0.5
 
 
-class Orbit(eqx.Module):
+class RescalingGroup(eqx.Module):
     """The rescalings that some quadratic laws generate, of weights of one structure.
 
     A law wᵀAw has the rescalings w → e^{sA}w: W_h[i,:] → e^s W_h[i,:] with
@@ -48,15 +48,18 @@ class Orbit(eqx.Module):
     laws, so that a numerical solution's drift can be undone.
 
     Its methods take weights of any structure that has the leaves of `weights` in their
-    order, or a vector of which `unravel` makes them. Of `laws` it has those that
-    generate rescalings, each of them once.
+    order, or a vector that `unravel` makes into such weights. Of the laws given, it has
+    those that generate rescalings, each of them once.
+
+    - `terms`: those of all laws.
+    - `places`: of the arrays that the laws are about, among the leaves of the weights.
 
     **Raises:** `ValueError` if there is none, or if one involves an array that is not
     among the weights.
     """
 
     laws: tuple[Law, ...]
-    shares: tuple[Share, ...] = eqx.field(static=True)
+    terms: tuple[TermRef, ...] = eqx.field(static=True)
     places: tuple[int, ...] = eqx.field(static=True)
     unravel: Callable[[Array], PyTree] | None = eqx.field(static=True)
 
@@ -77,52 +80,52 @@ class Orbit(eqx.Module):
             raise ValueError("A law involves an array that is not among the weights.")
         number = {path: i for i, path in enumerate(paths)}
         self.places = tuple(place[path] for path in paths)
-        self.shares = tuple(
-            Share(k, number[term.path], term)
+        self.terms = tuple(
+            TermRef(k, number[term.path], term)
             for k, law in enumerate(self.laws)
             for term in law.quadratic_terms
         )
 
     def values(self, weights: PyTree) -> Generator:
         """wᵀAw of each law, a vector over units or a matrix."""
-        arrays = self._taken(weights)
-        return _summed(self, _products(self, arrays, arrays))
+        arrays = self._get_arrays(weights)
+        return _sum_by_law(self, _products(self, arrays, arrays))
 
     def size(self, weights: PyTree) -> Float[Array, ""]:
         """‖w‖² of the arrays that the laws are about."""
-        return _size(self._taken(weights))
+        return _size(self._get_arrays(weights))
 
-    def restoring(
+    def project(
         self,
         weights: PyTree,
         targets: Generator,
-        beyond: Float[Array, ""] | float = 0.0,
+        tolerance: Float[Array, ""] | float = 0.0,
     ) -> "Rescaling":
         """The rescaling after which the laws have the values `targets`.
 
-        The laws' change is 2Gξ to first order in a rescaling's generator, G the Gram
-        matrix of their gradients, so Newton's method finds it, in one or two steps from
-        what a tolerable solver leaves. Nothing is rescaled while no law is further from
-        its target than `beyond`·‖w‖², or than rounding.
+        To first order in a rescaling's generator ξ the laws change by 2Gξ, with G the Gram
+        matrix of their gradients. Newton's method needs one or two steps for the drift of
+        a solver with usual tolerances. Nothing is rescaled while every law is within
+        `tolerance`·‖w‖² of its target, or within rounding.
         """
-        arrays = self._taken(weights)
-        beyond = jnp.asarray(beyond, arrays[0].dtype)
-        restored, *found = _restoring(self, arrays, targets, beyond)
-        return Rescaling(self, self._put(weights, restored), *found)
+        arrays = self._get_arrays(weights)
+        tolerance = jnp.asarray(tolerance, arrays[0].dtype)
+        projected, *others = _project(self, arrays, targets, tolerance)
+        return Rescaling(self, self._set_arrays(weights, projected), *others)
 
-    def leaving(self, weights: PyTree, targets: Generator) -> "Rescaling":
-        """The one that changes nothing, wherever the laws are."""
-        nothing = jax.tree.map(jnp.zeros_like, targets)
-        one = unit_element(self.laws, nothing)
-        return Rescaling(self, weights, one, nothing, jnp.asarray(True))
+    def identity(self, weights: PyTree, targets: Generator) -> "Rescaling":
+        """The rescaling that changes nothing, whatever the laws' values are."""
+        zeros = jax.tree.map(jnp.zeros_like, targets)
+        identity = identity_element(self.laws, zeros)
+        return Rescaling(self, weights, identity, zeros, jnp.asarray(True))
 
-    def _taken(self, weights: PyTree) -> Arrays:
+    def _get_arrays(self, weights: PyTree) -> Arrays:
         if self.unravel is not None:
             weights = self.unravel(weights)
         leaves = jax.tree.leaves(weights)
         return tuple(leaves[place] for place in self.places)
 
-    def _put(self, weights: PyTree, arrays: Arrays) -> PyTree:
+    def _set_arrays(self, weights: PyTree, arrays: Arrays) -> PyTree:
         if self.unravel is not None:
             weights = self.unravel(weights)
         leaves, structure = jax.tree.flatten(weights)
@@ -135,171 +138,191 @@ class Orbit(eqx.Module):
 class Rescaling(eqx.Module):
     """An element g of the group, and what it does to the weights that it is for.
 
-    - `restored`: gw, weights of the same function whose laws are at their targets.
-    - `miss`: how far each law of w was from its target.
-    - `is_one`: whether g leaves everything as it is.
+    - `projected`: gw, weights of the same function whose laws are at their targets.
+    - `residual`: how far each law of w was from its target.
+    - `is_identity`: whether g leaves everything as it is.
     """
 
-    orbit: Orbit
-    restored: PyTree
+    group: RescalingGroup
+    projected: PyTree
     element: Element
-    miss: Generator
-    is_one: Bool[Array, ""]
+    residual: Generator
+    is_identity: Bool[Array, ""]
 
-    def weights(self, weights: PyTree) -> PyTree:
+    def apply_to_weights(self, weights: PyTree) -> PyTree:
         """gv of other weights v, such as those of an earlier step."""
-        return self._acted(weights, on_slopes=False)
+        return self._apply(weights, on_gradients=False)
 
-    def slopes(self, gradient: PyTree) -> PyTree:
-        """g⁻ᵀ∇L(w), the gradient at gw, where L is constant along the orbit."""
-        return self._acted(gradient, on_slopes=True)
+    def apply_to_gradient(self, gradient: PyTree) -> PyTree:
+        """g⁻ᵀ∇L(w), the gradient at gw, where rescalings do not change L."""
+        return self._apply(gradient, on_gradients=True)
 
-    def _acted(self, tree: PyTree, on_slopes: bool) -> PyTree:
-        orbit = self.orbit
+    def _apply(self, tree: PyTree, *, on_gradients: bool) -> PyTree:
+        group = self.group
 
-        def changed(arrays: Arrays) -> Arrays:
-            return acted(
-                orbit.laws, orbit.shares, self.element, arrays, on_slopes=on_slopes
+        def rescale(arrays: Arrays) -> Arrays:
+            return apply(
+                group.laws, group.terms, self.element, arrays, on_gradients=on_gradients
             )
 
-        arrays = orbit._taken(tree)
-        return orbit._put(tree, lax.cond(self.is_one, lambda a: a, changed, arrays))
+        arrays = group._get_arrays(tree)
+        arrays = lax.cond(self.is_identity, lambda a: a, rescale, arrays)
+        return group._set_arrays(tree, arrays)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _restoring(
-    orbit: Orbit, arrays: Arrays, targets: Generator, beyond: Array
+def _project(
+    group: RescalingGroup, arrays: Arrays, targets: Generator, tolerance: Array
 ) -> tuple[Arrays, Element, Generator, Array]:
-    """gw, g, what the laws missed before it, and whether g = 1."""
-    start = _at(orbit, targets, arrays)
-    one = unit_element(orbit.laws, start.miss)
-    alone = _ALONE / _ROUNDING * _floor(arrays)
-    is_one = start.drift <= jnp.maximum(beyond, alone)
-    # Loops that are not entered cost copies of all that they carry.
-    restored, element = lax.cond(
-        is_one,
+    """gw, g, how far the laws of w are from their targets, and whether g = 1."""
+    start = _evaluate(group, targets, arrays)
+    one = identity_element(group.laws, start.residual)
+    ignored = _IGNORED / _ROUNDING * _floor(arrays)
+    is_identity = start.drift <= jnp.maximum(tolerance, ignored)
+    # XLA copies all that a loop carries, even if it makes no step: hence the branch.
+    projected, element = lax.cond(
+        is_identity,
         lambda: (arrays, one),
-        lambda: _by_newton(orbit, targets, start, one, ~is_one),
+        lambda: _solve_by_newton(group, targets, start, one, ~is_identity),
     )
-    return restored, element, start.miss, is_one
+    return projected, element, start.residual, is_identity
 
 
-def _by_newton(
-    orbit: Orbit, targets: Generator, start: "_Place", one: Element, is_needed: Array
+def _solve_by_newton(
+    group: RescalingGroup,
+    targets: Generator,
+    start: "_State",
+    one: Element,
+    is_needed: Array,
 ) -> tuple[Arrays, Element]:
     floor = _floor(start.arrays)
 
-    def goes_on(now: _Iterate) -> Bool[Array, ""]:
-        # Under vmap this comes here with nothing to do too.
-        left = (now.place.drift > floor) & (now.taken < _MOST_STEPS)
-        return left & now.helped & is_needed
+    def should_continue(now: _Iterate) -> Bool[Array, ""]:
+        # Under vmap, both branches run: then a step may not be needed.
+        is_drifting = now.state.drift > floor
+        return is_drifting & (now.steps < _MAX_STEPS) & now.has_improved & is_needed
 
-    def better(now: _Iterate) -> _Iterate:
-        element = composed(_newton_step(orbit, now.place), now.element)
-        place = _moved(orbit, targets, start, element)
-        helped = place.drift < now.place.drift
-        place, element = jax.tree.map(
-            lambda a, b: jnp.where(helped, a, b),
-            (place, element),
-            (now.place, now.element),
+    def step(now: _Iterate) -> _Iterate:
+        element = compose(_newton_step(group, now.state), now.element)
+        state = _evaluate_after(group, targets, start, element)
+        has_improved = state.drift < now.state.drift
+        state, element = jax.tree.map(
+            lambda new, old: jnp.where(has_improved, new, old),
+            (state, element),
+            (now.state, now.element),
         )
-        return _Iterate(place, element, helped, now.taken + 1)
+        return _Iterate(state, element, has_improved, now.steps + 1)
 
-    now = _Iterate(start, one, is_needed, jnp.zeros((), jnp.int32))
-    element = lax.while_loop(goes_on, better, now).element
-    return acted(orbit.laws, orbit.shares, element, start.arrays), element
+    first = _Iterate(start, one, is_needed, jnp.zeros((), jnp.int32))
+    element = lax.while_loop(should_continue, step, first).element
+    return apply(group.laws, group.terms, element, start.arrays), element
 
 
-@_restoring.defjvp
-def _restoring_derivative(orbit: Orbit, primals, tangents):
-    """dg = Σ η_k A_k g and d(gw) = g dw + dg w, with laws that follow their targets.
+@_project.defjvp
+def _project_derivative(group: RescalingGroup, primals, tangents):
+    """dg = Σ η_k A_k g and d(gw) = g dw + dg w, with η such that laws follow their targets.
 
-    Exact where only units are rescaled. Mixings that bring a matrix law to its target
-    differ by rotations; which one Newton's method comes to is not differentiated, a part
-    of the derivative as small as the drift.
+    This is exact where only units are rescaled. Mixings that bring a matrix law to its
+    target are unique up to rotations. The choice that Newton's method makes among them is
+    not differentiated: that part of the derivative is as small as the drift.
     """
-    arrays, targets, beyond = primals
+    arrays, targets, tolerance = primals
     d_arrays, d_targets, _ = tangents
-    result = restored, element, miss, is_one = _restoring(
-        orbit, arrays, targets, beyond
+    result = projected, element, residual, is_identity = _project(
+        group, arrays, targets, tolerance
     )
-    place = _at(orbit, targets, restored)
+    state = _evaluate(group, targets, projected)
 
-    def followed(given):
-        d_arrays, d_targets = given
-        carried = acted(orbit.laws, orbit.shares, element, d_arrays)
-        forms = _summed(orbit, _products(orbit, restored, carried))
+    def differentiate(tangents):
+        d_arrays, d_targets = tangents
+        rescaled = apply(group.laws, group.terms, element, d_arrays)
+        forms = _sum_by_law(group, _products(group, projected, rescaled))
         wanted = tuple(c / 2 - x for c, x in zip(d_targets, forms, strict=True))
-        eta = _solved(orbit, place, wanted)
-        along = moving(orbit.laws, orbit.shares, eta, restored)
-        moved = tuple(a + b for a, b in zip(carried, along, strict=True))
-        return moved, changed_by(eta, element)
+        eta = _solve(group, state, wanted)
+        along = tangent(group.laws, group.terms, eta, projected)
+        total = tuple(a + b for a, b in zip(rescaled, along, strict=True))
+        return total, differential(eta, element)
 
-    def still(given):
-        return given[0], jax.tree.map(jnp.zeros_like, element)
+    def differentiate_identity(tangents):
+        return tangents[0], jax.tree.map(jnp.zeros_like, element)
 
-    d_restored, d_element = lax.cond(is_one, still, followed, (d_arrays, d_targets))
-    nothing = jax.tree.map(jnp.zeros_like, miss)
-    return result, (d_restored, d_element, nothing, jnp.zeros((), jax.dtypes.float0))
+    d_projected, d_element = lax.cond(
+        is_identity, differentiate_identity, differentiate, (d_arrays, d_targets)
+    )
+    no_change = jax.tree.map(jnp.zeros_like, residual)
+    no_choice = jnp.zeros((), jax.dtypes.float0)
+    return result, (d_projected, d_element, no_change, no_choice)
 
 
-class _Place(NamedTuple):
-    """Weights, and how far they are from the targets.
+class _State(NamedTuple):
+    """Weights, and how far their laws are from the targets.
 
-    Arrays that one law alone moves may be those of the start: the products, their squares,
-    are all of them that counts.
+    - `arrays`: those that only one law rescales may be those of the start, because of them
+        only the products are needed.
+    - `products`: of each term, what `Law.product` makes of its array.
+    - `size`: ‖w‖²; `drift`: the largest `residual`, relative to it.
     """
 
     arrays: Arrays
     products: Generator
     size: Float[Array, ""]
-    miss: Generator
+    residual: Generator
     drift: Float[Array, ""]
 
 
 class _Iterate(NamedTuple):
-    place: _Place
+    state: _State
     element: Element
-    helped: Bool[Array, ""]
-    taken: Array
+    has_improved: Bool[Array, ""]
+    steps: Array
 
 
-def _at(orbit: Orbit, targets: Generator, arrays: Arrays) -> _Place:
-    products = _products(orbit, arrays, arrays)
-    return _place(orbit, targets, arrays, products, _size(arrays))
+def _evaluate(group: RescalingGroup, targets: Generator, arrays: Arrays) -> _State:
+    products = _products(group, arrays, arrays)
+    return _make_state(group, targets, arrays, products, _size(arrays))
 
 
-def _moved(orbit: Orbit, targets: Generator, start: _Place, element: Element) -> _Place:
-    """The place to which an element moves the start; long rows do not add to its cost."""
-    often = [s for s in orbit.shares if _is_coupled(orbit, s)]
-    arrays = acted(orbit.laws, often, element, start.arrays)
+def _evaluate_after(
+    group: RescalingGroup, targets: Generator, start: _State, element: Element
+) -> _State:
+    """The state after an element has acted on the start.
+
+    Of arrays that only one law rescales the products are enough, whose cost does not grow
+    with the length of rows.
+    """
+    coupled = [t for t in group.terms if _is_coupled(group, t)]
+    arrays = apply(group.laws, coupled, element, start.arrays)
     products = list(start.products)
     size = start.size
-    for n, (share, before) in enumerate(zip(orbit.shares, start.products, strict=True)):
-        law = orbit.laws[share.law]
-        if share in often:
-            products[n] = _product(law, share, arrays, arrays)
+    for n, (ref, before) in enumerate(zip(group.terms, start.products, strict=True)):
+        law = group.laws[ref.law]
+        if ref in coupled:
+            products[n] = _product(law, ref, arrays, arrays)
         else:
-            products[n] = squares_after(share.term, element[share.law], before)
+            products[n] = squares_after(ref.term, element[ref.law], before)
             size = size + (
                 sum_of_squares(law, products[n]) - sum_of_squares(law, before)
             )
-    for i in {share.array for share in often}:
+    for i in {ref.array for ref in coupled}:
         size = size + ((arrays[i] ** 2).sum() - (start.arrays[i] ** 2).sum())
-    return _place(orbit, targets, arrays, tuple(products), size)
+    return _make_state(group, targets, arrays, tuple(products), size)
 
 
-def _place(
-    orbit: Orbit, targets: Generator, arrays: Arrays, products: Generator, size: Array
-) -> _Place:
-    values = _summed(orbit, products)
-    miss = tuple(v - c for v, c in zip(values, targets, strict=True))
-    drift = largest(miss) / jnp.where(size > 0, size, 1)
-    return _Place(arrays, products, size, miss, drift)
+def _make_state(
+    group: RescalingGroup,
+    targets: Generator,
+    arrays: Arrays,
+    products: Generator,
+    size: Array,
+) -> _State:
+    values = _sum_by_law(group, products)
+    residual = tuple(v - c for v, c in zip(values, targets, strict=True))
+    drift = max_magnitude(residual) / jnp.where(size > 0, size, 1)
+    return _State(arrays, products, size, residual, drift)
 
 
-def _is_coupled(orbit: Orbit, share: Share) -> bool:
-    return sum(share.array == other.array for other in orbit.shares) > 1
+def _is_coupled(group: RescalingGroup, ref: TermRef) -> bool:
+    return sum(ref.array == other.array for other in group.terms) > 1
 
 
 def _floor(arrays: Arrays) -> float:
@@ -307,60 +330,58 @@ def _floor(arrays: Arrays) -> float:
     return _ROUNDING * float(jnp.finfo(arrays[0].dtype).eps)
 
 
-def _gram(orbit: Orbit, place: _Place) -> Gram:
-    ridge = _RIDGE * _floor(place.arrays) * place.size
-    return gram_of(orbit.laws, orbit.shares, place.arrays, place.products, ridge)
+def _gram(group: RescalingGroup, state: _State) -> Gram:
+    ridge = _RIDGE * _floor(state.arrays) * state.size
+    return make_gram(group.laws, group.terms, state.arrays, state.products, ridge)
 
 
-def _newton_step(orbit: Orbit, place: _Place) -> Element:
-    gram = _gram(orbit, place)
-    # What Newton's method leaves in any case need not be solved for.
-    precise = jnp.maximum(place.drift**2, _floor(place.arrays) / 4)
-    wanted = gram.framed(tuple(-x / 2 for x in place.miss))
-    step = gram.unframed(gram.solved(wanted, precise * place.size / 2))
-    return exponentiated(orbit.laws, _bounded(orbit, step))
+def _newton_step(group: RescalingGroup, state: _State) -> Element:
+    gram = _gram(group, state)
+    # Newton's method leaves an error of the order of drift² in any case.
+    accuracy = jnp.maximum(state.drift**2, _floor(state.arrays) / 4)
+    wanted = gram.to_frame(tuple(-x / 2 for x in state.residual))
+    step = gram.from_frame(gram.solve(wanted, accuracy * state.size / 2))
+    return retract(group.laws, _limit_step(group, step))
 
 
-def _solved(orbit: Orbit, place: _Place, b: Generator) -> Generator:
-    """η with Gη = b, linear in b for all that differentiates."""
-    gram = _gram(orbit, place)
+def _solve(group: RescalingGroup, state: _State, b: Generator) -> Generator:
+    """η with Gη = b, which JAX differentiates as a linear function of b."""
+    gram = _gram(group, state)
 
     def solve(_, b: Generator) -> Generator:
-        return gram.solved(b, _floor(place.arrays) * largest(b))
+        return gram.solve(b, _floor(state.arrays) * max_magnitude(b))
 
-    eta = lax.custom_linear_solve(gram.times, gram.framed(b), solve, symmetric=True)
-    return gram.unframed(eta)
+    eta = lax.custom_linear_solve(gram.apply, gram.to_frame(b), solve, symmetric=True)
+    return gram.from_frame(eta)
 
 
-def _bounded(orbit: Orbit, step: Generator) -> Generator:
+def _limit_step(group: RescalingGroup, step: Generator) -> Generator:
     """The step, or a part of it, for which I + X is invertible and no scale is large."""
     sizes = [
         jnp.sqrt(jnp.max((x**2).sum(axis=(-1, -2))))
         if law.contraction == "matrix"
         else jnp.max(jnp.abs(x)) * max(abs(t.coefficient) for t in law.quadratic_terms)
-        for law, x in zip(orbit.laws, step, strict=True)
+        for law, x in zip(group.laws, step, strict=True)
     ]
     longest = jnp.max(jnp.stack(sizes))
-    share = jnp.minimum(1, _LONGEST_STEP / jnp.where(longest > 0, longest, 1))
-    return tuple(share * x for x in step)
+    fraction = jnp.minimum(1, _MAX_STEP_LENGTH / jnp.where(longest > 0, longest, 1))
+    return tuple(fraction * x for x in step)
 
 
-def _products(orbit: Orbit, left: Arrays, right: Arrays) -> Generator:
-    """Of each term of each law, products of what its units own."""
-    return tuple(_product(orbit.laws[s.law], s, left, right) for s in orbit.shares)
+def _products(group: RescalingGroup, left: Arrays, right: Arrays) -> Generator:
+    """For each term of each law, products of what its units own."""
+    return tuple(_product(group.laws[s.law], s, left, right) for s in group.terms)
 
 
-def _product(law: Law, share: Share, left: Arrays, right: Arrays) -> Array:
-    return jnp.atleast_1d(
-        law.product(share.term, left[share.array], right[share.array])
-    )
+def _product(law: Law, ref: TermRef, left: Arrays, right: Arrays) -> Array:
+    return jnp.atleast_1d(law.product(ref.term, left[ref.array], right[ref.array]))
 
 
-def _summed(orbit: Orbit, products: Generator) -> Generator:
-    """Of each law the sum over its terms."""
-    total: list = [0] * len(orbit.laws)
-    for share, product in zip(orbit.shares, products, strict=True):
-        total[share.law] = total[share.law] + share.term.coefficient * product
+def _sum_by_law(group: RescalingGroup, products: Generator) -> Generator:
+    """For each law the sum over its terms."""
+    total: list = [0] * len(group.laws)
+    for ref, product in zip(group.terms, products, strict=True):
+        total[ref.law] = total[ref.law] + ref.term.coefficient * product
     return tuple(total)
 
 

@@ -44,8 +44,7 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
             members = list(member_names(enumeration))
             return {"enumeration": name, "members": members, "index": index}
     if _CLASSES.get(type(value).__name__) is type(value):
-        fields = {name: encode(part, arrays) for name, part in _fields(value).items()}
-        return {"class": type(value).__name__, "fields": fields}
+        return encode_fields(value, arrays)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         value = _fields(value)
     if isinstance(value, dict):
@@ -56,6 +55,17 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [encode(part, arrays) for part in value]}
     raise UnknownContent(f"an object of type {type(value).__name__}")
+
+
+def encode_fields(
+    value: Any, arrays: list[np.ndarray], without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """One of homoflow's own objects, with `None` for the fields to go `without`."""
+    fields = {
+        name: encode(None if name in without else part, arrays)
+        for name, part in _fields(value).items()
+    }
+    return {"class": type(value).__name__, "fields": fields}
 
 
 def decode(code: Any, arrays: list[np.ndarray]) -> Any:

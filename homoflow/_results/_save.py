@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._jax._tracing import is_concrete
-from ._encode import UnknownContent, decode, encode
+from ._encode import UnknownContent, decode, encode, encode_fields
 from ._trajectory import Trajectory
 
 _FORMAT, _VERSION = "homoflow trajectory", 1
+#: Fields whose containers are a user's or Optax's: a file cannot know them.
+_LEFT_OUT = ("model", "models", "continuation")
 
 
 def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
@@ -25,7 +27,9 @@ def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
     NumPy can open it. Of `model` and `models` the arrays are kept; `load` puts them into a
     model that you give. Everything else is restored as it was, to the last bit. In
     `observed` dictionaries, lists and tuples may be nested; named tuples, such as those of
-    `homoflow.observe.Sharpness`, come back as dictionaries.
+    `homoflow.observe.Sharpness`, come back as dictionaries. The state of an optimizer
+    (`continuation`) is not kept: gradient descent that goes on from a loaded run starts its
+    optimizer anew.
 
     **Arguments:**
 
@@ -46,12 +50,11 @@ def save(path: str | os.PathLike[str], trajectory: Trajectory) -> None:
     if not is_concrete(trajectory):
         raise ValueError("`save` writes known values: call it outside of jit and vmap.")
     arrays: list[np.ndarray] = []
-    rest = _without_models(trajectory)
     try:
         header = {
             "format": _FORMAT,
             "version": _VERSION,
-            "trajectory": encode(rest, arrays),
+            "trajectory": encode_fields(trajectory, arrays, _LEFT_OUT),
             "model": _encode_model(trajectory.model, arrays),
             "models": _encode_model(trajectory.models, arrays),
         }
@@ -99,15 +102,6 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Trajectory:
         if leaves is not None:
             object.__setattr__(loaded, name, _fill(name, like, leaves, leading[name]))
     return loaded
-
-
-def _without_models(trajectory: Trajectory) -> Trajectory:
-    return eqx.tree_at(
-        lambda t: (t.model, t.models),
-        trajectory,
-        (None, None),
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def _encode_model(model: PyTree, arrays: list[np.ndarray]) -> Any:

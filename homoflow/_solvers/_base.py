@@ -139,8 +139,8 @@ class AbstractFlowSolver(eqx.Module):
         rescaling = project(y1)
         if solver_state is not None:
             is_first, slope = solver_state
-            solver_state = is_first, rescaling.slopes(slope)
-        return rescaling.restored, error, dense, solver_state, result, rescaling
+            solver_state = is_first, rescaling.apply_to_gradient(slope)
+        return rescaling.projected, error, dense, solver_state, result, rescaling
 
 
 @final

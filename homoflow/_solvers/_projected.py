@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._rescaling import Orbit, Rescaling
+from .._rescaling import Rescaling, RescalingGroup
 from ._base import AbstractFlowSolver, as_flow_solver
 
 #: Where some drift may wait, laws are checked after so many steps: for square layers, to
@@ -52,7 +52,7 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     """
 
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
-    orbit: Orbit
+    orbit: RescalingGroup
     max_drift: Float[Array, ""] | float = 0.0
 
     uses_memory: ClassVar[bool] = True
@@ -124,8 +124,8 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
         def project(y: PyTree) -> Rescaling:
             return lax.cond(
                 is_due,
-                lambda: self.orbit.restoring(y, targets, self.max_drift),
-                lambda: self.orbit.leaving(y, targets),
+                lambda: self.orbit.project(y, targets, self.max_drift),
+                lambda: self.orbit.identity(y, targets),
             )
 
         step = as_flow_solver(self.solver).step_with_projection
@@ -133,8 +133,8 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
             project, terms, t0, t1, y0, args, inner, made_jump
         )
         removed_drift = tuple(
-            jnp.where(rescaling.is_one, old, old + new)
-            for old, new in zip(removed_drift, rescaling.miss, strict=True)
+            jnp.where(rescaling.is_identity, old, old + new)
+            for old, new in zip(removed_drift, rescaling.residual, strict=True)
         )
         steps_since_check = jnp.where(is_due, 0, steps_since_check + 1)
         state = ProjectedState(inner, targets, removed_drift, steps_since_check)

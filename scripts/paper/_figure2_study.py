@@ -17,7 +17,7 @@ from homoflow.plot import COLOURS
 from ._conservation import candidates
 from ._labels import NORM, plain_ticks
 from ._report import Claim, Table
-from ._steps import ROUNDING, account_of, norms_by_start, ratio
+from ._steps import ROUNDING, balance_change, norms_by_start, ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +155,7 @@ def _end_of(run: Trajectory) -> Float[Array, " 9"]:
     """Squared norms at start and end; gap; what the account leaves over; loss by first."""
     norms = jnp.stack(list(run.squared_norms.values()), axis=1)
     gap = jnp.max(jnp.abs(jnp.stack(list(run.laws.values()))))
-    others = jnp.stack([gap, account_of(run).left, run.losses[-1] / run.losses[0]])
+    others = jnp.stack([gap, balance_change(run).left, run.losses[-1] / run.losses[0]])
     return jnp.concatenate([norms[0], norms[-1], others])
 
 

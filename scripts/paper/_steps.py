@@ -20,8 +20,8 @@ HALVING = 0.1
 ERRORS = 3.0
 
 
-class Account(NamedTuple):
-    """A descent's account, the worst of all of its laws and times.
+class BalanceChange(NamedTuple):
+    """How laws change in a descent, the worst of all laws and times.
 
     - `changed`: the largest change of a law since the start.
     - `added`: the largest sum of η²q(g) over the steps, g the (mini)batch gradient.
@@ -33,14 +33,14 @@ class Account(NamedTuple):
     left: Float[Array, ""]
 
 
-def account_of(run: Trajectory) -> Account:
-    """The account of a run with a ledger: what changed, and what q of the steps says."""
+def balance_change(run: Trajectory) -> BalanceChange:
+    """Of a run with a ledger: what changed, and what q of the steps says."""
     assert run.ledger is not None
     observed = jnp.stack([a.observed for a in run.ledger.values()])
     added = jnp.stack([a.discretization for a in run.ledger.values()])
     size = jnp.max(jnp.stack(list(run.squared_norms.values())).sum(axis=0))
     left = jnp.max(jnp.abs(observed - added)) / size
-    return Account(jnp.max(jnp.abs(observed)), jnp.max(jnp.abs(added)), left)
+    return BalanceChange(jnp.max(jnp.abs(observed)), jnp.max(jnp.abs(added)), left)
 
 
 def change_of(run: Trajectory) -> float:

@@ -34,8 +34,8 @@ from ._steps import (
     HALVING,
     ROUNDING,
     Additions,
-    account_of,
     additions,
+    balance_change,
     change_of,
     norms_by_start,
     ratio,
@@ -217,7 +217,9 @@ def _row(config: Config, run: Trajectory, case: Case) -> dict[str, Any]:
         "start": start,
         "method": method,
         "change": change_of(run),
-        "left over": float(account_of(run).left) if run.ledger is not None else np.nan,
+        "left over": float(balance_change(run).left)
+        if run.ledger is not None
+        else np.nan,
         "ratio at start": float(ratio(first)),
         "ratio at end": float(ratio(last)),
         "ratio by the start": float(ratio(norms_by_start(first, last))),

@@ -17,7 +17,7 @@ from ._figure2_study import StudyConfig, draw_study, measure_study, study_claims
 from ._labels import DIFFERENCE, NORM, RATIO
 from ._progress import Progress
 from ._report import Claim, Report, Table
-from ._steps import ROUNDING, account_of, norms_by_start
+from ._steps import ROUNDING, balance_change, norms_by_start
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +171,7 @@ def _norms_claim(start: str, gd: Trajectory, printed: str) -> Claim:
     norms = np.stack(norms_of(gd), axis=1)
     said = norms_by_start(norms[0], norms[-1])
     off = float(np.max(np.abs(norms[-1] - said)))
-    added = float(account_of(gd).added)
+    added = float(balance_change(gd).added)
     return Claim(
         f"{start}: final ‖W_h‖² by GD are those that their sum and the differences at "
         "the start give, within what steps add to a difference",
@@ -189,7 +189,7 @@ def _slashed(values: Any) -> str:
 
 def _ledger_claim(name: str, gd: Trajectory, printed: str) -> Claim:
     """That Ση²q(∇L) is all that changes the differences: what bounds the gap."""
-    account = account_of(gd)
+    account = balance_change(gd)
     return Claim(
         f"{name}: the gap is its start plus Σ η²(‖∂L/∂W_h‖² − ‖∂L/∂W_{{h+1}}‖²)",
         f"≤ {largest_gap(gd):.3g}; changes by ≤ {account.changed:.3g}, steps add ≤ "

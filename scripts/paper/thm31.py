@@ -63,7 +63,7 @@ class Config:
 QUICK = Config(steps=5000, seeds=50)
 
 
-class Account(NamedTuple):
+class SeedResults(NamedTuple):
     """Of every seed: descent to its last step, the flow from there, and the bounds.
 
     - `distance`: ‖UVᵀ − M*‖_F of the flow, at times `ts` after descent's end.
@@ -86,10 +86,10 @@ class Account(NamedTuple):
 
 
 def run(config: Config = Config(), *, progress: Progress = False) -> Report:
-    """The account of every seed, and two controls."""
+    """What every seed comes to, and two controls."""
     del progress  # A minute.
     std = small_std(config.d1, config.d2, config.epsilon)
-    account = measure(config, std)
+    results = measure(config, std)
     final = _final_distances(config)
     summable = final(std, ZETA_3_2 * literal_constant(config))
     zero = final(0.0, config.t1)
@@ -98,12 +98,12 @@ def run(config: Config = Config(), *, progress: Progress = False) -> Report:
         "Theorem 3.1: the limit is a global minimum",
         "Descent from a small random start with η_t = √(ε/r)/(100(t+1)‖M*‖_F^{3/2}) has "
         "a limit, and there ‖UVᵀ − M*‖_F ≤ ε.",
-        _claims(config, account),
+        _claims(config, results),
         (
             _limit_claim(config, summable, "η_t ∝ (t+1)^(−3/2), whose sum is finite: "),
             _limit_claim(config, zero, "a start at U = V = 0: "),
         ),
-        _tables(config, account),
+        _tables(config, results),
         (
             f"U is {config.d1}×{config.rank}, V is {config.d2}×{config.rank}, ‖M*‖_F = "
             f"1, ε = {config.epsilon:g}, start as in Lemma 3.1.",
@@ -120,14 +120,16 @@ def run(config: Config = Config(), *, progress: Progress = False) -> Report:
     )
 
 
-def measure(config: Config, std: float) -> Account:
-    """The account of every seed, in batches."""
+def measure(config: Config, std: float) -> SeedResults:
+    """What every seed comes to, in batches."""
     matrix = target(config.d1, config.d2, config.rank, config.seed)
-    compiled = jax.jit(jax.vmap(lambda model: _account(config, matrix, model)))
+    compiled = jax.jit(jax.vmap(lambda model: _follow_seed(config, matrix, model)))
     return in_batches(config, std, compiled)
 
 
-def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Account:
+def _follow_seed(
+    config: Config, matrix: Array, model: MatrixFactorization
+) -> SeedResults:
     schedule = literal_schedule(config)
     gd = descend(
         model,
@@ -152,7 +154,7 @@ def _account(config: Config, matrix: Array, model: MatrixFactorization) -> Accou
     # Steps only get smaller: the first later one bounds all of them.
     step = schedule(jnp.asarray(float(config.steps)))
     smoothness = jnp.max(_smoothness(matrix, _models(later)))
-    return Account(
+    return SeedResults(
         later.ts,
         distance(later),
         jnp.maximum(jnp.max(imbalance(gd)), jnp.max(imbalance(later))),
@@ -237,7 +239,7 @@ def _limit_claim(config: Config, final: np.ndarray, what: str = "") -> Claim:
     )
 
 
-def _claims(config: Config, a: Account) -> tuple[Claim, ...]:
+def _claims(config: Config, a: SeedResults) -> tuple[Claim, ...]:
     seeds = a.distance.shape[0]
     at_the_end = a.distance[:, -1] + _distance_bound(a)
     arrived = first_time(a.distance <= config.epsilon, a.ts[0])
@@ -272,7 +274,7 @@ def _claims(config: Config, a: Account) -> tuple[Claim, ...]:
     )
 
 
-def _distance_bound(a: Account) -> np.ndarray:
+def _distance_bound(a: SeedResults) -> np.ndarray:
     """How far UVᵀ is from the flow's if the weights are within `gap_bound`.
 
     ‖U‖₂ and ‖V‖₂ are at most √2 there, as ‖UVᵀ‖₂ and their imbalance are small.
@@ -280,7 +282,7 @@ def _distance_bound(a: Account) -> np.ndarray:
     return 2 * np.sqrt(2) * a.gap_bound + a.gap_bound**2
 
 
-def _tables(config: Config, a: Account) -> dict[str, Any]:
+def _tables(config: Config, a: SeedResults) -> dict[str, Any]:
     ts = a.ts[0]
     low, middle, high = np.quantile(a.distance, (0.05, 0.5, 0.95), axis=0)
     return {

@@ -7,7 +7,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from midpoint import by_midpoint
+from reference.midpoint import by_midpoint
 
 import homoflow as hf
 

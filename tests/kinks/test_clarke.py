@@ -1,8 +1,8 @@
-"""`scripts/clarke.py` on functions whose sub-differential is known."""
+"""`scripts/reference/clarke.py` on functions whose sub-differential is known."""
 
 import numpy as np
 import pytest
-from clarke import gradients_around, least_around, least_element
+from reference.clarke import gradients_around, least_around, least_element
 
 
 def pieces(size: int, number: int, seed: int) -> np.ndarray:

@@ -9,10 +9,10 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+import homoflow as hf
 from homoflow._jaxpr import expose_kinks
 from homoflow._kinks import as_system
 from homoflow._kinks._active_pairs import ActivePairs
-from homoflow._problem._problem import make_problem
 
 #: name: (shapes of image and kernel, arguments of the convolution)
 CONVOLUTIONS = {
@@ -105,8 +105,7 @@ def network(is_shared: bool):
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_rows_and_gradient_of_a_convolutional_network(is_shared):
     x, y = jr.normal(jr.key(3), (4, 1, 4, 4)), jr.normal(jr.key(4), (4, 3))
-    problem = make_problem(
-        network(is_shared), (x, y))  # fmt: skip
+    problem = hf.make_problem(network(is_shared), (x, y))
     system = as_system(problem)
     assert len(system.function.convolutions) == (1 if is_shared else 2)
     w, _ = ravel_pytree(problem.weights)

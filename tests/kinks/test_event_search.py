@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+import homoflow as hf
 from homoflow._kinks import as_system
 from homoflow._kinks.filippov._event_location import (
     _NODES,
@@ -14,7 +15,6 @@ from homoflow._kinks.filippov._event_location import (
     bracket_first_crossing,
     locate_crossing,
 )
-from homoflow._problem._problem import make_problem
 
 
 class Curves(eqx.Module):
@@ -39,8 +39,7 @@ def brackets(curves):
     """
     pairs = curves.shape[1]
     data = curves[0], jnp.zeros(pairs)
-    problem = make_problem(
-        Curves(jnp.zeros(1)), data)  # fmt: skip
+    problem = hf.make_problem(Curves(jnp.zeros(1)), data)
     system = as_system(problem)
     ones, none = jnp.ones((pairs, 1)), jnp.zeros((pairs, 1), bool)
 

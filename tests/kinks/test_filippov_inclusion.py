@@ -1,7 +1,7 @@
 """The exact flow against the definition: dw/dt = −d, d the least element of Clarke's set.
 
-`scripts/clarke.py` samples that set by plain autodiff. It holds where solutions part, too:
-what comes after is one of them.
+`scripts/reference/clarke.py` samples that set by plain autodiff. It holds where solutions
+part, too: what comes after is one of them.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from clarke import gradients_around, least_around, least_element
 from paper import cor21
 from problems import asserted
+from reference.clarke import gradients_around, least_around, least_element
 from test_filippov_degenerate import CORNERS, Case
 
 import homoflow as hf

@@ -11,6 +11,7 @@ import pytest
 from problems import relu_regression
 from scipy.optimize import lsq_linear
 
+import homoflow as hf
 from homoflow._kinks import as_system
 from homoflow._kinks._rows import Rows
 from homoflow._kinks.filippov._sliding_field import (
@@ -20,7 +21,6 @@ from homoflow._kinks.filippov._sliding_field import (
     factorize_gram,
 )
 from homoflow._kinks.filippov._sliding_mode import find_mode
-from homoflow._problem._problem import make_problem
 
 PAIRS, CAPACITY = 12, 14
 
@@ -46,7 +46,7 @@ def linearization(rows, gradient, width, is_used) -> Linearization:
 @pytest.fixture(scope="module")
 def search():
     """From J, g, widths, sides before, base sides: settled, multipliers, states."""
-    problem = make_problem(*relu_regression())
+    problem = hf.make_problem(*relu_regression())
     system = as_system(problem)
     slots = jnp.arange(CAPACITY, dtype=jnp.int32)
     is_used = slots < PAIRS
@@ -54,7 +54,7 @@ def search():
     @jax.jit
     def find(rows, gradient, width, start, on_plus):
         at = linearization(rows, gradient, width, is_used)
-        alone = Groups(slots, jnp.ones_like(slots))
+        alone = Groups(slots, jnp.ones_like(slots), jnp.zeros_like(is_used))
         mode = find_mode(system, at, alone, is_used, on_plus, start, jnp.asarray(True))
         return mode.is_settled, mode.multiplier, mode.state
 

@@ -124,6 +124,7 @@ def _(primals, tangents):
         "largest": lambda x, w: w @ x * jnp.max(x),
         "sign decides": lambda x, w: jnp.where(x > 0, w @ x, 2 * x),
         "rounded to half precision": lambda x, w: (w @ x).astype(jnp.float16) * 1.0,
+        "truth as a number": lambda x, w: w @ (x > 0).astype(x.dtype),
         "an index from x": lambda x, w: w[x[0].astype(int)],
         "a derivative rule of its own": lambda x, w: doubled(w @ x),
         "a stopped derivative": lambda x, w: w @ jax.lax.stop_gradient(w @ x),

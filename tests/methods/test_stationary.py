@@ -81,7 +81,7 @@ def test_verdicts_on_functions_that_are_known(terms, start, kind, point):
 
 
 def test_in_a_valley_it_ends_where_the_conserved_product_says():
-    start = np.array([1.5, 0.4])
+    start = np.array([1.3, 0.4])
     flow = end_of(VALLEY, start)
     assert stationary_kind(flow) == StationaryKind.minimum
     assert flow.stats["zero_eigenvalues"] == 1
@@ -199,8 +199,11 @@ def test_trajectories_to_the_end_are_trajectories(deep):
         size = sum(float(norms[-1]) for norms in flow.squared_norms.values())
         for law in hf.laws(model):
             drift = law.value(flow.model) - law.value(model)
-            # What a projection takes for rounding.
-            assert np.max(np.abs(drift)) <= 16 * np.finfo(float).eps * size
+            # What a projection takes for rounding, in each entry of `matrix[h]`:
+            # `layers[h]` is the sum of the four on its diagonal.
+            num_terms = 4 if law.name.startswith("layers") else 1
+            rounding = 16 * np.finfo(float).eps * size
+            assert np.max(np.abs(drift)) <= num_terms * rounding
             values = np.asarray(flow.laws[law.name])
             assert np.max(np.abs(values - values[0])) < 1e-12
         assert "A minimum" in repr(flow)

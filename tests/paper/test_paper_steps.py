@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from paper import digits
 from paper._page import _shown_width, _text
-from paper._steps import account_of, norms_by_start, ratio
+from paper._steps import balance_change, norms_by_start, ratio
 
 import homoflow as hf
 
@@ -33,7 +33,7 @@ def test_every_step_of_sgd_is_in_the_sum(run):
         total = float(account.discretization[-1])
         assert found[name].observed == pytest.approx(total, rel=1e-10)
     # 1e-12 in the report, where rounding is that of users.
-    assert float(account_of(run).left) < 1e-14
+    assert float(balance_change(run).left) < 1e-14
 
 
 def test_the_expected_sum_is_the_mean_over_all_batches(run):

@@ -85,7 +85,7 @@ def inputs_of(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_laws_come_back_and_function_and_gradient_stay(name):
     model = MODELS[name]()
-    orbit = Orbit(hf.laws(model), arrays(model))
+    orbit = RescalingGroup(hf.laws(model), arrays(model))
     targets = orbit.values(arrays(model))
     drifted = perturbed(model, 1e-3)
     assert miss(orbit, drifted, targets) > 1e-5
@@ -96,9 +96,9 @@ def test_laws_come_back_and_function_and_gradient_stay(name):
 
     @jax.jit
     def projected(weights):
-        rescaling = orbit.restoring(weights, targets)
-        slopes = rescaling.slopes(jax.grad(loss)(weights))
-        return rescaling.restored, slopes, rescaling.weights(weights)
+        rescaling = orbit.project(weights, targets)
+        slopes = rescaling.apply_to_gradient(jax.grad(loss)(weights))
+        return rescaling.projected, slopes, rescaling.apply_to_weights(weights)
 
     restored, slopes, again = projected(arrays(drifted))
     assert miss(orbit, restored, targets) < 2e-15
@@ -120,12 +120,12 @@ def flat(tree) -> np.ndarray:
 def test_of_one_layer_of_units_the_scales_have_a_closed_form():
     """a e^{2s} − b e^{−2s} = c has one root e^{2s}, of a quadratic equation."""
     model = hf.MLP((3, 6, 2), key=jr.key(0))
-    orbit = Orbit([hf.laws(model)["neurons[1]"]], arrays(model))
+    orbit = RescalingGroup([hf.laws(model)["neurons[1]"]], arrays(model))
     c = jnp.linspace(-2.0, 2.0, 6)
     w1, w2 = (np.asarray(layer.weight) for layer in model.layers)
     a, b = (w1**2).sum(1), (w2**2).sum(0)
     scale = np.sqrt((c + np.sqrt(c**2 + 4 * a * b)) / (2 * a))
-    restored = orbit.restoring(arrays(model), (c,)).restored
+    restored = orbit.project(arrays(model), (c,)).projected
     np.testing.assert_allclose(
         restored.layers[0].weight, scale[:, None] * w1, rtol=1e-13
     )
@@ -135,8 +135,8 @@ def test_of_one_layer_of_units_the_scales_have_a_closed_form():
 def test_balanced_factors_have_the_products_nuclear_norm():
     """Where UᵀU = VᵀV, ‖U‖² + ‖V‖² = 2‖UVᵀ‖_*."""
     model = MODELS["factorization"]()
-    orbit = Orbit(hf.laws(model), arrays(model))
-    restored = orbit.restoring(arrays(model), (jnp.zeros((3, 3)),)).restored
+    orbit = RescalingGroup(hf.laws(model), arrays(model))
+    restored = orbit.project(arrays(model), (jnp.zeros((3, 3)),)).projected
     nuclear = np.linalg.svd(model.U @ model.V.T, compute_uv=False).sum()
     np.testing.assert_allclose(squared(restored), 2 * nuclear, rtol=1e-14)
 
@@ -153,13 +153,13 @@ def test_a_unit_without_weights_and_a_drift_of_rounding_are_left_alone():
             second.weight.at[:, 1].set(0),
         ),
     )
-    orbit = Orbit(hf.laws(model), arrays(model))
+    orbit = RescalingGroup(hf.laws(model), arrays(model))
     targets = orbit.values(arrays(dead))
-    still = orbit.restoring(arrays(dead), targets)
-    assert bool(still.is_one)
-    np.testing.assert_array_equal(flat(still.restored), flat(dead))
+    still = orbit.project(arrays(dead), targets)
+    assert bool(still.is_identity)
+    np.testing.assert_array_equal(flat(still.projected), flat(dead))
     drifted = perturbed(dead, 1e-3)
-    restored = orbit.restoring(arrays(drifted), targets).restored
+    restored = orbit.project(arrays(drifted), targets).projected
     assert miss(orbit, restored, targets) < 2e-15
 
 
@@ -171,7 +171,7 @@ def test_derivatives_are_those_of_the_point_with_the_given_laws(
     name, drift, h, tolerance
 ):
     model = MODELS[name]()
-    orbit = Orbit(hf.laws(model), arrays(model))
+    orbit = RescalingGroup(hf.laws(model), arrays(model))
     start, targets = arrays(perturbed(model, drift)), orbit.values(arrays(model))
     direction = jax.tree.map(
         lambda a: jnp.cos(3.0 * jnp.arange(float(a.size)).reshape(a.shape)), start
@@ -181,8 +181,8 @@ def test_derivatives_are_those_of_the_point_with_the_given_laws(
     @jax.jit
     def read(s, r):
         w = jax.tree.map(lambda a, d: a + s * d, start, direction)
-        rescaling = orbit.restoring(w, tuple((1 + r) * c for c in targets))
-        parts = (rescaling.restored, rescaling.slopes(direction))
+        rescaling = orbit.project(w, tuple((1 + r) * c for c in targets))
+        parts = (rescaling.projected, rescaling.apply_to_gradient(direction))
         return sum(
             jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(part)]) @ weight
             for part in parts
@@ -243,7 +243,7 @@ def test_what_was_removed_is_the_drift_of_the_run_without_projection(rtol):
     )
     assert plain.stats["projection"] == "off: not wanted"
     # Of the final weights: Dopri8's interpolant, of lower order, has laws of its own.
-    orbit = Orbit(hf.laws(plain.model), arrays(plain.model))
+    orbit = RescalingGroup(hf.laws(plain.model), arrays(plain.model))
     targets = orbit.values(arrays(MODELS["deep linear"]()))
     drift = miss(orbit, plain.model, targets)
     assert drift > 1e-4 * rtol
@@ -267,7 +267,7 @@ def test_steps_that_are_long_to_go_through_are_left_alone_but_what_is_recorded()
     assert drift_of(kept) < DRIFT < 1e-8 < drift_of(free)
     # The same steps, to the bit.
     assert int(kept.stats["steps"]) == int(free.stats["steps"]) > 8
-    orbit = Orbit(hf.laws(free.model), arrays(free.model))
+    orbit = RescalingGroup(hf.laws(free.model), arrays(free.model))
     drift = miss(orbit, free.model, orbit.values(arrays(model)))
     drift *= orbit.size(arrays(free.model)) / orbit.size(arrays(kept.model))
     np.testing.assert_allclose(kept.stats["projected_drift"], drift, rtol=1e-8)
@@ -278,7 +278,7 @@ def test_steps_that_are_long_to_go_through_are_left_alone_but_what_is_recorded()
 def test_what_each_step_removes_adds_up_to_the_drift(solver):
     model, term, target = gradient_flow()
     start = arrays(model)
-    orbit = Orbit(hf.laws(model), start)
+    orbit = RescalingGroup(hf.laws(model), start)
 
     def end(solver):
         return dfx.diffeqsolve(
@@ -450,14 +450,14 @@ def test_a_runge_kutta_methods_last_slope_goes_along():
 )
 def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
     model, term, target = gradient_flow()
-    orbit = Orbit(hf.laws(model), arrays(model))
+    orbit = RescalingGroup(hf.laws(model), arrays(model))
     # Less than each step's drift.
     solver = ProjectedSolver(solver, orbit, max_drift=1e-12)
 
     @jax.jit
     def step(t, w, state):
         w, _, _, state, _ = solver.step(term, t, t + 0.1, w, target, state, False)
-        return w, state, orbit.restoring(w, state.targets).miss
+        return w, state, orbit.project(w, state.targets).residual
 
     w = arrays(model)
     state = solver.init(term, 0.0, 0.1, w, target)
@@ -490,7 +490,7 @@ def test_derivatives_of_a_projected_solve():
 
 def test_a_solver_with_a_longer_memory_is_refused():
     model, term, target = gradient_flow()
-    orbit = Orbit(hf.laws(model), arrays(model))
+    orbit = RescalingGroup(hf.laws(model), arrays(model))
     for solver in (dfx.LeapfrogMidpoint(), dfx.ReversibleHeun()):
         with pytest.raises(ValueError, match=f"{type(solver).__name__} remembers more"):
             dfx.diffeqsolve(
@@ -507,6 +507,6 @@ def test_a_solver_with_a_longer_memory_is_refused():
 def test_an_orbit_needs_laws_of_its_weights():
     model = MODELS["mlp"]()
     with pytest.raises(ValueError, match="None of the laws"):
-        Orbit((), arrays(model))
+        RescalingGroup((), arrays(model))
     with pytest.raises(ValueError, match="not among the weights"):
-        Orbit(hf.laws(model), arrays(model.layers))
+        RescalingGroup(hf.laws(model), arrays(model.layers))

@@ -118,11 +118,11 @@ class AveragedMidpoint(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         self, project, terms, t0, t1, y0, args, solver_state, made_jump
     ):
         # A rescaling changes no pre-activation's sign: fractions stay what they are.
-        y1, error, dense, solver_state, result = self.step(
+        y1, error, dense, state, result = self.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         rescaling = project(y1)
-        return rescaling.restored, error, dense, solver_state, result, rescaling
+        return rescaling.projected, error, dense, state, result, rescaling
 
     def step(self, terms, t0, t1, y0, args, solver_state: MidpointState, made_jump):
         system, state, h = args[1], solver_state, jnp.asarray(t1 - t0)

@@ -96,7 +96,7 @@ class Iterate(NamedTuple):
             number=jnp.asarray(0),
             base=base,
             next=Trial(base, states, jnp.asarray(False)),
-            groups=Groups(states, states),
+            groups=Groups(states, states, no),
             mode=Mode.blank(states, w.dtype),
             field=Field(zero, zero, nowhere, nowhere, nowhere),
             marks=Marks(pairs.is_used, no, no, no, no),
@@ -234,13 +234,6 @@ def _iterate(system: System, event: EventPoint, last: Iterate) -> Iterate:
     )
 
 
-def _is_in_group(
-    groups: Groups, is_used: Bool[Array, " slots"], dtype
-) -> Bool[Array, " slots"]:
-    """Whether a pair's group has other members."""
-    return (groups.sum(is_used.astype(dtype)) > 1)[groups.leader]
-
-
 def _linearize(
     system: System, event: EventPoint, base: Int[Array, " slots"]
 ) -> tuple[Linearization, Groups]:
@@ -254,8 +247,7 @@ def _linearize(
     at = linearize(system, event.w, table, pairs)
     groups = group_parallel_rows(at, is_used)
     on_plus = (base * groups.sense) > 0
-    in_group = _is_in_group(groups, is_used, at.scale.dtype)
-    is_one_sided = is_used & ~in_group & ~on_plus & event.may_reconnect
+    is_one_sided = is_used & ~groups.is_shared & ~on_plus & event.may_reconnect
 
     def differentiate():
         found = system.dloss_da_if_alone(
@@ -277,8 +269,7 @@ def _mark(
 ) -> Marks:
     is_used = event.pairs.is_used
     side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
-    in_group = _is_in_group(groups, is_used, at.scale.dtype)
-    slides_in_group = is_used & (side == 0) & in_group
+    slides_in_group = is_used & (side == 0) & groups.is_shared
     is_below_group = jnp.any(slides_in_group[:, None] & (at.dz_da != 0), 0)
     rate = compute_z_rate(at, mode.multiplier)
     no = jnp.zeros_like(is_used)
@@ -286,7 +277,9 @@ def _mark(
     if system.function.depth > 1:
         keeps_sliding = lax.cond(
             event.is_event & jnp.any(is_used & (side != 0)),
-            lambda: _find_optional_sliding(at, mode, on_plus, is_used & ~in_group),
+            lambda: _find_optional_sliding(
+                at, mode, on_plus, is_used & ~groups.is_shared
+            ),
             lambda: no,
         )
     return Marks(

@@ -76,10 +76,12 @@ class Groups(NamedTuple):
 
     - `leader`: the leader's slot, for each slot.
     - `sense`: −1 where a pair's row points against its leader's, else 1.
+    - `is_shared`: whether a pair's group has other members.
     """
 
     leader: Int[Array, " slots"]
     sense: Int[Array, " slots"]
+    is_shared: Bool[Array, " slots"]
 
     @property
     def is_leader(self) -> Bool[Array, " slots"]:
@@ -139,7 +141,9 @@ def group_parallel_rows(at: Linearization, is_used: Bool[Array, " slots"]) -> Gr
     leader = jnp.where(is_used, first, slots)
     is_antiparallel = at.gram[slots, leader] < 0
     sense = jnp.where(is_antiparallel, -1, 1).astype(jnp.int32)
-    return Groups(leader, sense)
+    groups = Groups(leader, sense, jnp.zeros_like(is_used))
+    size = groups.sum(is_used.astype(at.gram.dtype))
+    return groups._replace(is_shared=(size > 1)[leader])
 
 
 def factorize_gram(
@@ -245,8 +249,8 @@ def compute_widths(
     down, one layer in a pass. Without groups one pass is enough.
     """
     length = at.length
-    is_alone = groups.sum(jnp.ones_like(multiplier))[groups.leader] == 1
-    passes = jnp.where(jnp.any(is_used & ~is_alone), system.function.depth, 1)
+    has_groups = jnp.any(is_used & groups.is_shared)
+    passes = jnp.where(has_groups, system.function.depth, 1)
     are_in_group = groups.leader[:, None] == groups.leader[None, :]
     sense = groups.sense.astype(multiplier.dtype)
 
@@ -254,7 +258,9 @@ def compute_widths(
         dloss_da, width = carry
         part = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
         jump = sense * at.slope_gap * dloss_da
-        shift = jnp.where(is_alone, multiplier * at.scale, part[groups.leader] * jump)
+        shift = jnp.where(
+            groups.is_shared, part[groups.leader] * jump, multiplier * at.scale
+        )
         whole = jnp.where(is_based_on_plus, -jump, jump)
         shifts = jnp.where(are_in_group, whole[:, None], shift[:, None])
         # The first pass is at the base slopes: no widths are known yet.

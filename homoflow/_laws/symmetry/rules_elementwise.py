@@ -15,9 +15,17 @@ _MAX_EPSILON = 1e-2
 
 #: f(cx) = c f(x) for c > 0.
 _DEGREE_ONE = (
-    "neg", "abs", "copy", "copy_p", "real", "reduce_precision", "device_put",
-    "optimization_barrier", "sharding_constraint", "mul_by_one",
-)  # fmt: skip
+    "neg",
+    "abs",
+    "copy",
+    "copy_p",
+    "real",
+    "reduce_precision",
+    "device_put",
+    "optimization_barrier",
+    "sharding_constraint",
+    "mul_by_one",
+)
 #: f(cx) = f(x) for c > 0.
 _DEGREE_ZERO = ("sign", "is_finite")
 _POWERS = {

@@ -11,7 +11,7 @@ from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._laws import Law
 from ..._problem._problem import Problem
-from ..._rescaling import Orbit
+from ..._rescaling import RescalingGroup
 
 Keep = Callable[[np.ndarray], np.ndarray]
 
@@ -34,5 +34,5 @@ def _restored(
     laws: tuple[Law, ...], start: PyTree, flat: Float[Array, " size"]
 ) -> Float[Array, " size"]:
     _, unravel = ravel_pytree(start)
-    orbit = Orbit(laws, start)
-    return ravel_pytree(orbit.restoring(unravel(flat), orbit.values(start)).restored)[0]
+    orbit = RescalingGroup(laws, start)
+    return ravel_pytree(orbit.project(unravel(flat), orbit.values(start)).projected)[0]

@@ -252,7 +252,7 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         y1, error = unravel(corrected), jnp.broadcast_to(SAFETY / factor, w.shape)
         rescaling = None if project is None else project(y1)
         after = _with_end(after, end, rescaling, unravel)
-        y1 = y1 if rescaling is None else rescaling.restored
+        y1 = y1 if rescaling is None else rescaling.projected
         dense = _dense_info(before, coefficients, attempt, unravel)
         return y1, unravel(error), dense, after, dfx.RESULTS.successful, rescaling
 
@@ -354,8 +354,8 @@ def _with_end(after: History, end: StepEnd, rescaling, unravel) -> History:
 
     def rescale_history():
         states, slopes = after.states_and_slopes(end)
-        states = rescale_rows(rescaling.weights, states)
-        slopes = rescale_rows(rescaling.slopes, slopes)
+        states = rescale_rows(rescaling.apply_to_weights, states)
+        slopes = rescale_rows(rescaling.apply_to_gradient, slopes)
         j = after.jacobian
         return states, slopes, j.coordinates(states), j.coordinates(slopes)
 
@@ -365,7 +365,7 @@ def _with_end(after: History, end: StepEnd, rescaling, unravel) -> History:
 
     # A long history is a lot to go through: where nothing is rescaled it is copied once.
     states, slopes, state_coordinates, slope_coordinates = lax.cond(
-        eqxi.unvmap_all(rescaling.is_one), leave_history, rescale_history
+        eqxi.unvmap_all(rescaling.is_identity), leave_history, rescale_history
     )
     return after._replace(
         states=states,

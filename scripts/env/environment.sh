@@ -1,7 +1,7 @@
-# Sourced by the commands beside it: makes `.venv` with what the project needs, once.
+# Sourced by the commands in the folder above: makes `.venv` with what the project needs, once.
 # PYTHON chooses the interpreter (python3 by default; 3.11 or later).
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 say() { printf '==> %s\n' "$*"; }
 
@@ -13,7 +13,7 @@ environment() {
     }
     # JAX's newest release needs Python 3.12: each side has its own versions.
     pinned=$("$python" -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")')
-    pinned=scripts/constraints-$pinned.txt
+    pinned=scripts/env/constraints-$pinned.txt
     venv=.venv/$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     stamp=$venv/.installed-$extra
     wanted=$(cat pyproject.toml "$pinned" | cksum)

@@ -14,7 +14,7 @@ def by_midpoint(
 ) -> Float[Array, " size"]:
     """w ← w − h∇L(w − ½h∇L(w)), so many times."""
 
-    def one(_, w):
+    def step(_, w):
         return w - h * gradient(w - 0.5 * h * gradient(w))
 
-    return jax.lax.fori_loop(0, steps, one, w)
+    return jax.lax.fori_loop(0, steps, step, w)

@@ -1,0 +1,1 @@
+"""Oracles for the exact flow that share no code with the package."""
