@@ -45,6 +45,10 @@ def _draw_in_process(page: Path, folder: Path) -> None:
         **os.environ,
         "MPLBACKEND": "Agg",
         "OPENBLAS_NUM_THREADS": "1",
+        # Pages share programs with each other and with the next build.
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "pictures"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
     }
     subprocess.run(
