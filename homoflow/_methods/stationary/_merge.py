@@ -83,7 +83,7 @@ def _in_order(
     series = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
         *[
-            (r.losses, r.laws, r.grad_norms, r.squared_norms, r.observed, r.models)
+            (r.losses, r.laws, r.grad_norms, r.squared_norms, r.observed, trained(r))
             for r in runs
         ],
     )
