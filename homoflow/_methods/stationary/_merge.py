@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +37,10 @@ def merge_segments(
     """
     times, series = _in_order(recorded)
     chosen = _spread(times, series[0])
-    losses, laws, grad_norms, squared_norms, observed, models = jax.tree.map(
+    losses, laws, grad_norms, squared_norms, observed, trained = jax.tree.map(
         lambda values: jnp.asarray(values[chosen]), series
     )
+    frozen = recorded[0].problem.frozen
     return Trajectory(
         ts=jnp.asarray(times[chosen]),
         losses=losses,
@@ -47,7 +49,7 @@ def merge_segments(
         squared_norms=squared_norms,
         observed=observed,
         model=model,
-        models=models,
+        models=None if trained is None else eqx.combine(trained, frozen),
         result=result,
         stats=Stats({**_totals(parts), **numbers}, parts[-1].trajectory.stats.facts),
     )
@@ -79,6 +81,12 @@ def _in_order(
 ) -> tuple[Float[np.ndarray, " records"], PyTree]:
     """All known records: their times, and what there is at these."""
     runs = [part.trajectory for part in recorded]
+    mask = recorded[0].problem.mask
+
+    def trained(run: Trajectory) -> PyTree:
+        """Of the models what is there at every time."""
+        return None if run.models is None else eqx.filter(run.models, mask)
+
     times = np.concatenate([p.start + np.asarray(p.trajectory.ts) for p in recorded])
     series = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
