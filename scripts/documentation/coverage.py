@@ -11,6 +11,7 @@ import homoflow.plot
 
 from .examples import DOCS
 
+
 def public_names() -> dict[str, Any]:
     """Every public name of the package, and what it stands for."""
     names = _names_of(homoflow, "homoflow")
