@@ -13,6 +13,8 @@ from documentation.examples import DOCS, ROOT, pages, picture_names, python_bloc
 
 import homoflow as hf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 matplotlib.use("Agg")
 README = ROOT / "README.md"
 
