@@ -73,9 +73,7 @@ def make_task(
     )
 
 
-def choose_dynamics(
-    dynamics: AbstractDynamics | None, weight_decay: Any
-) -> AbstractDynamics:
+def choose_dynamics(dynamics: Any, weight_decay: Any) -> AbstractDynamics:
     """The dynamics that a user's arguments describe."""
     if dynamics is None:
         return GradientFlow(weight_decay)
