@@ -94,11 +94,9 @@ def _solve(
     # Faulty input must not be integrated: nothing would be learned, slowly.
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
-    equation = make_equation(problem, shown, dynamics, recorder, settings, span.t0)
+    equation = make_equation(problem, shown, dynamics, recorder, settings, span)
     stepper, controller = _stepper_and_controller(problem, settings, equation, span)
-    solver, orbit = stepper, equation.orbit
-    if orbit is not None and not _remembers_much(stepper, equation):
-        solver = ProjectedSolver(stepper, orbit, _tolerated_drift(settings, grid))
+    solver = _with_projection(stepper, settings, equation, grid)
     plan = make_save_plan(
         equation,
         recorder,
@@ -125,15 +123,14 @@ def _solve(
         progress_meter=meter,
     )
     records = plan.read(solution)
-    costs = _costs(solver, solution, equation.args, grid.times().size)
-    if orbit is not None:
-        costs["projected_drift"] = _removed(orbit, records, solution.solver_state)
+    costs = _costs(solver, solution, equation, grid.times().size)
+    costs |= _removed_drift(equation.orbit, records, solution)
     # Of faulty input nothing is recorded, not even the start.
     reached = jnp.where(is_sound, records.reached, -jnp.inf)
     final = equation.weights(records.final)
     result = _result(error, solution.result, records.values, final)
     valid = _valid(grid, records.values, reached, result)
-    numbers = {"time_reached": time_reached(result, valid, reached, grid), **costs}
+    numbers = costs | {"time_reached": time_reached(result, valid, reached, grid)}
     return make_trajectory(
         problem,
         recorder,
@@ -179,6 +176,16 @@ def _stepper_and_controller(
     return stepper, controller
 
 
+def _with_projection(
+    stepper: dfx.AbstractSolver, settings: Settings, equation: Equation, grid: TimeGrid
+) -> dfx.AbstractSolver:
+    """The solver with laws restored after its steps, where that is to be done."""
+    orbit = equation.orbit
+    if orbit is None or _remembers_much(stepper, equation):
+        return stepper
+    return ProjectedSolver(stepper, orbit, _tolerated_drift(settings, grid))
+
+
 def _scale(weights: PyTree) -> Float[Array, ""]:
     """Root mean square of the weights; 1 where they are all zero."""
     leaves = jax.tree.leaves(jax.lax.stop_gradient(weights))
@@ -199,17 +206,21 @@ def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
     return numbers > _MAX_REMEMBERED
 
 
-def _removed(
-    orbit: RescalingGroup, records: Records, solver_state: PyTree
-) -> Float[Array, ""]:
-    """The largest of the drifts that were removed, relative to ‖w‖²."""
+def _removed_drift(
+    orbit: RescalingGroup | None, records: Records, solution: dfx.Solution
+) -> dict[str, Float[Array, ""]]:
+    """The largest of the drifts that were removed, relative to ‖w‖², for `stats`."""
+    if orbit is None:
+        return {}
+    solver_state = solution.solver_state
     ends = map(orbit.values, (records.last, records.final))
     drifts = jax.tree.map(jnp.subtract, *ends)
     if isinstance(solver_state, ProjectedState):
         drifts = jax.tree.map(jnp.add, solver_state.removed_drift, drifts)
     size = orbit.size(records.final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))
-    return jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
+    removed = jax.lax.stop_gradient(most / jnp.where(size > 0, size, 1))
+    return {"projected_drift": removed}
 
 
 def _event(adjoint: dfx.AbstractAdjoint, settings: Settings) -> dfx.Event | None:
@@ -260,7 +271,10 @@ def _valid(
 
 
 def _costs(
-    solver: dfx.AbstractSolver, solution: dfx.Solution, args: PyTree, num_times: int
+    solver: dfx.AbstractSolver,
+    solution: dfx.Solution,
+    equation: Equation,
+    num_times: int,
 ) -> dict[str, Array]:
     """Steps, and evaluations as far as they are known, with those for what is recorded."""
     accepted = solution.stats["num_accepted_steps"]
@@ -270,7 +284,7 @@ def _costs(
         num_rejected=rejected,
         num_steps=solution.stats["num_steps"],
         solver_state=solution.solver_state,
-        args=args,
+        args=equation.args,
     )
     if "gradient_evaluations" in costs:
         costs["gradient_evaluations"] += num_times

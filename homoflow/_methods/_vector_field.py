@@ -64,7 +64,7 @@ def make_equation(
     dynamics: AbstractDynamics,
     recorder: Recorder,
     settings: Settings,
-    t0: Float[Array, ""],
+    grid: TimeGrid,
 ) -> Equation:
     """The equation; observables see the data of `shown`, or of the problem itself."""
     start, unravel = ravel_pytree(dynamics.init(problem))
@@ -88,6 +88,7 @@ def make_equation(
         def compute_velocity():
             return dynamics.weights(dynamics.velocity(problem, t, state))
 
+        t = grid.on_clock(t)
         return Point(t, shown, w, loss, gradient, state, compute_velocity), recorder
 
     def curvature(t, v, args):
@@ -105,7 +106,7 @@ def make_equation(
     is_stochastic = isinstance(dynamics, AbstractStochasticDynamics)
     of_solver = as_flow_solver(settings.solver).problem_args(problem)
     targets = None if orbit is None else orbit.values(start)
-    first, _ = point_at(t0, start, (numbers,))
+    first, _ = point_at(grid.t0, start, (numbers,))
     return Equation(
         start,
         (numbers, of_solver, targets, recorder.init(first)),

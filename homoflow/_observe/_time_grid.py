@@ -18,11 +18,15 @@ DEFAULT_TIMES = 101
 
 
 class TimeGrid(eqx.Module):
-    """From `t0` to `t1`, recorded at `ts`, or at equally spaced times."""
+    """From `t0` to `t1`, recorded at `ts`, or at equally spaced times.
+
+    `offset`: what the run's own clock shows at time 0 of the grid, if that is not 0.
+    """
 
     t0: Float[Array, ""]
     t1: Float[Array, ""]
     ts: Float[Array, " times"] | None
+    offset: Float[Array, ""] | None = None
 
     def times(self) -> Float[Array, " times"]:
         """The times to record at."""
@@ -35,7 +39,12 @@ class TimeGrid(eqx.Module):
     def emptied_unless(self, is_valid: Bool[Array, ""]) -> "TimeGrid":
         """The same grid, or one of length 0 for input that must not be integrated."""
         ts = jnp.where(is_valid, self.times(), self.t0)
-        return TimeGrid(self.t0, jnp.where(is_valid, self.t1, self.t0), ts)
+        t1 = jnp.where(is_valid, self.t1, self.t0)
+        return TimeGrid(self.t0, t1, ts, self.offset)
+
+    def on_clock(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """The time t of the grid on the run's own clock."""
+        return t if self.offset is None else self.offset + t
 
 
 def make_time_grid(t0: Any, t1: Any, ts: Any, dtype: jnp.dtype) -> TimeGrid:

@@ -79,7 +79,10 @@ class Problem(eqx.Module):
 
     def loss_of(self, weights: PyTree, data: PyTree) -> Float[Array, ""]:
         """L(w) for other data."""
-        return _evaluate(self.objective, self.frozen, weights, data)
+        # The promotion that Diffrax sets while it solves: in another one JAX would trace
+        # the model again. A user's own has been tried when the problem was made.
+        with jax.numpy_dtype_promotion("standard"):
+            return _evaluate(self.objective, self.frozen, weights, data)
 
 
 # JAX remembers what it has traced: however often L and its gradient stand in a program,

@@ -56,7 +56,7 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
         ),
         "sample_reduction": Statistic(
             "text",
-            ("smooth", "stationary"),
+            ("smooth", "stationary", "modified", "heavy_ball", "drift"),
             "How many samples stand for those that were given, where fewer do.",
         ),
         "computed_in": Statistic(

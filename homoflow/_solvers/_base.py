@@ -159,6 +159,10 @@ def as_flow_solver(solver: dfx.AbstractSolver) -> AbstractFlowSolver:
     return solver if isinstance(solver, AbstractFlowSolver) else _DiffraxSolver(solver)
 
 
+#: Solvers without a tableau that evaluate the field once in a step.
+_ONE_EVALUATION = frozenset({dfx.Euler})
+
+
 def _evaluations(
     solver: dfx.AbstractSolver, num_steps: Int[Array, ""]
 ) -> Int[Array, ""] | None:
@@ -167,8 +171,8 @@ def _evaluations(
     A first-same-as-last solver evaluates once more each time its very first step is
     rejected, which Diffrax does not report.
     """
-    # `isinstance` would see through Diffrax's wrappers, which evaluate more often.
-    if issubclass(type(solver), dfx.Euler):
+    # By exact type: Diffrax's wrappers of solvers evaluate more often.
+    if type(solver) in _ONE_EVALUATION:
         return num_steps
     if not issubclass(type(solver), dfx.AbstractERK):
         return None

@@ -74,7 +74,7 @@ class SegmentSolver:
         task = dataclasses.replace(
             self.task,
             problem=problem,
-            grid=TimeGrid(zero, *ends),
+            grid=TimeGrid(zero, *ends, offset=jnp.asarray(start, dtype)),
             max_steps=max_segment_steps,
             estimate_error=False,
             progress=False,
