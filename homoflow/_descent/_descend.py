@@ -107,7 +107,7 @@ def descend(
         learning_rate = jnp.asarray(learning_rate, dtype)
     factory, weights = Factory.create(optimizer), problem.weights
     recorded = laws_to_record(problem, laws)
-    previous = model.continuation if isinstance(model, Trajectory) else None
+    previous = _continuation_of(model)
     accountant = None
     if ledger:
         accountant = LawBudget(recorded, probe_update_parts(factory, weights))
@@ -135,6 +135,19 @@ def descend(
     facts = (("optimizer", factory.name), ("time_unit", plan.clock.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory
+
+
+def _continuation_of(model: PyTree) -> Continuation | None:
+    """What the run that goes on hands on; `None` for a start, or the end of a flow."""
+    if not isinstance(model, Trajectory):
+        return None
+    is_descent = model.stats["optimizer"] is not None
+    if is_descent and model.continuation is None:
+        raise ValueError(
+            "The optimizer's state of this descent is not there (a file does not hold "
+            "it): pass its `.model` to start the optimizer anew."
+        )
+    return model.continuation
 
 
 def _time_dtype(problem: Problem) -> jnp.dtype:

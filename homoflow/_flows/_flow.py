@@ -6,7 +6,6 @@ import diffrax as dfx
 from jaxtyping import ArrayLike, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics
-from .._dynamics._gradient_flow import GradientFlow
 from .._jax._progress import Progress
 from .._laws import Law
 from .._methods._base import AbstractMethod
@@ -17,7 +16,7 @@ from .._problem._problem import Objective, make_problem
 from .._problem._trainable import Trainable
 from .._results._continuation import start_of
 from .._results._trajectory import Trajectory
-from ._pipeline import make_task, run
+from ._pipeline import choose_dynamics, make_task, run
 
 
 def flow(
@@ -102,28 +101,15 @@ def flow(
     problem = make_problem(
         start, data, loss=loss, objective=objective, trainable=trainable
     )
-    if dynamics is None:
-        dynamics = GradientFlow(weight_decay)
-    elif weight_decay is not None:
-        raise ValueError(
-            "`weight_decay` belongs to the gradient flow: give it to your `dynamics`."
-        )
-    options = {
-        "atol": atol,
-        "stepsize_controller": stepsize_controller,
-        "dt0": dt0,
-        "adjoint": adjoint,
-    }
-    method = as_method(solver, options)
-    obstacle = dynamics.obstacle(problem) if solver is None else None
+    moving = choose_dynamics(dynamics, weight_decay)
+    method = as_method(solver, atol, stepsize_controller, dt0, adjoint)
+    obstacle = moving.obstacle(problem) if solver is None else None
     if obstacle is not None:
         raise ValueError(obstacle)
     task = make_task(
         problem,
-        t0,
-        t1,
-        ts,
-        dynamics=dynamics,
+        (t0, t1, ts),
+        moving,
         observe=observe,
         laws=laws,
         is_continued=start is not model,

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._dynamics._base import AbstractDynamics
+from .._dynamics._gradient_flow import GradientFlow
 from .._jax._progress import Progress
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
@@ -22,11 +23,9 @@ from .._results._trajectory import Trajectory
 
 def make_task(
     problem: Problem,
-    t0: Any,
-    t1: Any,
-    ts: Any,
-    *,
+    times: tuple[Any, Any, Any],
     dynamics: AbstractDynamics,
+    *,
     observe: Observables | None,
     laws: Iterable[Law] | None,
     is_continued: bool,
@@ -37,7 +36,8 @@ def make_task(
     max_steps: int,
     progress: Progress,
 ) -> Task:
-    """What a method is asked to compute, checked."""
+    """What a method is asked to compute, checked; `times` are `(t0, t1, ts)`."""
+    t0, t1, ts = times
     check_max_steps(max_steps)
     dynamics.check(problem)
     if is_continued and dynamics.has_memory:
@@ -49,20 +49,20 @@ def make_task(
     asked = as_observables(observe, STANDARD)
     recorder = Recorder.create(recorded, dynamics.observables(recorded), asked)
     if is_infinite(t1):
-        grid, times = None, steady_state_times(ts, problem.dtype)
+        grid, passed = None, steady_state_times(ts, problem.dtype)
         if is_continued:
             raise ValueError(
                 "`t1=inf` starts a clock of its own: pass `previous.model`."
             )
     else:
-        grid, times = make_time_grid(t0, t1, ts, problem.dtype), None
+        grid, passed = make_time_grid(t0, t1, ts, problem.dtype), None
     return Task(
         problem=problem,
         given=problem,
         dynamics=dynamics,
         recorder=recorder,
         grid=grid,
-        ts=times,
+        ts=passed,
         rtol=rtol,
         project=project,
         has_user_laws=laws is not None,
@@ -71,6 +71,22 @@ def make_task(
         max_steps=max_steps,
         progress=progress,
     )
+
+
+def choose_dynamics(dynamics: Any, weight_decay: Any) -> AbstractDynamics:
+    """The dynamics that a user's arguments describe."""
+    if dynamics is None:
+        return GradientFlow(weight_decay)
+    if isinstance(dynamics, type):
+        raise TypeError(
+            f"`dynamics` is the class {dynamics.__name__}: pass an instance, "
+            f"`{dynamics.__name__}(…)`."
+        )
+    if weight_decay is not None:
+        raise ValueError(
+            "`weight_decay` belongs to the gradient flow: give it to your `dynamics`."
+        )
+    return dynamics
 
 
 def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:

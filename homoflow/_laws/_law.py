@@ -19,11 +19,12 @@ class Term(eqx.Module):
     """One array's share of a law, with its position in the model.
 
     - `path`: JAX key path from the model to the array.
-    - `coefficient`: what the share is multiplied by.
+    - `coefficient`: what the array's products are multiplied by.
     - `axis`: the axis that counts units (ignored in a total).
-    - `view`: shape the array is given first, where units are not an axis of their own.
-    - `index`: which rows along the axis belong to the units, the same number to each, in
-        the order of the units; all rows, one to each unit, by default.
+    - `view`: the shape to which the array is reshaped first, where units are not an axis
+        of their own.
+    - `index`: the rows along the axis that belong to the units, in the order of the units
+        and equally many for each; by default all rows, one for each unit.
     - `units`: how many units there are; needed with `index` only.
     """
 

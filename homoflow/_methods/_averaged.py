@@ -53,7 +53,7 @@ class Averaged(AbstractMethod):
         check_options(None, self.adjoint)
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
-        kinks = kinks_of(task.problem)
+        kinks = kinks_of(task.given)
         solver, how = self._solver(task, kinks)
         if reason is REQUESTED:
             reason = Reason("requested", f"asked for; {how.text}")
@@ -70,7 +70,7 @@ class Averaged(AbstractMethod):
 
     def why(self, task: Task) -> Reason:
         """How kinks are averaged over."""
-        return self._solver(task, kinks_of(task.problem))[1]
+        return self._solver(task, kinks_of(task.given))[1]
 
     def _solver(
         self, task: Task, kinks: tuple[str, ...]

@@ -1,12 +1,6 @@
-"""Which method follows a flow when nobody says, and why.
-
-The rules stand in one list, in the order in which they are tried: the first that applies
-takes the task. Their thresholds are in `_defaults.py`.
-"""
+"""Which method follows a flow: the one that a user names, or the default."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import diffrax as dfx
@@ -25,20 +19,14 @@ from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-from .._solvers import ExponentialAdams, Rodas5P, as_flow_solver
+from .._solvers import as_flow_solver
 from ._averaged import Averaged
 from ._base import AbstractMethod
-from ._defaults import (
-    MAX_DENSE_WEIGHTS,
-    MAX_EXACT_RTOL,
-    MAX_EXPLICIT_STEPS,
-    MAX_FOLLOWED_PAIRS,
-    MIN_ADAMS_PRODUCTS,
-    MIN_LOOSE_RTOL,
-)
+from ._defaults import MAX_EXPLICIT_STEPS
 from ._diffrax import Diffrax, check_options, run_diffrax
-from ._filippov import Filippov, num_pairs, obstacle
+from ._filippov import Filippov
 from ._projection_choice import choose_projection
+from ._rules import RULES, AutoOptions, Facts
 from ._sample_reduction import reduce_samples
 from ._task import Task
 
@@ -125,7 +113,10 @@ class Auto(AbstractMethod):
     ) -> Selection:
         """The method for a task, perhaps after another one has failed."""
         _refuse_noise(task)
-        facts = _Facts(self, task, exact_failure, stalled_at)
+        options = AutoOptions(
+            *(getattr(self, field.name) for field in dataclasses.fields(AutoOptions))
+        )
+        facts = Facts(options, task, exact_failure, stalled_at)
         for rule in RULES:
             why = rule.applies(facts)
             if why is not None:
@@ -187,203 +178,23 @@ class Auto(AbstractMethod):
             and self.stepsize_controller is None
             and not isinstance(self.adjoint, dfx.BacksolveAdjoint)
             and task.dynamics.is_gradient_flow
-            and not kinks_of(task.problem)
+            and not kinks_of(task.given)
             and task.max_steps > MAX_EXPLICIT_STEPS
             and task.is_untraced
             and is_concrete((self.atol, self.dt0))
         )
 
-    def given_options(self) -> list[str]:
-        """The names of the options of Diffrax's solvers that are given."""
-        names = "atol", "stepsize_controller", "dt0", "adjoint"
-        return [name for name in names if getattr(self, name) is not None]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Facts:
-    """What the rules look at: all of it is known before a run."""
-
-    options: Auto
-    task: Task
-    exact_failure: str | None
-    stalled_at: float | None
-
-    @functools.cached_property
-    def kinks(self) -> tuple[str, ...]:
-        return kinks_of(self.task.problem)
-
-    @functools.cached_property
-    def against_exact(self) -> str | None:
-        """Why kinks are not followed one by one; `None` if they are."""
-        task, options = self.task, self.options.given_options()
-        rtol = task.rtol
-        if self.exact_failure is not None:
-            return self.exact_failure
-        if not self.options.follow_kinks:
-            return "it is not wanted"
-        if options:
-            return f"`{options[0]}` is for Diffrax's solvers"
-        if not task.dynamics.conserves_laws:
-            if task.dynamics.is_gradient_flow:
-                return "`weight_decay` is for Diffrax's solvers"
-            return f"it does not know the {task.dynamics.name}"
-        if task.project:
-            return "`project=True` is for Diffrax's solvers"
-        if not is_concrete(rtol):
-            return "rtol is not known before the run"
-        if rtol is None or jnp.ndim(rtol) != 0 or not 0 < float(rtol) <= MAX_EXACT_RTOL:
-            return f"it is considered at rtol ≤ {MAX_EXACT_RTOL:g}"
-        reason = obstacle(task.given)
-        if reason is not None:
-            return reason
-        if num_pairs(task.given) > MAX_FOLLOWED_PAIRS:
-            return (
-                f"{num_pairs(task.given):,} pairs of a sample and a kink are more than "
-                f"{MAX_FOLLOWED_PAIRS:,}"
-            )
-        return None
-
-    @property
-    def may_take_adams(self) -> bool:
-        """Whether exponential Adams is made for what moves the weights."""
-        goes_back = isinstance(self.options.adjoint, dfx.BacksolveAdjoint)
-        has_controller = self.options.stepsize_controller is not None
-        is_gradient = self.task.dynamics.is_gradient_flow
-        return is_gradient and not (goes_back or has_controller)
-
-    @property
-    def products(self) -> int:
-        """Samples times weights, a measure of a gradient's cost; 0 where not known."""
-        problem = self.task.problem
-        return (problem.num_samples or 0) * problem.num_weights
-
-    def diffrax(self, solver: dfx.AbstractSolver) -> Diffrax:
-        """A solver with the options that were given."""
-        options = self.options
-        return Diffrax(
-            solver,
-            options.atol,
-            options.stepsize_controller,
-            options.dt0,
-            options.adjoint,
-            options.error_estimate,
-        )
-
-    def averaged(self) -> Averaged:
-        options = self.options
-        return Averaged(
-            options.atol, options.dt0, options.adjoint, options.error_estimate
-        )
-
-
-class Rule(NamedTuple):
-    """A method, and when to take it: `applies` gives the reason, or `None`."""
-
-    code: str
-    applies: Callable[[_Facts], str | None]
-    make: Callable[[_Facts], AbstractMethod]
-
-
-def _exact(facts: _Facts) -> str | None:
-    if not facts.kinks or facts.against_exact is not None:
-        return None
-    return (
-        f"rtol ≤ {MAX_EXACT_RTOL:g} and {num_pairs(facts.task.given):,} pairs of a sample "
-        "and a kink: each is followed"
-    )
-
-
-def _averaged(facts: _Facts) -> str | None:
-    if not facts.kinks or facts.options.stepsize_controller is not None:
-        return None
-    return f"not the exact flow: {facts.against_exact}"
-
-
-def _controlled(facts: _Facts) -> str | None:
-    if not facts.kinks:
-        return None
-    return (
-        f"the gradient jumps at {', '.join(facts.kinks)}: Heun's method compares the two "
-        "ends of a step and averages over kinks; the result is approximate (not the "
-        f"exact flow: {facts.against_exact})"
-    )
-
-
-def _steady_state(facts: _Facts) -> str | None:
-    has_controller = facts.options.stepsize_controller is not None
-    is_small = facts.task.problem.num_weights <= MAX_DENSE_WEIGHTS
-    if facts.task.grid is not None or has_controller or not is_small:
-        return None
-    return (
-        "smooth problem of few weights, to its end: steps with a dense Hessian pass "
-        "plateaus and follow slow directions"
-    )
-
-
-def _stiff(facts: _Facts) -> str | None:
-    if facts.stalled_at is None or not facts.may_take_adams:
-        return None
-    return (
-        f"smooth and stiff: {MAX_EXPLICIT_STEPS:,} explicit steps came to t = "
-        f"{facts.stalled_at:.3g} only"
-    )
-
-
-def _many_products(facts: _Facts) -> str | None:
-    is_many = facts.products >= MIN_ADAMS_PRODUCTS
-    if not is_many or not facts.may_take_adams or facts.task.grid is None:
-        return None
-    return (
-        f"smooth, with {facts.products:,} products of samples and weights: it takes the "
-        "fewest gradients, also where the flow is stiff"
-    )
-
-
-def _float32(facts: _Facts) -> str | None:
-    is_float32 = facts.task.problem.dtype == jnp.float32
-    return "smooth problem in float32" if is_float32 else None
-
-
-def _loose(facts: _Facts) -> str | None:
-    rtol = facts.task.rtol
-    if rtol is None or not is_concrete(rtol) or jnp.ndim(rtol) != 0:
-        return None
-    is_loose = float(rtol) >= MIN_LOOSE_RTOL
-    return f"smooth problem, rtol ≥ {MIN_LOOSE_RTOL:g}" if is_loose else None
-
-
-def _always(facts: _Facts) -> str:
-    del facts
-    return "smooth problem in float64"
-
-
-RULES = (
-    Rule("nonsmooth_exact", _exact, lambda facts: Filippov()),
-    Rule("nonsmooth_averaged", _averaged, _Facts.averaged),
-    Rule("nonsmooth_controller", _controlled, lambda facts: facts.diffrax(dfx.Heun())),
-    Rule(
-        "few_weights_steady_state",
-        _steady_state,
-        lambda facts: facts.diffrax(Rodas5P()),
-    ),
-    Rule("stiff_restart", _stiff, lambda facts: facts.diffrax(ExponentialAdams())),
-    Rule(
-        "many_products",
-        _many_products,
-        lambda facts: facts.diffrax(ExponentialAdams()),
-    ),
-    Rule("smooth_float32", _float32, lambda facts: facts.diffrax(dfx.Tsit5())),
-    Rule("loose_tolerance", _loose, lambda facts: facts.diffrax(dfx.Tsit5())),
-    Rule("smooth_float64", _always, lambda facts: facts.diffrax(dfx.Dopri8())),
-)
-
-
-def as_method(solver: Any, options: dict[str, Any]) -> AbstractMethod:
-    """The method that `solver` and the options of Diffrax's solvers describe.
-
-    `options` holds `atol`, `stepsize_controller`, `dt0` and `adjoint`, `None` where not
-    given.
-    """
+def as_method(
+    solver: Any, atol: Any, stepsize_controller: Any, dt0: Any, adjoint: Any
+) -> AbstractMethod:
+    """The method that `solver` and the options of Diffrax's solvers describe."""
+    options = {
+        "atol": atol,
+        "stepsize_controller": stepsize_controller,
+        "dt0": dt0,
+        "adjoint": adjoint,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(solver, type):
         raise TypeError(
@@ -420,7 +231,7 @@ def as_method(solver: Any, options: dict[str, Any]) -> AbstractMethod:
 
 def adapt_method(method: AbstractMethod, task: Task) -> AbstractMethod:
     """The method itself; for a smooth model the default in place of `Averaged`."""
-    if not isinstance(method, Averaged) or kinks_of(task.problem):
+    if not isinstance(method, Averaged) or kinks_of(task.given):
         return method
     return Auto(
         method.atol,

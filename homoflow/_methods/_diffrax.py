@@ -75,7 +75,7 @@ def run_diffrax(
     max_forced_steps: float | None = None,
 ) -> Trajectory:
     """The task by a Diffrax solver, with laws restored and facts for `stats`."""
-    kinks = kinks_of(task.problem)
+    kinks = kinks_of(task.given)
     _check_noise(task, method)
     settings = make_settings(
         task.problem.dtype,

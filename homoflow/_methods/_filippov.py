@@ -1,49 +1,29 @@
-"""The exact flow of networks with kinks, from a task to a trajectory."""
+"""The exact flow of networks with kinks, as a method."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import final
 
-import diffrax as dfx
 import equinox as eqx
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, PyTree
 
-from .._jax._compilation import fast_compile_jit
-from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
-from .._jax._tracing import is_concrete
 from .._jaxpr import nonsmooth_primitives
-from .._kinks import Solution, System, as_system, integrate, kinked_function
-from .._kinks._layers import kink_layers
-from .._kinks.filippov._counts import Counts
-from .._observe._assemble import make_trajectory
-from .._observe._base import Point
-from .._observe._recorder import STANDARD, Recorder, Values
-from .._observe._time_grid import TimeGrid, input_error, time_reached
+from .._kinks import kinked_function
+from .._observe._recorder import Recorder
+from .._observe._time_grid import TimeGrid
 from .._problem._checks import check_tolerance
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
-from .._results._events import Events
 from .._results._reason import REQUESTED, Reason
-from .._results._status import RESULTS
 from .._results._trajectory import Trajectory, with_facts
 from ._base import AbstractMethod
-from ._defaults import COARSER_RTOL, EXACT_RTOL
+from ._defaults import EXACT_RTOL
 from ._diffrax import make_facts
-from ._error_estimate import with_error_estimate, without_derivatives
+from ._exact import ExactCall, ExactOptions, solve_exactly
 from ._float64 import solve_in_float64, why_not_in_float64
 from ._projection_choice import ProjectionPlan
-from ._save_plan import MAX_STORED
 from ._task import Task
-
-#: Pairs that may be at their kinks at one time, to begin with where that is left open, and
-#: to grow to. The first number is less than `MAX_ON_ONE_THREAD` of the sliding field.
-FIRST_ACTIVE, MAX_ACTIVE = 120, 960
 
 
 @final
@@ -136,16 +116,15 @@ class Filippov(AbstractMethod):
 
         def solve(problem: Problem, recorder: Recorder, grid: TimeGrid) -> Trajectory:
             rtol = EXACT_RTOL if task.rtol is None else task.rtol
-            options = _Options(
-                FIRST_ACTIVE if self.max_active is None else self.max_active,
+            options = ExactOptions(
+                self.max_active,
                 self.events,
                 task.max_steps,
                 task.save_models,
                 as_meter(task.progress),
             )
-            call = _Call(problem, recorder, jnp.asarray(rtol, problem.dtype), grid)
-            may_grow = self.max_active is None
-            return _solve_and_estimate(call, options, task, may_grow)
+            call = ExactCall(problem, recorder, jnp.asarray(rtol, problem.dtype), grid)
+            return solve_exactly(call, options, task)
 
         plan = ProjectionPlan((), "the exact flow keeps its laws by itself")
         facts = make_facts(task, "Filippov", reason, kinks_of(problem), plan)
@@ -221,229 +200,3 @@ def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:
     )
     prediction = eqx.filter_eval_shape(problem.model, x)
     return nonsmooth_primitives(objective.loss, prediction, y)
-
-
-class _Options(eqx.Module):
-    max_active: int = eqx.field(static=True)
-    events: int = eqx.field(static=True)
-    max_steps: int = eqx.field(static=True)
-    save_models: bool = eqx.field(static=True)
-    meter: dfx.AbstractProgressMeter
-
-
-class _Call(eqx.Module):
-    """What is solved, from when to when, and how accurately."""
-
-    problem: Problem
-    recorder: Recorder
-    rtol: Array
-    grid: TimeGrid
-
-
-def _solve_and_estimate(
-    call: _Call, options: _Options, task: Task, may_grow: bool
-) -> Trajectory:
-    """One run, or with an error estimate two, with enough room for active pairs."""
-
-    def run(max_active: int) -> Trajectory:
-        return _solve(call, dataclasses.replace(options, max_active=max_active))
-
-    max_active = options.max_active
-    if may_grow:
-        max_active, trajectory = _run_with_room(run, max_active)
-    else:
-        trajectory = run(max_active)
-    if not task.estimate_error:
-        return trajectory
-    # Only a figure is wanted: derivatives need not follow the second solve.
-    still = without_derivatives(call)
-    coarser = dataclasses.replace(still, rtol=COARSER_RTOL * still.rtol)
-    quiet = dataclasses.replace(
-        options, max_active=max_active, meter=dfx.NoProgressMeter()
-    )
-    coarse = _solve(coarser, quiet)
-    return with_error_estimate(trajectory, coarse, call.problem.mask, task.dynamics)
-
-
-def _run_with_room(
-    run: Callable[[int], Trajectory], max_active: int
-) -> tuple[int, Trajectory]:
-    """A run with as much room as it needs, by compiling again with more.
-
-    Inside jit or vmap it has what it begins with: what happens there is not seen here.
-    """
-    while True:
-        trajectory = run(max_active)
-        result = trajectory.result
-        is_known = is_concrete(result)
-        is_full = is_known and bool(result == RESULTS.kink_slots_exceeded)
-        if not is_full or max_active >= MAX_ACTIVE:
-            return max_active, trajectory
-        max_active *= 2
-
-
-@fast_compile_jit
-@full_matmul_precision()
-def _solve(call: _Call, options: _Options) -> Trajectory:
-    problem, grid = call.problem, call.grid
-    error = input_error(problem, grid, call.rtol)
-    # Faulty input must not be integrated: nothing would be learned, slowly.
-    is_sound = error == RESULTS.successful
-    span = grid.emptied_unless(is_sound)
-    system = as_system(problem)
-    w0, unravel = jax.flatten_util.ravel_pytree(problem.weights)
-    keeps_states = span.times().size * w0.size <= MAX_STORED
-
-    def record(recorder, w, loss, velocity):
-        if keeps_states:
-            return w, loss, velocity
-        point = _point(problem, span.t0, unravel(w), loss, unravel(velocity))
-        return recorder.record_alone(point, STANDARD), (
-            w if options.save_models else None
-        )
-
-    if not keeps_states and call.recorder.sees_problem:
-        raise ValueError(
-            f"`observe` in the exact flow keeps all weights at all times, and here these "
-            f"are more than {MAX_STORED:,} numbers: record at fewer `ts`."
-        )
-    solution = integrate(
-        system,
-        call.recorder,
-        w0,
-        span.t1 - span.t0,
-        span.times() - span.t0,
-        record,
-        rtol=call.rtol,
-        capacity=min(options.max_active, system.low.size),
-        max_steps=options.max_steps,
-        log_capacity=options.events,
-        meter=options.meter,
-    )
-    if keeps_states:
-        values, saved = _observe_states(call, solution, unravel, options.save_models)
-    else:
-        values, saved = solution.records
-    return _assemble(call, error, system, solution, values, saved, unravel)
-
-
-def _point(
-    problem: Problem, t: Array, weights: PyTree, loss: Array, velocity: PyTree
-) -> Point:
-    gradient = jax.tree.map(jnp.negative, velocity)
-    return Point(t, problem, weights, loss, gradient, weights, lambda: velocity)
-
-
-def _observe_states(
-    call: _Call,
-    solution: Solution,
-    unravel: Callable[[Array], PyTree],
-    save_models: bool,
-) -> tuple[Values, Array | None]:
-    """All observables of the states that were kept, one after the other."""
-    states, losses, velocities = solution.records
-    ts, recorder = call.grid.times(), call.recorder
-
-    def point_at(t, w, loss, velocity):
-        return _point(call.problem, t, unravel(w), loss, unravel(velocity))
-
-    def observe_next(carries, inputs):
-        index, *at = inputs
-        values, carries = recorder.record_next(point_at(*at), index, carries)
-        return carries, values
-
-    at = (ts, states, losses, velocities)
-    carries = recorder.init(point_at(*(a[0] for a in at)))
-    _, values = lax.scan(observe_next, carries, (jnp.arange(ts.size), *at))
-    return recorder.thin_out(values), states if save_models else None
-
-
-def _assemble(
-    call: _Call,
-    error: RESULTS,
-    system: System,
-    solution: Solution,
-    values: Values,
-    saved: Array | None,
-    unravel: Callable[[Array], PyTree],
-) -> Trajectory:
-    problem, grid = call.problem, call.grid
-    is_sound = error == RESULTS.successful
-    result = RESULTS.where(is_sound, _result(solution, grid), error)
-    ts = grid.times()
-    recorded = is_sound & (jnp.arange(ts.size) < solution.num_recorded)
-    valid = recorded & solution.is_finite
-    reached = jnp.where(is_sound, grid.t0 + solution.t, -jnp.inf)
-    first = solution.first_nonunique_time
-    counts = solution.counts
-    numbers = {
-        "steps": solution.steps,
-        "rejected_steps": solution.rejected,
-        "crossings": counts["crossings"],
-        "entries": counts["entries"],
-        "exits": counts["exits"],
-        "largest_sliding_set": counts["largest_sliding_set"],
-        "num_nonunique_pairs": solution.num_nonunique_pairs,
-        "forced_steps": counts["forced_steps"],
-        "first_nonunique_time": jnp.where(
-            jnp.isfinite(first), grid.t0 + first, jnp.nan
-        ),
-        "gradient_evaluations": _in_gradients(problem, counts),
-        "forward_passes": counts["forward"],
-        "time_reached": time_reached(result, valid, reached, grid),
-    }
-    return make_trajectory(
-        problem,
-        call.recorder,
-        ts,
-        values,
-        valid,
-        final=unravel(solution.w),
-        saved=None if saved is None else jax.vmap(unravel)(saved),
-        result=result,
-        numbers=numbers,
-        events=_events(call, system, is_sound, solution),
-    )
-
-
-def _events(
-    call: _Call, system: System, is_sound: Array, solution: Solution
-) -> Events | None:
-    log, kinks, t0 = solution.log, system.num_kinks, call.grid.t0
-    if log is None:
-        return None
-    room = log.pair.size
-    reached = jnp.where(is_sound, solution.t, 0)
-    is_event = log.pair >= 0
-    return Events(
-        times=t0 + log.time,
-        samples=jnp.where(is_event, log.pair // kinks, -1),
-        kinks=jnp.where(is_event, log.pair % kinks, -1),
-        kinds=log.kind,
-        count=jnp.minimum(log.seen, room),
-        dropped=jnp.maximum(log.seen - room, 0),
-        complete_until=t0 + jnp.minimum(log.overflowed_at, reached),
-        layers=kink_layers(call.problem.model, system.function.operations),
-        sample_count=system.num_samples,
-    )
-
-
-def _in_gradients(problem: Problem, counts: Counts) -> Array:
-    """Evaluations of the whole gradient; a row is the gradient at one sample."""
-    assert problem.num_samples is not None
-    rows = counts["rows"].astype(problem.dtype) / problem.num_samples
-    return counts["gradients"].astype(problem.dtype) + rows
-
-
-def _result(solution: Solution, grid: TimeGrid) -> RESULTS:
-    is_finished = solution.t >= grid.t1 - grid.t0
-    result = RESULTS.where(is_finished, RESULTS.successful, RESULTS.max_steps_reached)
-    ending = solution.ending
-    for happened, member in (
-        (ending.stuck, RESULTS.stuck_on_kinks),
-        (ending.mode_unsettled, RESULTS.kink_mode_unsettled),
-        (ending.overflows, RESULTS.kink_slots_exceeded),
-        (ending.nonfinite | ~jnp.all(solution.is_finite), RESULTS.nonfinite),
-    ):
-        result = RESULTS.where(happened, member, result)
-    return result

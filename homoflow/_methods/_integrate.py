@@ -90,16 +90,11 @@ def _solve(
     options: _Options,
     meter: dfx.AbstractProgressMeter,
 ) -> Trajectory:
-    of_dynamics = dynamics.input_error()
-    error = RESULTS.where(
-        of_dynamics == RESULTS.successful,
-        input_error(problem, grid, settings.rtol),
-        of_dynamics,
-    )
+    error = _input_error(problem, dynamics, settings, grid)
     # Faulty input must not be integrated: nothing would be learned, slowly.
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
-    equation = make_equation(problem, shown, dynamics, recorder, settings)
+    equation = make_equation(problem, shown, dynamics, recorder, settings, span.t0)
     stepper, controller = _stepper_and_controller(problem, settings, equation, span)
     solver, orbit = stepper, equation.orbit
     if orbit is not None and not _remembers_much(stepper, equation):
@@ -130,20 +125,15 @@ def _solve(
         progress_meter=meter,
     )
     records = plan.read(solution)
+    costs = _costs(solver, solution, equation.args, grid.times().size)
+    if orbit is not None:
+        costs["projected_drift"] = _removed(orbit, records, solution.solver_state)
     # Of faulty input nothing is recorded, not even the start.
     reached = jnp.where(is_sound, records.reached, -jnp.inf)
     final = equation.weights(records.final)
     result = _result(error, solution.result, records.values, final)
     valid = _valid(grid, records.values, reached, result)
-    numbers = {
-        "steps": solution.stats["num_accepted_steps"],
-        "rejected_steps": solution.stats["num_rejected_steps"],
-        "time_reached": time_reached(result, valid, reached, grid),
-        **_costs(solver, solution, equation.args, grid.times().size),
-    }
-    if orbit is not None:
-        numbers["projected_drift"] = _removed(orbit, records, solution.solver_state)
-    numbers |= dynamics.stats(numbers, records.values)
+    numbers = {"time_reached": time_reached(result, valid, reached, grid), **costs}
     return make_trajectory(
         problem,
         recorder,
@@ -153,8 +143,17 @@ def _solve(
         final=final,
         saved=records.saved,
         result=result,
-        numbers=numbers,
+        numbers=numbers | dynamics.stats(numbers, records.values),
     )
+
+
+def _input_error(
+    problem: Problem, dynamics: AbstractDynamics, settings: Settings, grid: TimeGrid
+) -> RESULTS:
+    of_dynamics = dynamics.input_error()
+    is_fine = of_dynamics == RESULTS.successful
+    others = input_error(problem, grid, settings.rtol)
+    return RESULTS.where(is_fine, others, of_dynamics)
 
 
 def _stepper_and_controller(
@@ -263,14 +262,16 @@ def _valid(
 def _costs(
     solver: dfx.AbstractSolver, solution: dfx.Solution, args: PyTree, num_times: int
 ) -> dict[str, Array]:
-    """Evaluations as far as they are known, with those for what is recorded."""
+    """Steps, and evaluations as far as they are known, with those for what is recorded."""
+    accepted = solution.stats["num_accepted_steps"]
+    rejected = solution.stats["num_rejected_steps"]
     costs = as_flow_solver(solver).cost(
-        num_accepted=solution.stats["num_accepted_steps"],
-        num_rejected=solution.stats["num_rejected_steps"],
+        num_accepted=accepted,
+        num_rejected=rejected,
         num_steps=solution.stats["num_steps"],
         solver_state=solution.solver_state,
         args=args,
     )
     if "gradient_evaluations" in costs:
         costs["gradient_evaluations"] += num_times
-    return costs
+    return {"steps": accepted, "rejected_steps": rejected, **costs}

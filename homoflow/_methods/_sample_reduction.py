@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._jax._precision import full_matmul_precision
 from .._jax._structural_cache import cached_by_structure
 from .._jaxpr import Degree, degree_in
-from .._problem._data import sample_shape
+from .._problem._data import sample_shape, shape_of
 from .._problem._losses import Risk, is_squared
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
@@ -59,22 +59,19 @@ def _degree(problem: Problem) -> Degree:
     samples = x.shape[0]
     if samples < _WORTH * ((x.size + y.size) // samples + 1):
         return Degree.UNKNOWN
+    # At kinks in the weights, samples are what methods look at one by one.
+    if kinks_of(problem) or shape_of(problem.model, sample_shape(x)).dtype != x.dtype:
+        return Degree.UNKNOWN
     arrays, rest = eqx.partition(problem.model, eqx.is_array)
 
     def prediction(x, arrays):
         return eqx.combine(arrays, rest)(x)
 
-    given = sample_shape(x), arrays
-    if eqx.filter_eval_shape(prediction, *given).dtype != problem.dtype:
-        return Degree.UNKNOWN
-    degree = degree_in(prediction, *given)
+    degree = degree_in(prediction, sample_shape(x), arrays)
     if degree is Degree.AFFINE and not objective.is_mean:
         # A sum over samples gives each the weight 1, where those of R have others.
         return Degree.UNKNOWN
-    if degree not in (Degree.LINEAR, Degree.AFFINE):
-        return Degree.UNKNOWN
-    # At kinks in the weights, samples are what methods look at one by one.
-    return Degree.UNKNOWN if kinks_of(problem) else degree
+    return degree if degree in (Degree.LINEAR, Degree.AFFINE) else Degree.UNKNOWN
 
 
 @eqx.filter_jit

@@ -62,6 +62,7 @@ def make_save_plan(
         subs = {"states": dfx.SubSaveAt(ts=ts)}
         read = _read_states(equation, ts, save_models)
     else:
+        recorder.refuse_sequential(MAX_STORED)
         subs = _subs_along(equation, recorder, ts, save_models)
         read = _read_along(equation)
     subs["final"] = dfx.SubSaveAt(t1=True)
@@ -85,13 +86,12 @@ def _observe_states(
         saved = point.weights if save_models else None
         return carries, (values, saved, state)
 
-    point, recorder = equation.point_at(ts[0], states[0], args)
     # Derivatives go through one gradient after the other: its parts need not be kept.
     step = jax.checkpoint(observe_next, prevent_cse=False)
     _, (values, saved, restored) = lax.scan(
-        step, recorder.init(point), (jnp.arange(ts.size), ts, states)
+        step, args[3], (jnp.arange(ts.size), ts, states)
     )
-    return recorder.thin_out(values), saved, restored
+    return equation.recorder.thin_out(values), saved, restored
 
 
 def _read_states(
@@ -139,7 +139,7 @@ def _subs_along(
             state = equation.restore_laws(state, args)
             point, recorder = equation.point_at(t, state, args)
             saved = point.weights if has_weights else None
-            return recorder.record_alone(point, names), saved
+            return recorder.record_apart(point, args[3], names), saved
 
         return at
 

@@ -22,7 +22,7 @@ from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
 from ._settings import make_settings
 from ._task import Task
-from .stationary import Segment, flow_to_rest
+from .stationary import Segment, solve_to_stationary_point
 
 
 @final
@@ -57,7 +57,7 @@ class SteadyState(AbstractMethod):
         )
         plan = choose_projection(task, is_default_solver=is_default)
         settings = dataclasses.replace(settings, restored_laws=plan.laws)
-        trajectory = flow_to_rest(
+        trajectory = solve_to_stationary_point(
             task, settings, report=_print if task.progress else lambda segment: None
         )
         name = type(method.solver).__name__

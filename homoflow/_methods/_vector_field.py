@@ -34,19 +34,20 @@ class Equation(NamedTuple):
     stages are copied to where a matrix product wants them: for one vector that is done in
     half the time that a network's leaves take.
 
-    - `args`: all numbers of the problem: Diffrax differentiates with respect to them, not
-        to what a closure holds.
+    - `args`: all numbers of the problem, what the solver needs of it, the laws' initial
+        values, and what observables start from. Diffrax differentiates with respect to
+        these, not to what a closure holds.
     - `restore_laws`: `(v, args)` to v with the laws' initial values: between steps a
         solver interpolates, whatever the laws.
     - `point_at`: `(t, v, args)` to the point that observables see, and their recorder.
     - `curvature`: `(t, v, args)` to the rows of ∂r/∂w, where the field is −∇½‖r‖².
     - `weights`: those in v.
     - `noise`: `(t, v, args)` to the factors of dB, for stochastic dynamics.
-    - `orbit`: along which laws are restored, if any.
+    - `orbit`: along which laws are restored, if any; `recorder`: of the observables.
     """
 
     start: Float[Array, " size"]
-    args: tuple[list[Array], Any, Any]
+    args: tuple[list[Array], Any, Any, Any]
     field: Callable[..., Array]
     restore_laws: Callable[..., Array]
     point_at: Callable[..., tuple[Point, Recorder]]
@@ -54,6 +55,7 @@ class Equation(NamedTuple):
     weights: Callable[[Array], PyTree]
     noise: Callable[..., Array] | None
     orbit: RescalingGroup | None
+    recorder: Recorder
 
 
 def make_equation(
@@ -62,21 +64,13 @@ def make_equation(
     dynamics: AbstractDynamics,
     recorder: Recorder,
     settings: Settings,
+    t0: Float[Array, ""],
 ) -> Equation:
     """The equation; observables see the data of `shown`, or of the problem itself."""
     start, unravel = ravel_pytree(dynamics.init(problem))
-    if shown is not None:
-        shown = _without_weights(shown)
-    known = (_without_weights(problem), shown, dynamics, recorder)
-    arrays, static = eqx.partition(known, eqx.is_array)
-    numbers, structure = jax.tree.flatten(arrays)
+    numbers, unpack = _pack(problem, shown, dynamics, recorder)
     laws, weights = settings.restored_laws, problem.weights
     orbit = RescalingGroup(laws, weights, unravel) if laws else None
-
-    def unpack(args) -> tuple[Problem, Problem, AbstractDynamics, Recorder]:
-        arrays = jax.tree.unflatten(structure, args[0])
-        problem, shown, dynamics, recorder = eqx.combine(arrays, static)
-        return problem, problem if shown is None else shown, dynamics, recorder
 
     def field(t, v, args):
         problem, _, dynamics, _ = unpack(args)
@@ -110,9 +104,11 @@ def make_equation(
     has_residuals = dynamics.is_gradient_flow and is_squared(problem.objective)
     is_stochastic = isinstance(dynamics, AbstractStochasticDynamics)
     of_solver = as_flow_solver(settings.solver).problem_args(problem)
+    targets = None if orbit is None else orbit.values(start)
+    first, _ = point_at(t0, start, (numbers,))
     return Equation(
         start,
-        (numbers, of_solver, None if orbit is None else orbit.values(start)),
+        (numbers, of_solver, targets, recorder.init(first)),
         field,
         restore_laws,
         point_at,
@@ -120,7 +116,29 @@ def make_equation(
         lambda v: dynamics.weights(unravel(v)),
         noise if is_stochastic else None,
         orbit,
+        recorder,
     )
+
+
+def _pack(
+    problem: Problem,
+    shown: Problem | None,
+    dynamics: AbstractDynamics,
+    recorder: Recorder,
+) -> tuple[list[Array], Callable[[Any], tuple[Problem, Problem, Any, Recorder]]]:
+    """All numbers as a list, and a function from `args` back to what they are part of."""
+    if shown is not None:
+        shown = _without_weights(shown)
+    known = (_without_weights(problem), shown, dynamics, recorder)
+    arrays, static = eqx.partition(known, eqx.is_array)
+    numbers, structure = jax.tree.flatten(arrays)
+
+    def unpack(args):
+        arrays = jax.tree.unflatten(structure, args[0])
+        problem, shown, dynamics, recorder = eqx.combine(arrays, static)
+        return problem, problem if shown is None else shown, dynamics, recorder
+
+    return numbers, unpack
 
 
 def make_terms(

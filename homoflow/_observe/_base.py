@@ -57,12 +57,18 @@ class AbstractObservable(eqx.Module):
     - `__call__(point, carry)`: the value there, an array or a pytree of arrays, and what
         the next recorded time starts from.
 
-    Where a run's states are too many to keep (more than 2²⁰ numbers), and in the exact
-    flow of models with kinks, each time begins from `init`.
+    - `is_sequential`: whether the value depends on what the times in between handed on.
+        If not, what is handed on may be that of the run's start at any time. Where a run's
+        states are too many to keep (more than 2²⁰ numbers) only such observables can be
+        recorded.
 
     ```python
     class Distance(hf.observe.AbstractObservable):
         every: int = 1
+
+        @property
+        def is_sequential(self):
+            return False
 
         def init(self, point):
             return point.weights
@@ -74,6 +80,11 @@ class AbstractObservable(eqx.Module):
     """
 
     every: eqx.AbstractVar[int]
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the value depends on what the times before handed on."""
+        return True
 
     @abc.abstractmethod
     def init(self, point: Point) -> Carry:
@@ -90,6 +101,10 @@ class FunctionOfPoint(AbstractObservable):
 
     function: Callable[[Point], PyTree]
     every: int = eqx.field(static=True, default=1)
+
+    @property
+    def is_sequential(self) -> bool:
+        return False
 
     def init(self, point: Point) -> None:
         del point

@@ -39,6 +39,10 @@ class Margin(AbstractObservable):
     degree: float | int | None = eqx.field(static=True, default=None)
     every: int = eqx.field(static=True, default=1)
 
+    @property
+    def is_sequential(self) -> bool:
+        return False
+
     def init(self, point: Point) -> None:
         del point
 

@@ -45,6 +45,10 @@ class NTK(AbstractObservable):
     x: PyTree[Array] = eqx.field(converter=as_arrays)
     every: int = eqx.field(static=True, default=1)
 
+    @property
+    def is_sequential(self) -> bool:
+        return False
+
     def init(self, point: Point) -> Float[Array, "outputs outputs"]:
         return self._kernel(point)
 

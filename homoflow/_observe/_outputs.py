@@ -34,6 +34,10 @@ class Outputs(AbstractObservable):
     x: PyTree[Array] = eqx.field(converter=as_arrays)
     every: int = eqx.field(static=True, default=1)
 
+    @property
+    def is_sequential(self) -> bool:
+        return False
+
     def init(self, point: Point) -> None:
         del point
 

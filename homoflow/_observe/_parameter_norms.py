@@ -36,6 +36,10 @@ class ParameterNorms(AbstractObservable):
 
     every: int = eqx.field(static=True, default=1)
 
+    @property
+    def is_sequential(self) -> bool:
+        return False
+
     def init(self, point: Point) -> None:
         del point
 

@@ -111,10 +111,22 @@ class Recorder(eqx.Module):
         """What the first recorded time starts from."""
         return {name: what.init(point) for name, what in self.observables.items()}
 
-    def record_alone(self, point: Point, names: frozenset[str]) -> Values:
-        """Some observables at a point that knows of no other."""
+    def refuse_sequential(self, limit: int) -> None:
+        """`ValueError` if an observable needs to see all times, one after the other."""
+        for name, what in self.observables.items():
+            if what.is_sequential:
+                raise ValueError(
+                    f"`observe[{name!r}]` hands something on from time to time, for which "
+                    f"the weights at all times are kept, and here these are more than "
+                    f"{limit:,} numbers: record at fewer `ts`."
+                )
+
+    def record_apart(
+        self, point: Point, carries: Carries, names: frozenset[str]
+    ) -> Values:
+        """Some observables at a point, with what was handed on at the run's start."""
         return {
-            name: as_arrays(name, what(point, what.init(point))[0])
+            name: as_arrays(name, what(point, carries[name])[0])
             for name, what in self.observables.items()
             if name in names
         }

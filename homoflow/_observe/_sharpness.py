@@ -59,6 +59,10 @@ class Sharpness(AbstractObservable):
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"`k` must be a positive integer; got {self.k!r}.")
 
+    @property
+    def is_sequential(self) -> bool:
+        return False
+
     def init(self, point: Point) -> Float[Array, "k size"]:
         return random_vectors(point.weights, self.k)
 

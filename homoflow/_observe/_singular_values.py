@@ -33,6 +33,10 @@ class SingularValues(AbstractObservable):
     get: Callable[[PyTree], Array]
     every: int = eqx.field(static=True, default=1)
 
+    @property
+    def is_sequential(self) -> bool:
+        return False
+
     def init(self, point: Point) -> None:
         del point
 

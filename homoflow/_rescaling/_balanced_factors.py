@@ -17,8 +17,8 @@ def balance_factors(law: Law, arrays: dict[Path, np.ndarray]) -> dict:
 
     P and N have the units' rows of what the law counts as positive and as negative.
     Units that only meet linear maps may be mixed by any invertible matrix, P → gP and
-    N → g⁻ᵀN. The least sum of squares has the factors of PᵀN by its singular values,
-    also where its rank is lower than theirs.
+    N → g⁻ᵀN. The least sum of squares is that of Σ^{1/2}Uᵀ and Σ^{1/2}Vᵀ, with PᵀN = UΣVᵀ
+    the singular value decomposition, also where PᵀN has a lower rank than P and N.
     """
     sides = {}
     for sign in (1, -1):
@@ -41,19 +41,20 @@ def balance_factors(law: Law, arrays: dict[Path, np.ndarray]) -> dict:
 def balance_chain(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The matrices of W_N ⋯ W_1 with the same product and W_h W_hᵀ = W_{h+1}ᵀ W_{h+1}.
 
-    From the singular value decomposition UΣVᵀ of the product they are Q_h Σ^{1/N} Q_{h−1}ᵀ
-    with orthonormal columns, near those of the matrices given.
+    They are Q_h Σ^{1/N} Q_{h−1}ᵀ, with UΣVᵀ the singular value decomposition of the
+    product, Q_0 = V, Q_N = U, and in between matrices Q_h with orthonormal columns, which
+    are chosen near the partial products W_h ⋯ W_1 V.
     """
     product, size = weights[0], _norm(weights[0])
     for weight in weights[1:]:
         product, size = weight @ product, _norm(weight) * size
     u, sigma, v = _truncate(*np.linalg.svd(product, full_matrices=False), size)
     root = sigma ** (1 / len(weights))
-    bases, here = [v.T], v.T
+    bases, images = [v.T], v.T
     for weight in weights[:-1]:
-        here = weight @ here
-        here = here / np.linalg.norm(here, axis=0)
-        bases.append(_nearest_orthonormal(here))
+        images = weight @ images
+        images = images / np.linalg.norm(images, axis=0)
+        bases.append(_nearest_orthonormal(images))
     bases.append(u)
     return [(above * root) @ below.T for below, above in itertools.pairwise(bases)]
 
@@ -64,20 +65,20 @@ def _balance(positive: np.ndarray, negative: np.ndarray):
     size = _norm(positive) * _norm(negative)
     if size == 0:
         return np.zeros_like(positive), np.zeros_like(negative)
-    # Rows may be long: what is in their span is enough.
+    # Rows may be long: coordinates in their span are enough.
     basis_p, small_p = np.linalg.qr(positive.T)
     basis_n, small_n = np.linalg.qr(negative.T)
     u, sigma, v = _truncate(*np.linalg.svd(small_p @ small_n.T), size)
     root = np.sqrt(sigma)
     new_p, new_n = (u * root).T @ basis_p.T, v * root[:, None] @ basis_n.T
-    # What the other side does not see at all would be left as noise.
+    # Columns that the other side does not see would be left as noise.
     limit = _ROUNDING * units * np.finfo(float).eps
     for new, old, other in ((new_p, positive, negative), (new_n, negative, positive)):
         seen = np.linalg.norm(root[:, None] * new, axis=0)
         new[:, seen <= limit * np.linalg.norm(old, axis=0) * _norm(other)] = 0
     overlap = positive @ new_p.T + negative @ new_n.T
-    turn = _nearest_orthonormal(overlap) if len(sigma) else np.zeros((units, 0))
-    return turn @ new_p, turn @ new_n
+    rotation = _nearest_orthonormal(overlap) if len(sigma) else np.zeros((units, 0))
+    return rotation @ new_p, rotation @ new_n
 
 
 def _truncate(u: np.ndarray, sigma: np.ndarray, v: np.ndarray, size: float):

@@ -23,9 +23,10 @@ _ROUNDING = 4
 def balance_scales(laws: Sequence[Law], arrays: Arrays) -> Arrays:
     """The arrays with their units rescaled to the least sum of squares.
 
-    An entry that owners of law k rescale by e^{c_k s_k} goes with the squares of all
-    others into ½Σw²e^{2cs}, a convex function of s whose gradient are the laws. Where
-    all that a unit owns is on one side, the infimum has it at 0.
+    Unit k multiplies the entries that it owns by e^{c_k s_k}, with c_k the coefficient of
+    the law's term. The sum of squares ½Σw²e^{2Σcs} is a convex function of s, and its
+    gradient are the laws. Where all that a unit owns has coefficients of one sign, the
+    infimum has these entries at 0.
     """
     if not laws:
         return arrays
@@ -36,7 +37,14 @@ def balance_scales(laws: Sequence[Law], arrays: Arrays) -> Arrays:
 
 
 class _Scales:
-    """Entries that the same units own, as one group with one sum of squares."""
+    """The sum of squares as a function of the units' log-scales s.
+
+    Entries that the same units own form one group, of which only the sum of squares counts.
+
+    - `groups`: for each array, the group of every entry.
+    - `owner`, `power`: for each group, the units that own it, and their coefficients.
+    - `size`: how many units there are.
+    """
 
     def __init__(self, laws: Sequence[Law], arrays: Mapping[Path, np.ndarray]):
         shapes = {path: array.shape for path, array in arrays.items()}
@@ -82,14 +90,15 @@ class _Scales:
         }
 
     def logarithm(self, s: np.ndarray) -> np.ndarray:
+        """Σcs of every group."""
         return (self.power * s[self.owner]).sum(1)
 
     def sum_by_unit(self, weights: np.ndarray) -> np.ndarray:
-        """Over what each unit owns."""
+        """For each unit, the sum of weights over the groups that it owns."""
         return np.bincount(self.owner.reshape(-1), weights.reshape(-1), self.size)
 
     def zero_onesided(self, arrays: Arrays) -> Arrays:
-        """The arrays with 0 for what belongs to units that have nothing on one side."""
+        """The arrays with 0 for what units own that have coefficients of one sign only."""
         alive = self.squares(arrays) > 0
         before = alive.sum() + 1
         while alive.sum() < before:

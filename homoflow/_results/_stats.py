@@ -42,11 +42,7 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
             "a `homoflow.Reason`", _FLOWS, "Why that method was taken."
         ),
         "optimizer": Statistic("text", ("descend",), "The optimizer and its options."),
-        "dynamics": Statistic(
-            "text",
-            ("smooth", "averaged", "modified", "heavy_ball"),
-            "What moves the weights, where that is not the plain gradient flow.",
-        ),
+        "dynamics": Statistic("text", _FLOWS, "What moves the weights."),
         "time_unit": Statistic(
             "text",
             ROUTES,

@@ -15,7 +15,7 @@ from oracles import midpoint
 from problems import asserted, flat, relative_error, relu_regression
 
 import homoflow as hf
-import homoflow._methods._filippov
+import homoflow._methods._exact
 
 CASE = np.load(Path(__file__).parent.parent / "data" / "relu_20_30_30_3.npz")
 EXACT = hf.Filippov(max_active=40)
@@ -263,7 +263,7 @@ def test_new_values_do_not_compile_anew(flow):
 
 def solves() -> int:
     """How many forms of the solve JAX has compiled."""
-    solve = homoflow._methods._filippov._solve
+    solve = homoflow._methods._exact._solve
     return sum(f._cached._cache_size() for f in (solve.plain, solve.quick))
 
 
@@ -374,7 +374,7 @@ def test_what_cannot_be_done_is_refused(model, options, message, monkeypatch):
     def compiled(*args, **keywords):
         pytest.fail("something was compiled")
 
-    monkeypatch.setattr("homoflow._methods._filippov._solve", compiled)
+    monkeypatch.setattr("homoflow._methods._exact._solve", compiled)
     with pytest.raises(ValueError, match=message):
         hf.flow(model, plain()[1], 1.0, solver=EXACT, **options)
 

@@ -88,7 +88,7 @@ def test_kinks_in_a_loop_are_named():
 
 
 def test_too_many_pairs_average(monkeypatch):
-    monkeypatch.setattr("homoflow._methods._choose.MAX_FOLLOWED_PAIRS", 95)
+    monkeypatch.setattr("homoflow._methods._rules.MAX_FOLLOWED_PAIRS", 95)
     averaged = flow(rtol=1e-5, max_steps=2000)
     assert averaged.stats["solver"] == "Heun"
     assert "96 pairs of a sample and a kink" in str(averaged.stats["solver_reason"])
@@ -119,7 +119,7 @@ def test_a_tolerance_unknown_before_the_run_averages():
 
 def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
     for name in ("FIRST_ACTIVE", "MAX_ACTIVE"):
-        monkeypatch.setattr(f"homoflow._methods._filippov.{name}", 2)
+        monkeypatch.setattr(f"homoflow._methods._exact.{name}", 2)
     averaged = flow(rtol=1e-5, max_steps=4000)
     assert averaged.result == hf.RESULTS.successful
     assert averaged.stats["solver"] == "Heun"
@@ -133,7 +133,7 @@ def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
 
 def test_slots_grow_outside_of_jit(exact, monkeypatch):
     most = int(exact.stats["largest_sliding_set"])
-    monkeypatch.setattr("homoflow._methods._filippov.FIRST_ACTIVE", most - 1)
+    monkeypatch.setattr("homoflow._methods._exact.FIRST_ACTIVE", most - 1)
     grown = flow(rtol=1e-8)
     assert grown.result == hf.RESULTS.successful
     assert relative_error(grown.model, flat(exact.model)) < 1e-10

@@ -20,7 +20,7 @@ from tasks import task_of
 import homoflow as hf
 from homoflow._methods._projection_choice import choose_projection
 from homoflow._problem._problem import make_problem
-from homoflow._rescaling import Orbit
+from homoflow._rescaling import RescalingGroup
 from homoflow._solvers import ProjectedSolver, ProjectedState
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
@@ -428,7 +428,7 @@ def gradient_flow():
 
 def test_a_runge_kutta_methods_last_slope_goes_along():
     model, term, target = gradient_flow()
-    solver = ProjectedSolver(dfx.Tsit5(), Orbit(hf.laws(model), arrays(model)))
+    solver = ProjectedSolver(dfx.Tsit5(), RescalingGroup(hf.laws(model), arrays(model)))
 
     @jax.jit
     def step(w):
@@ -473,7 +473,7 @@ def test_where_drift_may_wait_every_fourth_step_is_looked_at(solver):
 
 def test_derivatives_of_a_projected_solve():
     model, term, target = gradient_flow()
-    solver = ProjectedSolver(dfx.Euler(), Orbit(hf.laws(model), arrays(model)))
+    solver = ProjectedSolver(dfx.Euler(), RescalingGroup(hf.laws(model), arrays(model)))
 
     @jax.jit
     def end(shift):

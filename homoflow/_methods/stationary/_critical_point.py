@@ -1,4 +1,4 @@
-"""What is known of a landscape at one point: slope, curvature, the way to rest."""
+"""What is known of the loss at one point: gradient, curvature, the way to rest."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,14 +7,14 @@ import numpy as np
 
 #: Off a stationary point flat directions have curvatures of about ‖∇L‖/‖w‖ of both signs
 #: (along the orbit of a symmetry T, ∇²L·Tw = −Tᵀ∇L). Up to this many times that is zero.
-_TILT = 100.0
+_TILT_FACTOR = 100.0
 #: ‖∇L‖ that is rounding, relative to ‖∇²L‖·‖w‖.
 STATIONARY = 64 * float(np.finfo(float).eps)
 #: A step from one stationary point to another, relative to ‖w‖.
 _NEXT = 1e-5
 
 
-class View(NamedTuple):
+class CriticalPoint(NamedTuple):
     """A point, and what there is around it.
 
     - `size`: the length that weights are measured by.
@@ -61,13 +61,13 @@ class View(NamedTuple):
             return None
         return int(np.sum(np.abs(self.values) <= self.zero))
 
-    def unstable_part(self, moved: np.ndarray) -> float:
+    def unstable_length(self, moved: np.ndarray) -> float:
         """The length of a displacement's part along the negative curvature known."""
         downward = self.vectors[:, self.values < -self.zero]
         return float(np.linalg.norm(downward.T @ moved))
 
 
-Look = Callable[[np.ndarray], View]
+Analyzer = Callable[[np.ndarray], CriticalPoint]
 
 
 def zero_curvature(
@@ -77,4 +77,4 @@ def zero_curvature(
 
     `resolved` is what that is by rounding or the like, relative to `norm`.
     """
-    return max(resolved * norm, _TILT * float(np.linalg.norm(gradient)) / size)
+    return max(resolved * norm, _TILT_FACTOR * float(np.linalg.norm(gradient)) / size)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..._jax._precision import full_matmul_precision
-from ._critical_point import STATIONARY, View
-from ._landscape import Landscape
+from ._critical_point import STATIONARY, CriticalPoint
+from ._flat_loss import FlatLoss
 
 #: Random directions, each with its opposite, and how far along them, relative to ‖w‖.
 _DIRECTIONS = 8
@@ -21,20 +21,22 @@ _STEPS = 60
 _EPS = float(np.finfo(float).eps)
 
 
-class Valley(NamedTuple):
+class DegenerateTest(NamedTuple):
     """The loss on the set where it is stationary in all directions of nonzero curvature.
 
     - `is_flat`: it does not change there, nor is there a slope.
-    - `falls`: it takes lower values. Neither is known where it is not `settled`.
+    - `decreases`: it takes lower values. Neither is known where no relaxation has ended.
     """
 
     is_flat: bool
-    falls: bool
+    decreases: bool
 
 
-def valley(
-    landscape: Landscape, view: View, explained: Float[np.ndarray, "explained size"]
-) -> Valley:
+def test_degenerate_directions(
+    flat_loss: FlatLoss,
+    point: CriticalPoint,
+    explained: Float[np.ndarray, "explained size"],
+) -> DegenerateTest:
     """Looks along random directions of zero curvature that `explained` does not span.
 
     The loss that is left when all directions of nonzero curvature have been eliminated
@@ -42,27 +44,27 @@ def valley(
     has no slope at random points, it is constant: then the stationary points form a
     manifold, as the zero eigenvalues say, and the Hessian decides what they are.
     """
-    is_zero = np.abs(view.values) <= view.zero
-    unexplained = _complement(view.vectors[:, is_zero], explained)
-    inverse = np.where(is_zero, 0, 1 / np.where(is_zero, 1, view.values))
-    scale = view.norm * view.size
+    is_zero = np.abs(point.values) <= point.zero
+    unexplained = _complement(point.vectors[:, is_zero], explained)
+    inverse = np.where(is_zero, 0, 1 / np.where(is_zero, 1, point.values))
+    scale = point.norm * point.size
     for radius in _RADII:
-        found = _excursion(
-            landscape,
-            jnp.asarray(view.weights),
-            jnp.asarray((view.vectors * inverse) @ view.vectors.T),
-            jnp.asarray((view.vectors * ~is_zero) @ view.vectors.T),
+        results = _relax_and_probe(
+            flat_loss,
+            jnp.asarray(point.weights),
+            jnp.asarray((point.vectors * inverse) @ point.vectors.T),
+            jnp.asarray((point.vectors * ~is_zero) @ point.vectors.T),
             jnp.asarray(unexplained @ unexplained.T),
-            jnp.asarray(radius * view.size),
+            jnp.asarray(radius * point.size),
         )
-        losses, slopes, along = map(np.asarray, found)
-        settled = slopes <= STATIONARY * scale
-        falls = losses < view.loss - 64 * _EPS * abs(view.loss)
-        if np.any(settled & falls):
-            return Valley(False, True)
-        if np.all(settled):
-            return Valley(bool(np.all(along <= STATIONARY * scale)), False)
-    return Valley(False, False)
+        losses, slopes, along = map(np.asarray, results)
+        is_relaxed = slopes <= STATIONARY * scale
+        decreases = losses < point.loss - 64 * _EPS * abs(point.loss)
+        if np.any(is_relaxed & decreases):
+            return DegenerateTest(False, True)
+        if np.all(is_relaxed):
+            return DegenerateTest(bool(np.all(along <= STATIONARY * scale)), False)
+    return DegenerateTest(False, False)
 
 
 def _complement(basis: np.ndarray, explained: np.ndarray) -> np.ndarray:
@@ -74,15 +76,15 @@ def _complement(basis: np.ndarray, explained: np.ndarray) -> np.ndarray:
 
 @eqx.filter_jit
 @full_matmul_precision()
-def _excursion(
-    landscape: Landscape,
+def _relax_and_probe(
+    flat_loss: FlatLoss,
     flat: Float[Array, " size"],
     inverse: Float[Array, "size size"],
     across: Float[Array, "size size"],
     along: Float[Array, "size size"],
     radius: Float[Array, ""],
 ) -> tuple[Array, Array, Array]:
-    """Losses after excursions, and slopes in the directions with and without curvature.
+    """Losses after relaxations, and slopes in the directions with and without curvature.
 
     `inverse` is the Hessian's pseudo-inverse, `across` the projector onto its range,
     `along` that onto the directions to go. (They are square so that another rank does not
@@ -91,16 +93,16 @@ def _excursion(
     drawn = jr.normal(jr.key(0), (_DIRECTIONS, flat.size), flat.dtype) @ along
     drawn = radius * drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
 
-    def settle(start):
+    def relax(start):
         def step(_, w):
-            return w - inverse @ landscape.slope(w)
+            return w - inverse @ flat_loss.gradient(w)
 
         w = jax.lax.fori_loop(0, _STEPS, step, start)
-        slope = landscape.slope(w)
+        slope = flat_loss.gradient(w)
         return (
-            landscape.height(w),
+            flat_loss.value(w),
             jnp.linalg.norm(across @ slope),
             jnp.linalg.norm(along @ slope),
         )
 
-    return jax.vmap(settle)(flat + jnp.concatenate([drawn, -drawn]))
+    return jax.vmap(relax)(flat + jnp.concatenate([drawn, -drawn]))

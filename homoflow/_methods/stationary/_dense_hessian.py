@@ -1,4 +1,4 @@
-"""The view from a point with all eigenvalues of its Hessian."""
+"""Critical points with all eigenvalues of their Hessians."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
-from ._critical_point import Look, View, zero_curvature
-from ._landscape import Landscape
+from ._critical_point import Analyzer, CriticalPoint, zero_curvature
+from ._flat_loss import FlatLoss
 
 #: Beyond this a Hessian and its eigenvalues take too long.
 MAX_WEIGHTS = 2000
@@ -18,11 +18,11 @@ _ROUNDING = 1e-12
 _CHUNK = 32
 
 
-def dense_look(landscape: Landscape, size: float) -> Look:
-    """`View`s of a landscape from the eigenvalues of dense Hessians."""
+def make_dense_analyzer(flat_loss: FlatLoss, size: float) -> Analyzer:
+    """`CriticalPoint`s of a loss from the eigenvalues of dense Hessians."""
 
-    def look(weights: np.ndarray) -> View:
-        parts = _derivatives(landscape, jnp.asarray(weights))
+    def analyze(weights: np.ndarray) -> CriticalPoint:
+        parts = _derivatives(flat_loss, jnp.asarray(weights))
         loss, gradient, hessian = map(np.asarray, parts)
         if not (np.isfinite(hessian).all() and np.isfinite(gradient).all()):
             raise FloatingPointError("The Hessian contains NaN or inf.")
@@ -32,7 +32,7 @@ def dense_look(landscape: Landscape, size: float) -> Look:
         step = np.zeros_like(values)
         seen = np.abs(values) > zero
         step[seen] = -(vectors.T @ gradient)[seen] / values[seen]
-        return View(
+        return CriticalPoint(
             weights, float(loss), gradient, size,
             lowest=float(values[0]),
             largest=float(values[-1]),
@@ -44,17 +44,17 @@ def dense_look(landscape: Landscape, size: float) -> Look:
             vectors=vectors,
         )  # fmt: skip
 
-    return look
+    return analyze
 
 
 @fast_compile_jit
 @full_matmul_precision()
 def _derivatives(
-    landscape: Landscape, flat: Float[Array, " size"]
+    flat_loss: FlatLoss, flat: Float[Array, " size"]
 ) -> tuple[Float[Array, ""], Float[Array, " size"], Float[Array, "size size"]]:
     """L, ∇L and ∇²L."""
-    loss = landscape.height(flat)
-    gradient, product = jax.linearize(landscape.slope, flat)
+    loss = flat_loss.value(flat)
+    gradient, product = jax.linearize(flat_loss.gradient, flat)
     identity = jnp.eye(flat.size, dtype=flat.dtype)
     hessian = jax.lax.map(product, identity, batch_size=min(_CHUNK, flat.size))
     return loss, gradient, hessian

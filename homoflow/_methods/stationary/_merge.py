@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +13,18 @@ from ..._observe._time_grid import DEFAULT_TIMES
 from ..._results._stats import Stats
 from ..._results._status import RESULTS
 from ..._results._trajectory import Trajectory
-from ._segments import RECORDS, Pace, Segment
+from ._segments import RECORDS, Segment, SegmentSolver
 
 #: The change of the loss between two records, relative to its range, for which to look
 #: again, and how often.
-_CHANGE, _CLOSER_LOOKS = 0.05, 2
+_CHANGE, _MAX_REFINEMENTS = 0.05, 2
 #: The loss above its last value that is rounding, relative to the largest.
 _ROUNDING = 1e-12
 #: What the parts of a run have in common; all other numbers add up.
 _LARGEST = "law_violation"
 
 
-def joined(
+def merge_segments(
     recorded: Sequence[Segment],
     parts: Sequence[Segment],
     model: PyTree,
@@ -36,9 +37,10 @@ def joined(
     """
     times, series = _in_order(recorded)
     chosen = _spread(times, series[0])
-    losses, laws, grad_norms, squared_norms, observed, models = jax.tree.map(
+    losses, laws, grad_norms, squared_norms, observed, trained = jax.tree.map(
         lambda values: jnp.asarray(values[chosen]), series
     )
+    frozen = recorded[0].problem.frozen
     return Trajectory(
         ts=jnp.asarray(times[chosen]),
         losses=losses,
@@ -47,26 +49,30 @@ def joined(
         squared_norms=squared_norms,
         observed=observed,
         model=model,
-        models=models,
+        models=None if trained is None else eqx.combine(trained, frozen),
         result=result,
         stats=Stats({**_totals(parts), **numbers}, parts[-1].trajectory.stats.facts),
     )
 
 
-def with_closer_looks(parts: Sequence[Segment], pace: Pace) -> list[Segment]:
+def with_refined_records(
+    parts: Sequence[Segment], segment_solver: SegmentSolver
+) -> list[Segment]:
     """The segments, and more records where the loss has changed from one to the next.
 
     In segments they are evenly spaced, and leaving a saddle takes little of the time.
     """
     recorded = list(parts)
-    for _ in range(_CLOSER_LOOKS):
+    for _ in range(_MAX_REFINEMENTS):
         times, series = _in_order(recorded)
         losses = series[0]
         steep = np.abs(np.diff(losses)) > _CHANGE * np.ptp(losses)
         for before, after in zip(times[:-1][steep], times[1:][steep], strict=True):
             part = max((p for p in parts if p.start <= before), key=lambda p: p.start)
             closer = np.linspace(before, after, RECORDS) - part.start
-            recorded.append(pace.segment(part.problem, part.start, closer, part.step))
+            recorded.append(
+                segment_solver.solve(part.problem, part.start, closer, part.step)
+            )
     return recorded
 
 
@@ -75,11 +81,17 @@ def _in_order(
 ) -> tuple[Float[np.ndarray, " records"], PyTree]:
     """All known records: their times, and what there is at these."""
     runs = [part.trajectory for part in recorded]
+    mask = recorded[0].problem.mask
+
+    def trained(run: Trajectory) -> PyTree:
+        """Of the models what is there at every time."""
+        return None if run.models is None else eqx.filter(run.models, mask)
+
     times = np.concatenate([p.start + np.asarray(p.trajectory.ts) for p in recorded])
     series = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
         *[
-            (r.losses, r.laws, r.grad_norms, r.squared_norms, r.observed, r.models)
+            (r.losses, r.laws, r.grad_norms, r.squared_norms, r.observed, trained(r))
             for r in runs
         ],
     )

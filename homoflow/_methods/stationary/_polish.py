@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from ._critical_point import Look, View
+from ._critical_point import Analyzer, CriticalPoint
 
-_MOST_STEPS = 40
+_MAX_STEPS = 40
 #: What a step leaves of ‖∇L‖ where that is rounding.
-_LITTLE = 0.5
+_MIN_GAIN = 0.5
 
 
-def polished(look: Look, start: View, reach: float) -> View:
+def polish(analyze: Analyzer, start: CriticalPoint, reach: float) -> CriticalPoint:
     """Newton's method from `start` until ∇L is rounding, at most `reach` away from it.
 
     Its steps are the least ones: no part of them lies along directions of zero
@@ -18,14 +18,14 @@ def polished(look: Look, start: View, reach: float) -> View:
     as good as a minimum: what the point is has to be seen there.
     """
     best = start
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         there = best.weights + best.step
         if np.linalg.norm(there - start.weights) > reach:
             break
-        view = look(there)
-        gained = view.grad_norm / best.grad_norm if best.grad_norm > 0 else 1.0
+        point = analyze(there)
+        gained = point.grad_norm / best.grad_norm if best.grad_norm > 0 else 1.0
         if gained < 1:
-            best = view
-        if gained > _LITTLE:
+            best = point
+        if gained > _MIN_GAIN:
             break
     return best

@@ -13,10 +13,10 @@ from ..._laws import Law
 from ..._problem._problem import Problem
 from ..._rescaling import RescalingGroup
 
-Keep = Callable[[np.ndarray], np.ndarray]
+Restore = Callable[[np.ndarray], np.ndarray]
 
 
-def keeping(problem: Problem, laws: tuple[Law, ...]) -> Keep:
+def make_restore(problem: Problem, laws: tuple[Law, ...]) -> Restore:
     """A function that moves weights along their orbit until laws are what they were.
 
     They compute the same function before and after it: the loss does not change, and a

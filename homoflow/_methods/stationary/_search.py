@@ -16,25 +16,25 @@ from ..._results._status import RESULTS
 from ..._results._trajectory import Trajectory
 from .._settings import Settings
 from .._task import Task
-from ._classify import judged
-from ._critical_point import View
-from ._dense_hessian import MAX_WEIGHTS, dense_look
-from ._krylov import krylov_look
-from ._landscape import Landscape, raveled, with_weights
-from ._merge import joined, with_closer_looks
-from ._polish import polished
-from ._restore_laws import Keep, keeping
-from ._segments import Pace, Segment, segments
+from ._classify import classify
+from ._critical_point import CriticalPoint
+from ._dense_hessian import MAX_WEIGHTS, make_dense_analyzer
+from ._flat_loss import FlatLoss, ravel_weights, with_weights
+from ._krylov import make_krylov_analyzer
+from ._merge import merge_segments, with_refined_records
+from ._polish import polish
+from ._restore_laws import Restore, make_restore
+from ._segments import Segment, SegmentSolver, segments
 from ._separable import separation_loss
 
 #: The share of the loss's fall so far that would fall in as much time again, below which
 #: it is worth to look at the Hessian.
-_SLOW = 1e-3
+_MAX_RELATIVE_FALL = 1e-3
 #: Complete segments before the first look, so that there is something to draw.
-_FEWEST = 4
+_MIN_SEGMENTS = 4
 #: The step to a stationary point, relative to ‖w‖, at which the flow hands over, and how
 #: many times as far the polish may go.
-_NEAR, _REACH = 1e-5, 10.0
+_HANDOVER_STEP, _MAX_POLISH = 1e-5, 10.0
 #: A part along negative curvature below this, in absolute tolerances, is not resolved.
 _UNRESOLVED = 1e-2
 #: A flat point that is no proven minimum is watched until the clock shows so many times
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
     result: RESULTS
     verdict: StationaryKind = StationaryKind.not_reached
-    view: View | None = None
+    point: CriticalPoint | None = None
     explained: int = -1
     distance: float = np.nan
 
@@ -62,14 +62,14 @@ class Outcome(NamedTuple):
 class _Search(NamedTuple):
     """Where a stationary point is looked for, and what the flow can resolve there."""
 
-    landscape: Landscape
+    flat_loss: FlatLoss
     size_at_start: float
     resolution: float
     separation_loss: float
-    keep: Keep
+    restore: Restore
 
 
-def flow_to_rest(
+def solve_to_stationary_point(
     task: Task, settings: Settings, *, report: Callable[[Segment], None]
 ) -> Trajectory:
     """The flow until it comes to a stationary point, and that point.
@@ -79,22 +79,24 @@ def flow_to_rest(
     """
     problem, ts = task.problem, task.ts
     settings = _at_one_resolution(problem, settings)
-    keep = keeping(problem, settings.restored_laws)
-    pace = Pace(task, settings, keep)
-    more = segments(problem, pace, ts=ts, max_steps=task.max_steps)
-    search = _search(task, settings, keep)
+    restore = make_restore(problem, settings.restored_laws)
+    segment_solver = SegmentSolver(task, settings, restore)
+    more = segments(problem, segment_solver, ts=ts, max_steps=task.max_steps)
+    search = _search(task, settings, restore)
     parts: list[Segment] = []
 
     def ended(recorded: list[Segment], outcome: Outcome) -> Trajectory:
-        if outcome.view is None:
+        if outcome.point is None:
             model = parts[-1].trajectory.model
         else:
-            model = with_weights(problem, outcome.view.weights)
-        return joined(recorded, parts, model, outcome.result, _numbers(outcome))
+            model = with_weights(problem, outcome.point.weights)
+        return merge_segments(recorded, parts, model, outcome.result, _numbers(outcome))
 
     try:
         outcome = _outcome(more, parts, search, task.max_steps, report)
-        recorded = with_closer_looks(parts, pace) if ts is None else parts[:1]
+        recorded = (
+            with_refined_records(parts, segment_solver) if ts is None else parts[:1]
+        )
     except KeyboardInterrupt as interrupt:
         if not parts:
             raise
@@ -107,26 +109,26 @@ def _at_one_resolution(problem: Problem, method: Settings) -> Settings:
     """With the absolute tolerance of the start all along, not that of each segment."""
     if method.rtol is None or method.atol is not None:
         return method
-    weights = raveled(problem, problem.model)
+    weights = ravel_weights(problem, problem.model)
     scale = float(np.sqrt(np.mean(weights**2))) or 1.0
     return dataclasses.replace(method, atol=method.rtol * scale)
 
 
-def _search(task: Task, method: Settings, keep: Keep) -> _Search:
+def _search(task: Task, method: Settings, restore: Restore) -> _Search:
     problem, dynamics = task.problem, task.dynamics
     assert isinstance(dynamics, GradientFlow)
     weight_decay = dynamics.weight_decay
-    size = float(np.linalg.norm(raveled(problem, problem.model)))
+    size = float(np.linalg.norm(ravel_weights(problem, problem.model)))
     resolution = np.finfo(float).eps * size
     if method.atol is not None:
         resolution = _UNRESOLVED * float(method.atol)
     limit = separation_loss(problem) if weight_decay is None else None
     return _Search(
-        Landscape(problem, weight_decay, task.recorder.laws),
+        FlatLoss(problem, weight_decay, task.recorder.laws),
         size,
         resolution,
         -np.inf if limit is None else limit,
-        keep,
+        restore,
     )
 
 
@@ -151,9 +153,9 @@ def _outcome(
         if flow.losses[-1] < search.separation_loss:
             return Outcome(RESULTS.no_stationary_point, StationaryKind.diverges)
         if segment.end >= next_look and _is_slow(parts, search):
-            sight = _look_around(parts, search)
-            next_look = segment.end + min(sight.wait, segment.end)
-            found = sight.outcome
+            candidate = _find_candidate(parts, search)
+            next_look = segment.end + min(candidate.wait, segment.end)
+            found = candidate.outcome
             if found.verdict in (StationaryKind.minimum, StationaryKind.strict_saddle):
                 return found
             if found.verdict != StationaryKind.not_reached:
@@ -171,68 +173,73 @@ def _outcome(
 def _is_slow(parts: list[Segment], search: _Search) -> bool:
     """Whether in as much time as it took so far the loss would hardly fall further."""
     last = parts[-1]
-    if not last.is_complete or sum(part.is_complete for part in parts) < _FEWEST:
+    if not last.is_complete or sum(part.is_complete for part in parts) < _MIN_SEGMENTS:
         return False
     highest, before, here = (
-        search.landscape.recorded_height(part.trajectory, i)
+        search.flat_loss.recorded_value(part.trajectory, i)
         for part, i in ((parts[0], 0), (last, 0), (last, -1))
     )
     rate = (before - here) / (last.end - last.start)
-    return rate * last.end <= _SLOW * (highest - here) + _ROUNDING * abs(here)
+    rounding = _ROUNDING * abs(here)
+    return rate * last.end <= _MAX_RELATIVE_FALL * (highest - here) + rounding
 
 
-class _Sight(NamedTuple):
+class _Candidate(NamedTuple):
     """What is there, and how long it takes until it may be worth to look again."""
 
     outcome: Outcome
     wait: float = 0.0
 
 
-def _look_around(parts: list[Segment], search: _Search) -> _Sight:
+def _find_candidate(parts: list[Segment], search: _Search) -> _Candidate:
     """The stationary point next to the flow, unless the flow is about to leave it."""
-    landscape, nothing = search.landscape, Outcome(RESULTS.end_not_reached)
-    weights = raveled(landscape.problem, parts[-1].trajectory.model)
+    flat_loss, nothing = search.flat_loss, Outcome(RESULTS.end_not_reached)
+    weights = ravel_weights(flat_loss.problem, parts[-1].trajectory.model)
     size = max(search.size_at_start, float(np.linalg.norm(weights))) or 1.0
     is_small = weights.size <= MAX_WEIGHTS
-    look = (dense_look if is_small else krylov_look)(landscape, size)
+    make_analyzer = make_dense_analyzer if is_small else make_krylov_analyzer
+    analyze = make_analyzer(flat_loss, size)
     try:
-        view = look(weights)
-        if view.unstable > search.resolution:
-            return _Sight(nothing, 1 / abs(view.lowest))
-        if np.linalg.norm(view.step) > _NEAR * size:
-            return _Sight(nothing)
-        rest = polished(look, view, _REACH * _NEAR * size)
-        on_laws = look(search.keep(rest.weights))
+        point = analyze(weights)
+        if point.unstable > search.resolution:
+            return _Candidate(nothing, 1 / abs(point.lowest))
+        if np.linalg.norm(point.step) > _HANDOVER_STEP * size:
+            return _Candidate(nothing)
+        polished = polish(analyze, point, _MAX_POLISH * _HANDOVER_STEP * size)
+        on_laws = analyze(search.restore(polished.weights))
     except FloatingPointError:
-        return _Sight(nothing)
+        return _Candidate(nothing)
     if on_laws.is_stationary:
-        rest = on_laws
-    highest = landscape.recorded_height(parts[0].trajectory, 0)
-    verdict, explained = judged(landscape, rest, highest)
+        polished = on_laws
+    highest = flat_loss.recorded_value(parts[0].trajectory, 0)
+    verdict, explained = classify(flat_loss, polished, highest)
     if verdict == StationaryKind.strict_saddle:
-        away = rest.unstable_part(rest.weights + rest.step - weights)
+        moved = polished.weights + polished.step - weights
+        away = polished.unstable_length(moved)
         if away > search.resolution:
-            return _Sight(nothing, 1 / abs(rest.lowest))
-    distance = float(np.linalg.norm(rest.weights - weights)) / size
-    return _Sight(Outcome(RESULTS.successful, verdict, rest, explained, distance))
+            return _Candidate(nothing, 1 / abs(polished.lowest))
+    distance = float(np.linalg.norm(polished.weights - weights)) / size
+    return _Candidate(
+        Outcome(RESULTS.successful, verdict, polished, explained, distance)
+    )
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:
     """What `stats` says of the point; NaN and −1 where there is none."""
-    view = outcome.view
+    point = outcome.point
     nan = float("nan")
 
-    def of_view(name: str) -> Array:
-        return jnp.asarray(nan if view is None else getattr(view, name))
+    def value_of(name: str) -> Array:
+        return jnp.asarray(nan if point is None else getattr(point, name))
 
-    zeros = -1 if view is None or view.zeros is None else view.zeros
+    zeros = -1 if point is None or point.zeros is None else point.zeros
     return {
         "stationary_kind": outcome.verdict,
-        "stationary_loss": of_view("loss"),
-        "gradient_norm": of_view("grad_norm"),
-        "smallest_eigenvalue": of_view("lowest"),
-        "largest_eigenvalue": of_view("largest"),
-        "eigenvalue_threshold": of_view("zero"),
+        "stationary_loss": value_of("loss"),
+        "gradient_norm": value_of("grad_norm"),
+        "smallest_eigenvalue": value_of("lowest"),
+        "largest_eigenvalue": value_of("largest"),
+        "eigenvalue_threshold": value_of("zero"),
         "zero_eigenvalues": jnp.asarray(zeros),
         "symmetry_zero_eigenvalues": jnp.asarray(outcome.explained),
         "polish_distance": jnp.asarray(outcome.distance),

@@ -16,12 +16,12 @@ from ..._results._trajectory import Trajectory
 from .._integrate import integrate
 from .._settings import Settings
 from .._task import Task
-from ._landscape import raveled, with_weights
-from ._restore_laws import Keep
+from ._flat_loss import ravel_weights, with_weights
+from ._restore_laws import Restore
 
 #: Steps after which a segment ends before its time, so that records are as dense as
 #: steps are, and an interruption need not wait; and how many times it records.
-_MOST_STEPS, RECORDS = 64, 32
+_MAX_STEPS, RECORDS = 64, 32
 _GROWTH = 2.0
 
 
@@ -47,24 +47,24 @@ class Segment(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
+class SegmentSolver:
     """How a flow is integrated, but for where it starts and how far it goes.
 
-    `keep` is what is done to the weights at the end of each segment.
+    `restore` is what is done to the weights at the end of each segment.
     """
 
     task: Task
     settings: Settings
-    keep: Keep
+    restore: Restore
 
-    def segment(
+    def solve(
         self,
         problem: Problem,
         start: float,
         times: Float[np.ndarray, " times"],
         step: float,
         *,
-        most_steps: int = _MOST_STEPS,
+        max_segment_steps: int = _MAX_STEPS,
     ) -> Segment:
         """From `problem`'s weights at time `start`, recorded at `times` after that."""
         settings, dtype = self.settings, problem.dtype
@@ -75,7 +75,7 @@ class Pace:
             self.task,
             problem=problem,
             grid=TimeGrid(zero, *ends),
-            max_steps=most_steps,
+            max_steps=max_segment_steps,
             estimate_error=False,
             progress=False,
         )
@@ -84,31 +84,38 @@ class Pace:
         is_complete = bool(flow.result == RESULTS.successful)
         return Segment(problem, start, end, step, is_complete, flow)
 
-    def next(self, segment: Segment) -> Problem:
+    def next_problem(self, segment: Segment) -> Problem:
         """The problem with the weights from which the flow goes on after a segment."""
         problem = segment.problem
-        flat = self.keep(raveled(problem, segment.trajectory.model))
+        flat = self.restore(ravel_weights(problem, segment.trajectory.model))
         weights = eqx.filter(with_weights(problem, flat), problem.mask)
         return eqx.tree_at(lambda p: p.weights, problem, weights)
 
 
 def segments(
-    problem: Problem, pace: Pace, *, ts: np.ndarray | None, max_steps: int
+    problem: Problem,
+    segment_solver: SegmentSolver,
+    *,
+    ts: np.ndarray | None,
+    max_steps: int,
 ) -> Iterator[Segment]:
     """The flow from t = 0 on, without end; with `ts`, the first segment records these."""
     start, length = 0.0, 1.0 if ts is None else float(ts[-1])
-    step = length / RECORDS if pace.settings.dt0 is None else float(pace.settings.dt0)
+    dt0 = segment_solver.settings.dt0
+    step = length / RECORDS if dt0 is None else float(dt0)
     if ts is not None:
-        segment = pace.segment(problem, start, ts, step, most_steps=max_steps)
+        segment = segment_solver.solve(
+            problem, start, ts, step, max_segment_steps=max_steps
+        )
         yield segment
-        problem, start = pace.next(segment), segment.end
-        task = dataclasses.replace(pace.task, save_models=False)
-        pace = dataclasses.replace(pace, task=task)
+        problem, start = segment_solver.next_problem(segment), segment.end
+        task = dataclasses.replace(segment_solver.task, save_models=False)
+        segment_solver = dataclasses.replace(segment_solver, task=task)
     while np.isfinite(length):
         times = np.linspace(0, length, RECORDS)
-        segment = pace.segment(problem, start, times, step)
+        segment = segment_solver.solve(problem, start, times, step)
         yield segment
-        problem, start = pace.next(segment), segment.end
+        problem, start = segment_solver.next_problem(segment), segment.end
         stats = segment.trajectory.stats
         reached = length if segment.is_complete else float(stats["time_reached"])
         step = reached / max(1, int(stats["steps"]))

@@ -58,8 +58,8 @@ def _outputs_scale(problem: Problem) -> bool:
     """Whether Σ c_k ⟨∂f/∂w_k, w_k⟩ = f for some numbers c_k, one for each array."""
     arrays = len(jax.tree.leaves(problem.weights))
     keys = jr.split(jr.key(0), arrays + 1)
-    found = _growth(problem.weights, problem.frozen, problem.data[0], keys)
-    growth, outputs = map(np.asarray, found)
+    arrays_and_outputs = _growth(problem.weights, problem.frozen, problem.data[0], keys)
+    growth, outputs = map(np.asarray, arrays_and_outputs)
     growth, outputs = growth.reshape(arrays, -1).T, outputs.ravel()
     shares = np.linalg.lstsq(growth, outputs)[0]
     residual = np.linalg.norm(growth @ shares - outputs)
@@ -74,7 +74,7 @@ def _growth(
     """⟨∂f/∂w_k, w_k⟩ of all samples for every array w_k, and f, at random weights."""
     leaves, structure = jax.tree.flatten(weights)
 
-    def one(key):
+    def growth_at_random_weights(key):
         drawn = [
             jr.normal(k, leaf.shape, leaf.dtype)
             for k, leaf in zip(jr.split(key, len(leaves)), leaves, strict=True)
@@ -88,4 +88,4 @@ def _growth(
         ones = jnp.ones(len(leaves), leaves[0].dtype)
         return jnp.moveaxis(jax.jacfwd(outputs)(ones), -1, 0), outputs(ones)
 
-    return jax.vmap(one, out_axes=(1, 0))(keys)
+    return jax.vmap(growth_at_random_weights, out_axes=(1, 0))(keys)

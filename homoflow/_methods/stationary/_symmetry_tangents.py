@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from ..._jax._precision import full_matmul_precision
 from ..._laws import Law
 from ..._laws._bilinear_forms import finest_laws
-from ._critical_point import View
-from ._landscape import Landscape
+from ._critical_point import CriticalPoint
+from ._flat_loss import FlatLoss
 
 #: Singular values below this, relative to the largest, are rounding.
 _RANK = 1e-11
@@ -23,7 +23,7 @@ _CURVED = 1e-8
 
 
 def explained_directions(
-    landscape: Landscape, view: View
+    flat_loss: FlatLoss, point: CriticalPoint
 ) -> Float[np.ndarray, "explained size"]:
     """An orthonormal basis (rows) of the directions in which symmetries move weights.
 
@@ -33,14 +33,14 @@ def explained_directions(
     At a stationary point L has no curvature along any of these directions. Where it has,
     the laws are not laws, and explain nothing.
     """
-    is_decaying = landscape.weight_decay is not None
-    laws = finest_laws(landscape.laws)
+    is_decaying = flat_loss.weight_decay is not None
+    laws = finest_laws(flat_loss.laws)
     if is_decaying:
         laws = tuple(law for law in laws if not _is_affine(law))
-    nothing = np.zeros((0, view.weights.size))
-    if not laws or not view.is_whole:
+    nothing = np.zeros((0, point.weights.size))
+    if not laws or not point.is_whole:
         return nothing
-    fields, brackets = _tangents(landscape, laws, jnp.asarray(view.weights))
+    fields, brackets = _tangents(flat_loss, laws, jnp.asarray(point.weights))
     tangents = np.asarray(brackets)
     if not is_decaying:
         tangents = np.concatenate([np.asarray(fields), tangents])
@@ -48,8 +48,8 @@ def explained_directions(
     if longest == 0:
         return nothing
     tangents = tangents / longest
-    images = (tangents @ view.vectors) * view.values
-    if np.max(np.linalg.norm(images, axis=1)) > _CURVED * view.norm:
+    images = (tangents @ point.vectors) * point.values
+    if np.max(np.linalg.norm(images, axis=1)) > _CURVED * point.norm:
         return nothing
     _, values, directions = np.linalg.svd(tangents, full_matrices=False)
     return directions[values > _RANK * values[0]]
@@ -62,13 +62,13 @@ def _is_affine(law: Law) -> bool:
 @eqx.filter_jit
 @full_matmul_precision()
 def _tangents(
-    landscape: Landscape, laws: tuple[Law, ...], flat: Float[Array, " size"]
+    flat_loss: FlatLoss, laws: tuple[Law, ...], flat: Float[Array, " size"]
 ) -> tuple[Float[Array, "draws size"], Float[Array, "draws size"]]:
     """∇h at w of random combinations h of laws, and brackets of two of them.
 
     As many as there are laws: random ones span what all of them span.
     """
-    weights = landscape.problem.weights
+    weights = flat_loss.problem.weights
     _, unravel = ravel_pytree(weights)
     shapes = [jax.eval_shape(law.value, weights).shape for law in laws]
     draws = min(sum(math.prod(shape) for shape in shapes), flat.size)
@@ -82,7 +82,7 @@ def _tangents(
         ]
         return jnp.sum(jnp.stack(shares))
 
-    def one(key):
+    def random_field_and_bracket(key):
         first, second = jr.split(key)
 
         def along(w):
@@ -95,4 +95,4 @@ def _tangents(
         back = jax.jvp(along, (flat,), (across(flat),))[1]
         return along(flat), there - back
 
-    return jax.vmap(one)(jr.split(jr.key(0), draws))
+    return jax.vmap(random_field_and_bracket)(jr.split(jr.key(0), draws))

@@ -12,33 +12,33 @@ from ..._problem._problem import Problem
 from ..._results._trajectory import Trajectory
 
 
-class Landscape(eqx.Module):
+class FlatLoss(eqx.Module):
     """L(w) + ½λ‖w‖², of which dw/dt = −∇L − λw is the gradient flow."""
 
     problem: Problem
     weight_decay: Float[Array, ""] | None = None
     laws: Laws = Laws(())
 
-    def height(self, flat: Float[Array, " size"]) -> Float[Array, ""]:
+    def value(self, flat: Float[Array, " size"]) -> Float[Array, ""]:
         _, unravel = ravel_pytree(self.problem.weights)
-        height = self.problem.loss(unravel(flat))
+        loss = self.problem.loss(unravel(flat))
         if self.weight_decay is None:
-            return height
-        return height + self.weight_decay * jnp.sum(flat**2) / 2
+            return loss
+        return loss + self.weight_decay * jnp.sum(flat**2) / 2
 
-    def slope(self, flat: Float[Array, " size"]) -> Float[Array, " size"]:
-        return jax.grad(self.height)(flat)
+    def gradient(self, flat: Float[Array, " size"]) -> Float[Array, " size"]:
+        return jax.grad(self.value)(flat)
 
-    def recorded_height(self, flow: Trajectory, index: int) -> float:
-        """The height at a time that a flow has recorded."""
-        height = float(flow.losses[index])
+    def recorded_value(self, flow: Trajectory, index: int) -> float:
+        """The value at a time that a flow has recorded."""
+        loss = float(flow.losses[index])
         if self.weight_decay is None:
-            return height
+            return loss
         square = sum(float(norms[index]) for norms in flow.squared_norms.values())
-        return height + float(self.weight_decay) * square / 2
+        return loss + float(self.weight_decay) * square / 2
 
 
-def raveled(problem: Problem, model: PyTree) -> np.ndarray:
+def ravel_weights(problem: Problem, model: PyTree) -> np.ndarray:
     """The trained weights of a model in a row."""
     leaves = jax.tree.leaves(eqx.filter(model, problem.mask))
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
