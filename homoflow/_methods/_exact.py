@@ -145,6 +145,14 @@ def _point(
     return Point(t, problem, weights, loss, gradient, weights, lambda: velocity)
 
 
+def _start(call: ExactCall) -> Point:
+    """The start of the run, with L's gradient there."""
+    problem = call.problem
+    loss, gradient = jax.value_and_grad(problem.loss)(problem.weights)
+    velocity = jax.tree.map(jnp.negative, gradient)
+    return _point(problem, call.grid.t0, problem.weights, loss, velocity)
+
+
 def _observe_states(
     call: ExactCall,
     solution: Solution,
@@ -164,11 +172,7 @@ def _observe_states(
         return carries, values
 
     at = (ts, states, losses, velocities)
-    weights = call.problem.weights
-    first = jax.value_and_grad(call.problem.loss)(weights)
-    descent = jax.tree.map(jnp.negative, first[1])
-    start = _point(call.problem, call.grid.t0, weights, first[0], descent)
-    carries = recorder.init(start)
+    carries = recorder.init(_start(call)) if recorder.hands_on else recorder.nothing()
     _, values = lax.scan(observe_next, carries, (jnp.arange(ts.size), *at))
     return recorder.thin_out(values), states if save_models else None
 

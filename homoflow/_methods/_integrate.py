@@ -92,8 +92,7 @@ def _solve(
 ) -> Trajectory:
     error = _input_error(problem, dynamics, settings, grid)
     # Faulty input must not be integrated: nothing would be learned, slowly.
-    is_sound = error == RESULTS.successful
-    span = grid.emptied_unless(is_sound)
+    span = grid.emptied_unless(error == RESULTS.successful)
     equation = make_equation(problem, shown, dynamics, recorder, settings, span)
     stepper, controller = _stepper_and_controller(problem, settings, equation, span)
     solver = _with_projection(stepper, settings, equation, grid)
@@ -125,12 +124,9 @@ def _solve(
     records = plan.read(solution)
     costs = _costs(solver, solution, equation, grid.times().size)
     costs |= _removed_drift(equation.orbit, records, solution)
-    # Of faulty input nothing is recorded, not even the start.
-    reached = jnp.where(is_sound, records.reached, -jnp.inf)
     final = equation.weights(records.final)
-    result = _result(error, solution.result, records.values, final)
-    valid = _valid(grid, records.values, reached, result)
-    numbers = costs | {"time_reached": time_reached(result, valid, reached, grid)}
+    result, valid, reached = _ending(grid, error, solution, records, final)
+    numbers = costs | {"time_reached": reached}
     return make_trajectory(
         problem,
         recorder,
@@ -240,6 +236,22 @@ def _event(adjoint: dfx.AbstractAdjoint, settings: Settings) -> dfx.Event | None
 def _standard(values: Values) -> Values:
     """What decides whether a run is sound; a user's observables may be NaN."""
     return {name: values[name] for name in STANDARD}
+
+
+def _ending(
+    grid: TimeGrid,
+    error: RESULTS,
+    solution: dfx.Solution,
+    records: Records,
+    final: PyTree,
+) -> tuple[RESULTS, Bool[Array, " times"], Float[Array, ""]]:
+    """How the solve ended, which records are known, and up to what time."""
+    # Of faulty input nothing is recorded, not even the start.
+    is_sound = error == RESULTS.successful
+    reached = jnp.where(is_sound, records.reached, -jnp.inf)
+    result = _result(error, solution.result, records.values, final)
+    valid = _valid(grid, records.values, reached, result)
+    return result, valid, time_reached(result, valid, reached, grid)
 
 
 def _result(

@@ -107,6 +107,16 @@ class Recorder(eqx.Module):
         """Whether something is recorded that may look at the data."""
         return self.observables.keys() != STANDARD
 
+    @property
+    def hands_on(self) -> bool:
+        """Whether an observable hands something on from time to time."""
+        observables = self.observables.values()
+        return any(not isinstance(what, FunctionOfPoint) for what in observables)
+
+    def nothing(self) -> Carries:
+        """What plain functions of a point start from."""
+        return dict.fromkeys(self.observables)
+
     def init(self, point: Point) -> Carries:
         """What the first recorded time starts from."""
         return {name: what.init(point) for name, what in self.observables.items()}
