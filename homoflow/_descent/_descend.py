@@ -60,8 +60,10 @@ def descend(
 
     **Arguments:**
 
-    - `model`, `data`, `loss`, `objective`, `trainable`, `laws`, `throw`, `progress`: as
-        for `homoflow.flow`.
+    - `model`, `data`, `loss`, `objective`, `trainable`, `observe`, `laws`, `throw`,
+        `progress`: as for `homoflow.flow`. A `Trajectory` of `descend` goes on with the
+        optimizer's state, the count of steps and the order of minibatches that it ended
+        with: two halves are the whole to the bit.
     - `steps`: how many.
     - `learning_rate`: a positive number, or a schedule from step to learning rate.
     - `optimizer`: a function from the learning rate to an Optax transformation:
@@ -80,7 +82,7 @@ def descend(
 
     **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
-    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `clock`.
+    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `time_unit`.
 
     If the loss becomes inf or NaN the result is `diverged`: `model` keeps the last weights
     with a finite loss and everything recorded afterwards is NaN.

@@ -65,10 +65,10 @@ def modified_flow(
     - all others: as for `homoflow.flow`.
 
     **Returns:** a `homoflow.Trajectory`. `losses` are L, not the modified loss, and
-    `grad_norms` are ‖∇L‖. `sharpness` is λ_max(∇²L) at `ts`, with which the expansion
-    is checked (see `homoflow.sharpness` for its accuracy): each time costs tens of
-    Hessian-vector products, which at 101 times is most of the run. Record at fewer `ts`
-    to save it. `stats["gradient_evaluations"]` counts evaluations of the
+    `grad_norms` are ‖∇L‖. `observed["sharpness"].values` has λ_max(∇²L) at `ts`, shape
+    `(times, 1)`, with which the expansion is checked (see `homoflow.sharpness` for its
+    accuracy): each time costs about ten Hessian-vector products, which at 101 times is
+    most of the run. Record at fewer `ts` to save it. `stats["gradient_evaluations"]` counts evaluations of the
     equation, each one gradient and one Hessian-vector product, and
     `stats["hessian_vector_products"]` all such products, but for those behind the
     Jacobians of an implicit solver.
@@ -76,7 +76,8 @@ def modified_flow(
     **Warns:** if η λ_max goes beyond (1 − √μ)² (1 without momentum) along the run. On a
     quadratic the expansion in η converges up to there, and beyond gradient descent
     overshoots in the sharpest direction, which no flow does; it is unstable from
-    2(1 + μ). (Not under jit or vmap, where values are unknown: look at `sharpness`.)
+    2(1 + μ). (Not under jit or vmap, where values are unknown: look at the
+    recorded sharpness.)
 
     **Raises:** `ValueError` for bad input, and for models whose gradient jumps (ReLU,
     |·|, max): there an expansion in η does not hold, because each crossing of a kink

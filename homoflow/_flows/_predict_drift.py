@@ -63,9 +63,10 @@ def predict_drift(
         gradient for each of them.
     - all others: as for `homoflow.flow`.
 
-    **Returns:** a `homoflow.DriftPrediction`. Its `flow.sharpness` is λ_max(∇²L) at the
-    recorded times, each at the cost of tens of Hessian-vector products (see
-    `homoflow.sharpness`), which at 101 times is most of the run. At kinks there is no
+    **Returns:** a `homoflow.DriftPrediction`. Its
+    `flow.observed["sharpness"].values` has λ_max(∇²L) at the recorded times, each at the
+    cost of about ten Hessian-vector products (see `homoflow.sharpness`), which at 101
+    times is most of the run. At kinks there is no
     Hessian, and it is that beside them.
     Where the flow is solved a second time for an error estimate (with kinks, always),
     `flow.stats["drift_error_estimate"]` is twice the largest difference of the

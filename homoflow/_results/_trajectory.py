@@ -40,6 +40,8 @@ class Trajectory(eqx.Module):
         `homoflow.Filippov(events=…)`; otherwise `None`.
     - `ledger`: of gradient descent with `ledger=True`, what every part of the optimizer
         did to every law: `homoflow.Ledger`; otherwise `None`.
+    - `continuation`: of gradient descent, what a run that goes on from here needs beside
+        the model; otherwise `None`. Files do not hold it.
     - `observed_every`: `(name, n)` for the observables whose times are `ts[::n]`; those of
         all others are `ts`.
 
