@@ -68,9 +68,9 @@ def modified_flow(
     `grad_norms` are ‖∇L‖. `observed["sharpness"].values` has λ_max(∇²L) at `ts`, shape
     `(times, 1)`, with which the expansion is checked (see `homoflow.sharpness` for its
     accuracy): each time costs about ten Hessian-vector products, which at 101 times is
-    most of the run. Record at fewer `ts` to save it. `stats["gradient_evaluations"]` counts evaluations of the
-    equation, each one gradient and one Hessian-vector product, and
-    `stats["hessian_vector_products"]` all such products, but for those behind the
+    most of the run. Record at fewer `ts` to save it. `stats["gradient_evaluations"]`
+    counts evaluations of the equation, each one gradient and one Hessian-vector product,
+    and `stats["hessian_vector_products"]` all such products, but for those behind the
     Jacobians of an implicit solver.
 
     **Warns:** if η λ_max goes beyond (1 − √μ)² (1 without momentum) along the run. On a

@@ -153,7 +153,11 @@ def test_what_cannot_be_observed_is_refused(observe, error, message):
     [
         ({"solver": hf.Filippov(), "project": True}, ValueError, "is not projected"),
         ({"solver": hf.Filippov(), "atol": 1e-8}, ValueError, "for Diffrax's solvers"),
-        ({"solver": hf.Diffrax(dfx.Tsit5(), atol=1e-8), "atol": 1e-8}, ValueError, "`atol`"),
+        (
+            {"solver": hf.Diffrax(dfx.Tsit5(), atol=1e-8), "atol": 1e-8},
+            ValueError,
+            "`atol`",
+        ),
         (
             {
                 "solver": hf.Diffrax(dfx.Tsit5(), error_estimate=True),
