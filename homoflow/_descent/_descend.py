@@ -56,7 +56,7 @@ def descend(
     With the default `optax.sgd` a step of learning rate η is a step of Euler's method
     for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). For
     optimizers without a gradient-flow limit (Adam) the clock adds up learning rates, and
-    `stats["clock"]` says so.
+    `stats["time_unit"]` says so.
 
     **Arguments:**
 
