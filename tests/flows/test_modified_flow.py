@@ -50,7 +50,7 @@ def test_linear_model_follows_the_matrix_exponential(rate, momentum):
     np.testing.assert_allclose(flow.grad_norms, norms, rtol=0, atol=1e-7)
     largest = np.linalg.eigvalsh(covariance).max()
     np.testing.assert_allclose(
-        flow.observed["sharpness"], np.full(101, largest), rtol=1e-3
+        flow.observed["sharpness"].values[:, 0], np.full(101, largest), rtol=1e-3
     )
 
 
@@ -211,7 +211,7 @@ def test_a_batch_of_learning_rates_follows_descent_with_logistic_loss():
 
     runs = sweep(jnp.array([*steps, -1.0], jnp.float32))
     first, last = (jax.tree.map(operator.itemgetter(i), runs.result) for i in (0, -1))
-    assert runs.losses.dtype == runs.observed["sharpness"].dtype == jnp.float32
+    assert runs.losses.dtype == runs.observed["sharpness"].values.dtype == jnp.float32
     errors = []
     for i, step in enumerate(steps):
         gd = hf.descend(
@@ -224,4 +224,4 @@ def test_a_batch_of_learning_rates_follows_descent_with_logistic_loss():
     assert first == hf.RESULTS.successful
     assert last == hf.RESULTS.bad_learning_rate
     assert np.all(np.isnan(runs.losses[3]))
-    assert np.all(np.isnan(runs.observed["sharpness"][3]))
+    assert np.all(np.isnan(runs.observed["sharpness"].values[3]))

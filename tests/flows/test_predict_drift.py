@@ -178,7 +178,7 @@ def test_prediction_for_a_relu_network_is_as_good_as_it_says():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_warning_says_where_the_prediction_fails(prediction, momentum):
-    largest = float(prediction.flow.observed["sharpness"].max())
+    largest = float(prediction.flow.observed["sharpness"].values.max())
     half = (1 + momentum) / largest
     prediction.drift(0.99 * half, momentum)  # A warning would be an error.
     with pytest.warns(UserWarning, match=f"measured sharpness λ_max = {largest:.4g}"):
@@ -186,8 +186,10 @@ def test_a_warning_says_where_the_prediction_fails(prediction, momentum):
 
 
 def test_a_sharpness_that_was_not_measured_is_said_to_be_unknown(prediction):
-    sharpness = prediction.flow.observed["sharpness"].at[3].set(jnp.nan)
-    unknown = eqx.tree_at(lambda p: p.flow.observed["sharpness"], prediction, sharpness)
+    sharpness = prediction.flow.observed["sharpness"].values.at[3].set(jnp.nan)
+    unknown = eqx.tree_at(
+        lambda p: p.flow.observed["sharpness"].values, prediction, sharpness
+    )
     with pytest.warns(UserWarning, match="could not be measured"):
         unknown.drift(1e-6)
 
