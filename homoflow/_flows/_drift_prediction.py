@@ -13,7 +13,8 @@ from .._results._trajectory import Trajectory
 class DriftPrediction(eqx.Module):
     """How laws will drift under gradient descent, to leading order in the learning rate.
 
-    - `flow`: the gradient flow; `flow.observed["sharpness"].values` is λ_max(∇²L) at its times.
+    - `flow`: the gradient flow; `flow.observed["sharpness"].values` is λ_max(∇²L) at its
+        times.
     - `integrals`: law name → ∫₀ᵗ q(∇L) ds along the flow, with time as the leading axis;
         q(v) = vᵀAv for a law wᵀAw + bᵀw (componentwise for vectors and matrices of laws).
     - `noise_integrals`: likewise ∫₀ᵗ tr(A S) ds, S the covariance over samples of one
