@@ -24,19 +24,24 @@ def cached_by_structure(
     """
 
     def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
-        cache: OrderedDict[Hashable, _Result] = OrderedDict()
+        # By the hash that a structure had when it was stored: what a user's functions
+        # refer to may change, and an ordered dictionary would lose its way.
+        cache: OrderedDict[int, tuple[Hashable, _Result]] = OrderedDict()
 
         @functools.wraps(function)
         def call(*arguments: Any) -> _Result:
             structure = _structure(key(*arguments)), _settings()
             if not _is_hashable(structure):
                 return function(*arguments)
-            if structure not in cache:
-                cache[structure] = function(*arguments)
-            cache.move_to_end(structure)
+            place = hash(structure)
+            if place in cache and cache[place][0] == structure:
+                cache.move_to_end(place)
+                return cache[place][1]
+            result = function(*arguments)
+            cache[place] = structure, result
             if len(cache) > _MAX_SIZE:
                 cache.popitem(last=False)
-            return cache[structure]
+            return result
 
         return call
 

@@ -61,7 +61,7 @@ def why_not_in_float64(problem: Problem) -> str | None:
     with jax.enable_x64(True):
         wide = widened(problem)
         try:
-            eqx.filter_eval_shape(wide.loss, wide.weights)
+            eqx.filter_eval_shape(wide.objective, wide.model, wide.data)
         except (TypeError, ValueError) as error:  # strict promotion raises either
             return f"the model cannot be evaluated in float64 ({first_line(error)})"
     return None

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from homoflow._jax._structural_cache import cached_by_structure
 from homoflow._problem._data import shape_of
 
 
@@ -52,3 +53,33 @@ class Unhashable:
 
     def __rmul__(self, other):
         return other
+
+
+class Growing:
+    """Equal by what it holds, which its own calls change."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __hash__(self):
+        return hash(self.calls)
+
+    def __eq__(self, other):
+        return isinstance(other, Growing) and self.calls == other.calls
+
+    def __call__(self, x):
+        self.calls += 1
+        return x
+
+
+def test_what_changes_while_it_is_traced_does_no_harm():
+    @cached_by_structure()
+    def shape(function, x):
+        return jax.eval_shape(function, x).shape
+
+    x = jnp.ones(3)
+    for _ in range(100):  # More than are kept.
+        assert shape(Growing(), x) == (3,)
+        growing = Growing()
+        assert [shape(growing, x) for _ in range(3)] == [(3,)] * 3
+    assert shape(jnp.sin, x) == (3,)

@@ -264,7 +264,7 @@ def test_new_values_do_not_compile_anew(flow):
 def solves() -> int:
     """How many forms of the solve JAX has compiled."""
     solve = homoflow._methods._exact._solve
-    return sum(f._cached._cache_size() for f in (solve.plain, solve.quick))
+    return sum(f._cached._cache_size() for f in (solve.default, solve.fast_compile))
 
 
 def test_loss_falls_at_the_rate_of_the_squared_speed():
