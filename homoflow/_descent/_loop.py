@@ -168,6 +168,8 @@ class _Loop(NamedTuple):
 
     def init_observing(self, state: _State) -> Carries:
         """What the observables start from."""
+        if not self.plan.recorder.hands_on:
+            return self.plan.recorder.nothing()
         full = jax.value_and_grad(self.problem.loss)(state.weights)
         return self.plan.recorder.init(self._point(self.ts[0], state, *full))
 
