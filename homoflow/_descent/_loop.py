@@ -119,7 +119,7 @@ def run_descent(
     start = loop.start(memory, key, previous)
     carry, history = jax.lax.scan(
         functools.partial(loop.block, plan.record_every),
-        _Carry(start, loop.init_observing(start), meter.init()),
+        _Carry(start, loop.start_observing(start), meter.init()),
         jnp.arange(plan.num_blocks),
     )
     pieces = [history]
@@ -166,12 +166,14 @@ class _Loop(NamedTuple):
         is_sound = input_error(self.problem) == RESULTS.successful
         return _State(weights, weights, memory, self.first_step, is_sound, order, sums)
 
-    def init_observing(self, state: _State) -> Carries:
+    def start_observing(self, state: _State) -> Carries:
         """What the observables start from."""
-        if not self.plan.recorder.hands_on:
-            return self.plan.recorder.nothing()
-        full = jax.value_and_grad(self.problem.loss)(state.weights)
-        return self.plan.recorder.init(self._point(self.ts[0], state, *full))
+
+        def first() -> Point:
+            full = jax.value_and_grad(self.problem.loss)(state.weights)
+            return self._point(self.ts[0], state, *full)
+
+        return self.plan.recorder.start(first)
 
     def block(
         self, length: int, carry: _Carry, index: Int[Array, ""]

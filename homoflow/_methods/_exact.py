@@ -110,7 +110,7 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
         if keeps_states:
             return w, loss, velocity
         point = _point(problem, span.t0, unravel(w), loss, unravel(velocity))
-        values = recorder.record_apart(point, recorder.init(point), STANDARD)
+        values = recorder.record_apart(point, recorder.start(lambda: point), STANDARD)
         return values, (w if options.save_models else None)
 
     if not keeps_states and call.recorder.sees_problem:
@@ -172,7 +172,7 @@ def _observe_states(
         return carries, values
 
     at = (ts, states, losses, velocities)
-    carries = recorder.init(_start(call)) if recorder.hands_on else recorder.nothing()
+    carries = recorder.start(lambda: _start(call))
     _, values = lax.scan(observe_next, carries, (jnp.arange(ts.size), *at))
     return recorder.thin_out(values), states if save_models else None
 

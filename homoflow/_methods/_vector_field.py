@@ -106,9 +106,7 @@ def make_equation(
     is_stochastic = isinstance(dynamics, AbstractStochasticDynamics)
     of_solver = as_flow_solver(settings.solver).problem_args(problem)
     targets = None if orbit is None else orbit.values(start)
-    carries = recorder.nothing()
-    if recorder.hands_on:
-        carries = recorder.init(point_at(grid.t0, start, (numbers,))[0])
+    carries = recorder.start(lambda: point_at(grid.t0, start, (numbers,))[0])
     return Equation(
         start,
         (numbers, of_solver, targets, carries),

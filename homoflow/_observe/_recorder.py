@@ -1,5 +1,6 @@
 """What a run records at its times: what every run does, and what a user asks for."""
 
+from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
@@ -107,18 +108,15 @@ class Recorder(eqx.Module):
         """Whether something is recorded that may look at the data."""
         return self.observables.keys() != STANDARD
 
-    @property
-    def hands_on(self) -> bool:
-        """Whether an observable hands something on from time to time."""
+    def start(self, make_point: Callable[[], Point]) -> Carries:
+        """What the observables start from, at the point where the run starts.
+
+        That is not made where only plain functions of a point are recorded.
+        """
         observables = self.observables.values()
-        return any(not isinstance(what, FunctionOfPoint) for what in observables)
-
-    def nothing(self) -> Carries:
-        """What plain functions of a point start from."""
-        return dict.fromkeys(self.observables)
-
-    def init(self, point: Point) -> Carries:
-        """What the first recorded time starts from."""
+        if all(isinstance(what, FunctionOfPoint) for what in observables):
+            return dict.fromkeys(self.observables)
+        point = make_point()
         return {name: what.init(point) for name, what in self.observables.items()}
 
     def refuse_sequential(self, limit: int) -> None:
