@@ -21,7 +21,9 @@ class AbstractFlowSolver(eqx.Module):
     which it knows a better one, such as `cost`:
 
     ```python
-    class MySolver(AbstractFlowSolver, diffrax.AbstractAdaptiveSolver): ...
+    class Counted(hf.AbstractFlowSolver, diffrax.Midpoint):
+        def cost(self, *, num_steps, **_):
+            return {"gradient_evaluations": 2 * num_steps}
     ```
 
     - `scales_errors`: whether the error estimate is in units of the tolerance, because

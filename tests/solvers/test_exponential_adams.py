@@ -69,9 +69,9 @@ def solve(solver, field, y0, t1, ts=None, args=None, t0=0.0, j=None, **options):
     state = solver.init(term, t0, t1, y0, args)
     if j is not None:
         state = state._replace(
-            j=j,
-            inner_states=j.coordinates(state.states),
-            inner_slopes=j.coordinates(state.slopes),
+            jacobian=j,
+            state_coordinates=j.coordinates(state.states),
+            slope_coordinates=j.coordinates(state.slopes),
         )
     options = {"stepsize_controller": solver.controller(), **options}
     return dfx.diffeqsolve(
@@ -139,9 +139,9 @@ def test_what_j_holds_is_solved_exactly():
     def step(j, h):
         state = solver.init(term, 0.0, h, y0, None)
         state = state._replace(
-            j=j,
-            inner_states=j.coordinates(state.states),
-            inner_slopes=j.coordinates(state.slopes),
+            jacobian=j,
+            state_coordinates=j.coordinates(state.states),
+            slope_coordinates=j.coordinates(state.slopes),
         )
         y1, _, dense, *_ = solver.step(term, 0.0, h, y0, None, state, False)
         return y1, solver.interpolation_cls(t0=0.0, t1=h, **dense).evaluate(h / 3)
@@ -357,13 +357,13 @@ def test_j_of_the_rows_of_a_matrix(count, least):
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
     rows = (left * values.at[-1].mul(least)) @ right
     j = from_rows(rows, 7)
-    assert int(j.used) == min(count, 4)
+    assert int(j.num_used) == min(count, 4)
     np.testing.assert_allclose(
         j.combined(j.rates * j.coordinates(x)), -x @ rows.T @ rows, atol=1e-13
     )
-    directions = j.combined(jnp.eye(7))[: int(j.used)]
+    directions = j.combined(jnp.eye(7))[: int(j.num_used)]
     np.testing.assert_allclose(
-        directions @ directions.T, jnp.eye(int(j.used)), atol=1e-14
+        directions @ directions.T, jnp.eye(int(j.num_used)), atol=1e-14
     )
 
 
