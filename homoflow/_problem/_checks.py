@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -134,7 +133,7 @@ def as_coefficient(check: Callable[[Any], None]) -> Callable[[Any], Any]:
         if value is None:
             return None
         check(value)
-        if eqx.is_array(value) and jnp.issubdtype(value.dtype, jnp.floating):
+        if isinstance(value, Array) and jnp.issubdtype(value.dtype, jnp.floating):
             return value
         return jnp.asarray(value, jnp.result_type(float))
 

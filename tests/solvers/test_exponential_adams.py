@@ -359,9 +359,9 @@ def test_j_of_the_rows_of_a_matrix(count, least):
     j = from_rows(rows, 7)
     assert int(j.num_used) == min(count, 4)
     np.testing.assert_allclose(
-        j.combined(j.rates * j.coordinates(x)), -x @ rows.T @ rows, atol=1e-13
+        j.combine(j.rates * j.coordinates(x)), -x @ rows.T @ rows, atol=1e-13
     )
-    directions = j.combined(jnp.eye(7))[: int(j.num_used)]
+    directions = j.combine(jnp.eye(7))[: int(j.num_used)]
     np.testing.assert_allclose(
         directions @ directions.T, jnp.eye(int(j.num_used)), atol=1e-14
     )
