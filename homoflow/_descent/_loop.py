@@ -17,6 +17,7 @@ from .._jax._precision import full_matmul_precision
 from .._observe._assemble import make_trajectory
 from .._observe._base import Point
 from .._observe._recorder import STANDARD, Carries, Recorder, Values
+from .._observe._time_grid import values_error
 from .._problem._losses import Risk
 from .._problem._problem import Problem
 from .._results._ledger import Ledger
@@ -163,17 +164,17 @@ class _Loop(NamedTuple):
             assert key is not None
             order = plan.batches.init(key)
         sums = None if plan.accountant is None else plan.accountant.start(weights)
-        is_sound = input_error(self.problem) == RESULTS.successful
+        is_sound = values_error(self.problem) == RESULTS.successful
         return _State(weights, weights, memory, self.first_step, is_sound, order, sums)
 
     def start_observing(self, state: _State) -> Carries:
         """What the observables start from."""
 
-        def first() -> Point:
+        def make_start() -> Point:
             full = jax.value_and_grad(self.problem.loss)(state.weights)
             return self._point(self.ts[0], state, *full)
 
-        return self.plan.recorder.start(first)
+        return self.plan.recorder.start(make_start)
 
     def block(
         self, length: int, carry: _Carry, index: Int[Array, ""]
@@ -296,14 +297,6 @@ def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:
     return lambda weights: scale * problem.loss_of(weights, data)
 
 
-def input_error(problem: Problem) -> RESULTS:
-    """What is wrong with the input, found where its values are known."""
-    error = RESULTS.where(
-        all_finite(problem.data), RESULTS.successful, RESULTS.bad_data
-    )
-    return RESULTS.where(all_finite(problem.weights), error, RESULTS.bad_weights)
-
-
 def _alone(tree: PyTree) -> PyTree:
     """One entry of what is recorded over time."""
     return jax.tree.map(lambda leaf: leaf[None], tree)
@@ -365,7 +358,7 @@ def _assemble(
     valid = records.alive & jax.vmap(all_finite)(standard) & good_rate
     result = RESULTS.where(jnp.all(valid), RESULTS.successful, RESULTS.diverged)
     result = RESULTS.where(good_rate, result, RESULTS.bad_learning_rate)
-    error = input_error(problem)
+    error = values_error(problem)
     result = RESULTS.where(error == RESULTS.successful, result, error)
     steps = state.step - loop.first_step
     num_extra = 0 if plan.batches is None else len(records.alive) - 1

@@ -66,7 +66,7 @@ class UpdateParts(eqx.Module):
         return jax.tree.map(clear, state)
 
 
-#: What is assumed of an optimizer that cannot be measured: exact, but less is told.
+#: What is assumed of an optimizer that cannot be measured: exact, but less detailed.
 UNKNOWN = UpdateParts("coupled", "coupled", False, False)
 
 

@@ -20,7 +20,7 @@ def cached_by_structure(
     """Caches a function that traces its arguments, by their structure.
 
     That is everything but the values of arrays, in what `key` takes from the arguments,
-    and what JAX is told of dtypes and precision. An error is not cached.
+    and JAX's settings for dtypes and precision. An error is not cached.
     """
 
     def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, final
 
 import diffrax as dfx
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
 from .._dynamics._base import AbstractDynamics, AbstractStochasticDynamics
@@ -28,7 +27,7 @@ from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._rules import RULES, AutoOptions, Facts
 from ._sample_reduction import reduce_samples
-from ._task import Task
+from ._task import Task, is_infinite
 
 Number = float | int | Float[ArrayLike, ""]
 
@@ -97,7 +96,7 @@ class Auto(AbstractMethod):
         Nothing is solved. `homoflow.flow` may go on to another method where the first
         stalls or fails; `stats["solver_reason"]` says so.
         """
-        is_steady = is_concrete(t1) and bool(jnp.isposinf(jnp.asarray(t1)))
+        is_steady = is_infinite(t1)
         grid = None if is_steady else make_time_grid(0, t1, None, problem.dtype)
         recorder = Recorder.create(Laws(()), {}, {})
         task = Task(problem, problem, dynamics, recorder, grid)

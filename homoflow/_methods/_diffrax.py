@@ -15,7 +15,7 @@ from ._base import AbstractMethod
 from ._integrate import integrate
 from ._projection_choice import ProjectionPlan, choose_projection
 from ._sample_reduction import reduce_samples
-from ._settings import make_settings
+from ._settings import Settings, make_settings
 from ._task import Task
 
 Number = float | int | Float[ArrayLike, ""]
@@ -77,6 +77,21 @@ def run_diffrax(
     """The task by a Diffrax solver, with laws restored and facts for `stats`."""
     kinks = kinks_of(task.given)
     _check_noise(task, method)
+    settings = settings_of(task, method, plan, bool(kinks), max_forced_steps)
+    task = with_error_estimate_of(task, method.error_estimate)
+    trajectory = integrate(task, settings, method.adjoint)
+    facts = make_facts(task, type(method.solver).__name__, reason, kinks, plan)
+    return with_facts(trajectory, facts)
+
+
+def settings_of(
+    task: Task,
+    method: Diffrax,
+    plan: ProjectionPlan,
+    has_kinks: bool,
+    max_forced_steps: float | None = None,
+) -> Settings:
+    """The settings of a method's options, with the laws to restore."""
     settings = make_settings(
         task.problem.dtype,
         method.solver,
@@ -84,14 +99,10 @@ def run_diffrax(
         atol=method.atol,
         controller=method.stepsize_controller,
         dt0=method.dt0,
-        has_kinks=bool(kinks),
+        has_kinks=has_kinks,
         max_forced_steps=max_forced_steps,
     )
-    settings = dataclasses.replace(settings, restored_laws=plan.laws)
-    task = with_error_estimate_of(task, method.error_estimate)
-    trajectory = integrate(task, settings, method.adjoint)
-    facts = make_facts(task, type(method.solver).__name__, reason, kinks, plan)
-    return with_facts(trajectory, facts)
+    return dataclasses.replace(settings, restored_laws=plan.laws)
 
 
 def make_facts(

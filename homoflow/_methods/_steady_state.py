@@ -16,11 +16,10 @@ from ._averaged import Averaged
 from ._base import AbstractMethod
 from ._choose import Auto
 from ._defaults import STEADY_STATE_RTOL
-from ._diffrax import Diffrax, make_facts
+from ._diffrax import Diffrax, make_facts, settings_of
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
-from ._settings import make_settings
 from ._task import Task
 from .stationary import Segment, solve_to_stationary_point
 
@@ -46,17 +45,9 @@ class SteadyState(AbstractMethod):
             is_default = not has_controller
             method = selection.method
         assert isinstance(method, Diffrax)
-        settings = make_settings(
-            task.problem.dtype,
-            method.solver,
-            rtol=rtol,
-            atol=method.atol,
-            controller=method.stepsize_controller,
-            dt0=method.dt0,
-            has_kinks=False,
-        )
         plan = choose_projection(task, is_default_solver=is_default)
-        settings = dataclasses.replace(settings, restored_laws=plan.laws)
+        task = dataclasses.replace(task, rtol=rtol)
+        settings = settings_of(task, method, plan, has_kinks=False)
         trajectory = solve_to_stationary_point(
             task, settings, report=_print if task.progress else lambda segment: None
         )

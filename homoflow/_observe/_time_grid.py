@@ -92,7 +92,14 @@ def input_error(problem: Problem, grid: TimeGrid, rtol: Array | None) -> RESULTS
     error = RESULTS.where(ordered, error, RESULTS.bad_times)
     is_positive = jnp.isfinite(grid.t1) & (grid.t1 > grid.t0)
     error = RESULTS.where(is_positive, error, RESULTS.bad_time)
-    error = RESULTS.where(all_finite(problem.data), error, RESULTS.bad_data)
+    of_values = values_error(problem)
+    return RESULTS.where(of_values == RESULTS.successful, error, of_values)
+
+
+def values_error(problem: Problem) -> RESULTS:
+    """What is wrong with a problem's numbers, found where they are known."""
+    is_finite = all_finite(problem.data)
+    error = RESULTS.where(is_finite, RESULTS.successful, RESULTS.bad_data)
     return RESULTS.where(all_finite(problem.weights), error, RESULTS.bad_weights)
 
 

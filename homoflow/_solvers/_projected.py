@@ -74,7 +74,7 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.solver.term_compatible_contr_kwargs
 
-    # Diffrax looks for these where it is told by `isinstance` that they are there.
+    # Diffrax looks for these where `isinstance` says that they are there.
 
     @property
     def scan_kind(self):
