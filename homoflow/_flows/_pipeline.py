@@ -1,11 +1,16 @@
 """From a user's arguments to a trajectory: make the task, run the method, raise."""
 
+import dataclasses
+import warnings
 from collections.abc import Iterable
 from typing import Any
+
+import jax.numpy as jnp
 
 from .._dynamics._base import AbstractDynamics
 from .._dynamics._gradient_flow import GradientFlow
 from .._jax._progress import Progress
+from .._jax._tracing import is_concrete
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
 from .._methods._base import AbstractMethod
@@ -18,6 +23,7 @@ from .._observe._time_grid import make_time_grid
 from .._problem._checks import check_max_steps
 from .._problem._problem import Problem
 from .._results._failure import raise_unless_successful
+from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 
 
@@ -94,5 +100,39 @@ def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
     is_steady = task.grid is None
     method = SteadyState(method) if is_steady else adapt_method(method, task)
     trajectory = method.run(task)
+    if _restored_a_broken_law(trajectory, task):
+        warnings.warn(
+            "A law that holds at random weights is broken where this flow goes: it was "
+            "solved again without restoring laws.",
+            stacklevel=3,
+        )
+        trajectory = method.run(dataclasses.replace(task, project=False))
     task.dynamics.warn(trajectory)
-    return raise_unless_successful(trajectory) if throw else trajectory
+    if throw:
+        trajectory = raise_unless_successful(trajectory)
+    _warn_if_inaccurate(trajectory, task)
+    return trajectory
+
+
+def _restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
+    """Whether projection, which nobody asked for, has made the flow another one."""
+    if task.project is not None or not is_concrete(trajectory.result):
+        return False
+    return bool(jnp.all(trajectory.result == RESULTS.law_broken))
+
+
+def _warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:
+    """A warning where a run's own error estimate exceeds the tolerance asked for."""
+    estimate = trajectory.stats["error_estimate"]
+    if estimate is None or task.rtol is None:
+        return
+    if not is_concrete((estimate, task.rtol, trajectory.result)):
+        return
+    error, rtol = float(jnp.max(estimate)), float(jnp.min(jnp.asarray(task.rtol)))
+    if error > rtol:
+        warnings.warn(
+            f"The relative error of the final weights is estimated at {error:.2g}, which "
+            f"is {error / rtol:.2g} times `rtol`, the tolerance of a single step: lower "
+            "`rtol` to make it smaller.",
+            stacklevel=4,
+        )

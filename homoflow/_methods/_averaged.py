@@ -31,8 +31,8 @@ class Averaged(AbstractMethod):
     `stats["error_estimate"]` is twice the relative difference of the final weights: above
     about 0.1 the weights have not converged.
 
-    Ask for it by name where `flow` would choose the exact flow, to differentiate in
-    reverse mode or to compare the two.
+    Ask for it by name where `flow` would choose the exact flow, to compare the two. It
+    cannot be differentiated: steps over kinks leave out what a kink does to a derivative.
 
     **Arguments:** as for `homoflow.Diffrax`.
 

@@ -147,7 +147,7 @@ class Auto(AbstractMethod):
         """
         if not self._may_restart(task, selection):
             return self._run_diffrax(task, selection)
-        short = dataclasses.replace(task, max_steps=MAX_EXPLICIT_STEPS)
+        short = dataclasses.replace(task, max_steps=_num_trial_steps(task))
         first = self._run_diffrax(short, selection)
         if first.result != RESULTS.max_steps_reached:
             return first
@@ -178,10 +178,16 @@ class Auto(AbstractMethod):
             and not isinstance(self.adjoint, dfx.BacksolveAdjoint)
             and task.dynamics.is_gradient_flow
             and not kinks_of(task.given)
-            and task.max_steps > MAX_EXPLICIT_STEPS
+            and task.max_steps > _num_trial_steps(task)
             and task.is_untraced
             and is_concrete((self.atol, self.dt0))
         )
+
+
+def _num_trial_steps(task: Task) -> int:
+    """Steps after which a smooth flow counts as stiff: one ends on each recorded time."""
+    assert task.grid is not None
+    return MAX_EXPLICIT_STEPS + task.grid.times().size
 
 
 def as_method(

@@ -1,7 +1,6 @@
 """Thresholds and tolerances by which a method is chosen when nobody says how."""
 
-#: Relative tolerances used when none is given. Between its steps a solver interpolates,
-#: less accurately than it steps: with 1e-10 what is recorded is good to about 1e-8.
+#: Relative tolerances used when none is given.
 SMOOTH_RTOL = {"float64": 1e-10, "float32": 1e-5}
 #: Where kinks are averaged over, and where each is followed.
 AVERAGED_RTOL = 1e-4

@@ -8,6 +8,7 @@ import equinox as eqx
 from jaxtyping import ArrayLike, Float
 
 from .._dynamics._base import AbstractStochasticDynamics
+from .._jax._refuse_derivatives import refuse_derivatives
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
 from .._results._trajectory import Trajectory, with_facts
@@ -77,11 +78,31 @@ def run_diffrax(
     """The task by a Diffrax solver, with laws restored and facts for `stats`."""
     kinks = kinks_of(task.given)
     _check_noise(task, method)
+    if kinks:
+        task = _without_derivatives_through(task, kinks)
     settings = settings_of(task, method, plan, bool(kinks), max_forced_steps)
     task = with_error_estimate_of(task, method.error_estimate)
     trajectory = integrate(task, settings, method.adjoint)
     facts = make_facts(task, type(method.solver).__name__, reason, kinks, plan)
     return with_facts(trajectory, facts)
+
+
+def _without_derivatives_through(task: Task, kinks: tuple[str, ...]) -> Task:
+    """The task, whose result cannot be differentiated: that would be wrong.
+
+    Where a pre-activation passes its kink the derivative of the flow jumps (the saltation
+    matrix I + (v₊ − v₋)∇zᵀ/⟨∇z, v₋⟩). The derivative of a step over the kink has no
+    such factor, however small the step.
+    """
+    message = (
+        f"The gradient jumps at {', '.join(kinks)}: derivatives through "
+        "steps over kinks leave out what each jump contributes. Use forward mode "
+        "(`jax.jvp`, `jax.jacfwd`) through the exact flow, "
+        "`solver=homoflow.Filippov()`, or finite differences."
+    )
+    problem, dynamics = refuse_derivatives((task.problem, task.dynamics), message)
+    given = task.given if task.given is not task.problem else problem
+    return dataclasses.replace(task, problem=problem, given=given, dynamics=dynamics)
 
 
 def settings_of(
@@ -102,7 +123,9 @@ def settings_of(
         has_kinks=has_kinks,
         max_forced_steps=max_forced_steps,
     )
-    return dataclasses.replace(settings, restored_laws=plan.laws)
+    return dataclasses.replace(
+        settings, restored_laws=plan.laws, translations=plan.translations
+    )
 
 
 def make_facts(

@@ -1,5 +1,7 @@
 """An error figure from solving twice."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,9 @@ from .._results._trajectory import Trajectory
 #: error does not always fall in proportion, and where the two solves become unrelated
 #: their distance may understate the error of either.
 SAFETY = 2.0
+#: Weights with a larger estimated error, or an estimate of NaN (the coarser solve
+#: failed), are no answer.
+MAX_ERROR = 0.1
 #: Where a pair of a sample and a unit takes another course than in the true flow, it may
 #: do so in two solves alike; rarely in three, the last at 16 times the tolerance. If
 #: errors fall in proportion to the tolerance, its difference counts by a quarter.
@@ -47,8 +52,18 @@ def with_error_estimate(
     numbers.update(dynamics.error_figures(fine.observed, others[0].observed))
     numbers["error_estimate"] = jnp.max(jnp.stack(weights))
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
-    stats = trajectory.stats.with_numbers(**numbers)
-    return eqx.tree_at(lambda t: t.stats, trajectory, stats)
+    return dataclasses.replace(
+        trajectory,
+        stats=trajectory.stats.with_numbers(**numbers),
+        result=_judge(fine.result, numbers["error_estimate"]),
+    )
+
+
+def _judge(result: RESULTS, estimate: Array) -> RESULTS:
+    """The result, or `inaccurate` where the estimate says that there is no answer."""
+    is_credible = estimate <= MAX_ERROR
+    judged = RESULTS.where(is_credible, RESULTS.successful, RESULTS.inaccurate)
+    return RESULTS.where(result == RESULTS.successful, judged, result)
 
 
 def _distance(fine: Trajectory, coarse: Trajectory, mask: PyTree) -> Array:

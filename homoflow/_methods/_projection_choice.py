@@ -12,16 +12,25 @@ from .._laws import Law, Laws, known_laws, threshold, violations_at_random_weigh
 from .._models import factorization_objective
 from .._problem._losses import Risk, SquaredLoss
 from .._problem._problem import Problem
-from .._rescaling import generating_laws
+from .._rescaling import (
+    Translations,
+    commuting_laws,
+    generating_laws,
+    make_translations,
+)
 from ._float64 import widened
 from ._task import Task
 
 
 class ProjectionPlan(NamedTuple):
-    """The laws to restore, none of them if there is to be no projection, and why."""
+    """The laws to restore, none of them if there is to be no projection, and why.
+
+    `translations`: those behind the model's linear laws, which are kept beside.
+    """
 
     laws: tuple[Law, ...]
     why: str
+    translations: Translations | None = None
 
     @property
     def note(self) -> str:
@@ -58,10 +67,42 @@ def choose_projection(
     elif not _are_proven(problem, laws, task.has_user_laws):
         reason = _why_uncertified(problem, laws)
     if reason is None:
-        return ProjectionPlan(laws, f"restores {', '.join(law.name for law in laws)}")
+        try:
+            translations = make_translations(_linear_laws(task), problem.weights)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return _plan(laws, translations, problem)
     if task.project:
         raise ValueError(f"`project=True` is not possible here: {reason}.")
     return ProjectionPlan((), reason)
+
+
+def _linear_laws(task: Task) -> tuple[Law, ...]:
+    """The linear laws that any Runge–Kutta method keeps, recorded or not."""
+    recorded, problem = task.recorder.laws.items, task.problem
+    objective = problem.objective
+    if not task.has_user_laws or not isinstance(objective, Risk):
+        return recorded
+    known = known_laws(
+        problem.model, None, objective.loss, objective=None, trainable=problem.mask
+    )
+    return (*recorded, *known.items)
+
+
+def _plan(
+    laws: tuple[Law, ...], translations: Translations | None, problem: Problem
+) -> ProjectionPlan:
+    """The laws whose rescalings keep the linear laws."""
+    kept, left = laws, ""
+    if translations is not None:
+        kept = commuting_laws(laws, translations, problem.weights)
+        others = ", ".join(law.name for law in laws if law not in kept)
+        left = f" (not {others}, whose rescalings break linear laws)" if others else ""
+    if not kept:
+        return ProjectionPlan((), f"its rescalings break linear laws{left}")
+    names = ", ".join(law.name for law in kept)
+    return ProjectionPlan(kept, f"restores {names}{left}", translations)
 
 
 def _are_proven(problem: Problem, laws: tuple[Law, ...], are_given: bool) -> bool:

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from .._laws import Law
 from .._problem._checks import as_scalar, check_tolerance, checked_step
+from .._rescaling import Translations
 from .._solvers import as_flow_solver
 from ._defaults import AVERAGED_RTOL, COARSER_RTOL, COARSER_STEP, SMOOTH_RTOL
 
@@ -20,7 +21,8 @@ class Settings(eqx.Module):
     - `controller`: the user's, or `None` for a PID controller at `rtol`, `atol`.
     - `max_forced_steps`: if not `None`, steps are at least (t1 − t0)/`max_forced_steps`,
         so that chattering on kinks is averaged over instead of resolved without end.
-    - `restored_laws`: laws that are restored by projection.
+    - `restored_laws`: laws that are restored by projection, which leaves `translations`
+        of the weights alone.
     """
 
     solver: dfx.AbstractSolver
@@ -30,6 +32,7 @@ class Settings(eqx.Module):
     dt0: Array | None
     max_forced_steps: Array | None
     restored_laws: tuple[Law, ...] = ()
+    translations: Translations | None = None
 
     @property
     def is_averaging(self) -> bool:

@@ -69,8 +69,7 @@ def make_equation(
     """The equation; observables see the data of `shown`, or of the problem itself."""
     start, unravel = ravel_pytree(dynamics.init(problem))
     numbers, unpack = _pack(problem, shown, dynamics, recorder)
-    laws, weights = settings.restored_laws, problem.weights
-    orbit = RescalingGroup(laws, weights, unravel) if laws else None
+    orbit = _make_orbit(settings, problem.weights, unravel)
 
     def field(t, v, args):
         problem, _, dynamics, _ = unpack(args)
@@ -119,6 +118,13 @@ def make_equation(
         orbit,
         recorder,
     )
+
+
+def _make_orbit(
+    settings: Settings, weights: PyTree, unravel: Callable[[Array], PyTree]
+) -> RescalingGroup | None:
+    laws, translations = settings.restored_laws, settings.translations
+    return RescalingGroup(laws, weights, unravel, translations) if laws else None
 
 
 def _pack(

@@ -99,7 +99,9 @@ def input_error(problem: Problem, grid: TimeGrid, rtol: Array | None) -> RESULTS
 def values_error(problem: Problem) -> RESULTS:
     """What is wrong with a problem's numbers, found where they are known."""
     is_finite = all_finite(problem.data)
-    error = RESULTS.where(is_finite, RESULTS.successful, RESULTS.bad_data)
+    are_read = problem.accepts_targets()
+    error = RESULTS.where(are_read, RESULTS.successful, RESULTS.bad_labels)
+    error = RESULTS.where(is_finite, error, RESULTS.bad_data)
     return RESULTS.where(all_finite(problem.weights), error, RESULTS.bad_weights)
 
 

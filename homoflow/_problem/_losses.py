@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree, Scalar, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Scalar, Shaped
 
 Reduction = Literal["mean", "sum"]
 LossLike = Callable[[Any, Any], Scalar]
@@ -40,6 +40,12 @@ class AbstractLoss(eqx.Module):
         """Raise `ValueError` for targets (of all samples, with known values) that this
         loss would silently misread; `outputs` is the size of a prediction."""
 
+    @abc.abstractmethod
+    def accepts_targets(
+        self, targets: Shaped[Array, "m ..."], outputs: int
+    ) -> Bool[Array, ""]:
+        """The same for targets whose values are known only when a program runs."""
+
 
 class SquaredLoss(AbstractLoss):
     """½‖prediction − target‖²."""
@@ -53,6 +59,12 @@ class SquaredLoss(AbstractLoss):
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del targets, outputs  # Any numbers will do.
+
+    def accepts_targets(
+        self, targets: Shaped[Array, "m ..."], outputs: int
+    ) -> Bool[Array, ""]:
+        del targets, outputs
+        return jnp.asarray(True)
 
 
 class LogisticLoss(AbstractLoss):
@@ -69,6 +81,12 @@ class LogisticLoss(AbstractLoss):
         del outputs
         _refuse_unless_signs(targets)
 
+    def accepts_targets(
+        self, targets: Shaped[Array, "m ..."], outputs: int
+    ) -> Bool[Array, ""]:
+        del outputs
+        return jnp.all(jnp.abs(targets) == 1)
+
 
 class ExponentialLoss(AbstractLoss):
     """Σ exp(−y·f) over the outputs f, with labels y ∈ {−1, +1}."""
@@ -83,6 +101,12 @@ class ExponentialLoss(AbstractLoss):
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del outputs
         _refuse_unless_signs(targets)
+
+    def accepts_targets(
+        self, targets: Shaped[Array, "m ..."], outputs: int
+    ) -> Bool[Array, ""]:
+        del outputs
+        return jnp.all(jnp.abs(targets) == 1)
 
 
 class SoftmaxCrossEntropy(AbstractLoss):
@@ -103,12 +127,18 @@ class SoftmaxCrossEntropy(AbstractLoss):
         return optax.softmax_cross_entropy(prediction, _like(prediction, target))
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
-        classes = jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == 1
-        if classes and not np.all((np.asarray(targets) >= 0) & (targets < outputs)):
+        if not bool(self.accepts_targets(targets, outputs)):
             raise ValueError(
                 f"Class indices must lie in 0…{outputs - 1} for {outputs} outputs; got "
                 f"{int(targets.min())}…{int(targets.max())}."
             )
+
+    def accepts_targets(
+        self, targets: Shaped[Array, "m ..."], outputs: int
+    ) -> Bool[Array, ""]:
+        if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
+            return jnp.asarray(True)
+        return jnp.all((targets >= 0) & (targets < outputs))
 
 
 class HuberLoss(AbstractLoss):
@@ -129,6 +159,12 @@ class HuberLoss(AbstractLoss):
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del targets, outputs  # Any numbers will do.
+
+    def accepts_targets(
+        self, targets: Shaped[Array, "m ..."], outputs: int
+    ) -> Bool[Array, ""]:
+        del targets, outputs
+        return jnp.asarray(True)
 
 
 class Risk(eqx.Module):

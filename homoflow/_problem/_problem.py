@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .._jax._structural_cache import cached_by_structure
 from .._jax._tracing import is_concrete
@@ -72,6 +72,15 @@ class Problem(eqx.Module):
     def model_at(self, weights: PyTree) -> PyTree:
         """The model with other trained arrays."""
         return eqx.combine(weights, self.frozen)
+
+    def accepts_targets(self) -> Bool[Array, ""]:
+        """Whether the loss can read the targets, where their values are known."""
+        if not self.has_homoflow_loss:
+            return jnp.asarray(True)
+        x, y = self.data
+        loss = self.objective.loss  # pyright: ignore[reportFunctionMemberAccess]
+        outputs = _prediction_shape(self.model, x, y, loss).size
+        return loss.accepts_targets(y, outputs)
 
     def loss(self, weights: PyTree) -> Float[Array, ""]:
         """L(w)."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,6 +28,7 @@ from ._group import (
     sum_of_squares,
     tangent,
 )
+from ._translations import Translations
 
 #: Laws are brought to their targets up to so many units of rounding of ‖w‖²; a smaller
 #: drift than the second number of such units is left alone.
@@ -53,6 +54,9 @@ class RescalingGroup(eqx.Module):
 
     - `terms`: those of all laws.
     - `places`: of the arrays that the laws are about, among the leaves of the weights.
+    - `translations`: those behind the model's linear laws, which rescalings would break.
+        They act on what is left of the weights without the part that these can move, and
+        the values of laws are those of what is left; the two differ by a constant.
 
     **Raises:** `ValueError` if there is none, or if one involves an array that is not
     among the weights.
@@ -62,14 +66,19 @@ class RescalingGroup(eqx.Module):
     terms: tuple[TermRef, ...] = eqx.field(static=True)
     places: tuple[int, ...] = eqx.field(static=True)
     unravel: Callable[[Array], PyTree] | None = eqx.field(static=True)
+    translations: Translations | None
+    structure: Any = eqx.field(static=True)
 
     def __init__(
         self,
         laws: Iterable[Law],
         weights: PyTree,
         unravel: Callable[[Array], PyTree] | None = None,
+        translations: Translations | None = None,
     ):
         self.unravel = unravel
+        self.translations = translations
+        self.structure = jax.tree.structure(weights)
         self.laws = generating_laws(laws)
         if not self.laws:
             raise ValueError("None of the laws comes from rescalings of the weights.")
@@ -123,14 +132,27 @@ class RescalingGroup(eqx.Module):
         if self.unravel is not None:
             weights = self.unravel(weights)
         leaves = jax.tree.leaves(weights)
-        return tuple(leaves[place] for place in self.places)
+        arrays = tuple(leaves[place] for place in self.places)
+        fixed = self._fixed_part(leaves)
+        return tuple(
+            a if f is None else a - f for a, f in zip(arrays, fixed, strict=True)
+        )
+
+    def _fixed_part(self, leaves: list[Array]) -> tuple[Array | None, ...]:
+        """What translations can move of the arrays, which rescalings leave alone."""
+        if self.translations is None:
+            return (None,) * len(self.places)
+        weights = jax.tree.unflatten(self.structure, leaves)
+        component = jax.tree.leaves(self.translations.component(weights))
+        return tuple(component[place] for place in self.places)
 
     def _set_arrays(self, weights: PyTree, arrays: Arrays) -> PyTree:
         if self.unravel is not None:
             weights = self.unravel(weights)
         leaves, structure = jax.tree.flatten(weights)
-        for place, array in zip(self.places, arrays, strict=True):
-            leaves[place] = array
+        fixed = self._fixed_part(leaves)
+        for place, array, f in zip(self.places, arrays, fixed, strict=True):
+            leaves[place] = array if f is None else array + f
         weights = jax.tree.unflatten(structure, leaves)
         return weights if self.unravel is None else ravel_pytree(weights)[0]
 

@@ -105,11 +105,12 @@ def compare(
             "The two were recorded at different times: losses and laws are interpolated "
             "linearly. Record both at the same times for exact differences."
         )
-    ends = float(a.ts[-1]), float(b.ts[-1])
-    if abs(ends[0] - ends[1]) > _SAME_TIME * max(ends):
+    ends = _end(a), _end(b)
+    if not abs(ends[0] - ends[1]) <= _SAME_TIME * max(ends):
         notes.append(
-            f"The ends are at different times, {ends[0]:g} and {ends[1]:g}: the final "
-            "weights are not of the same time."
+            f"The final models are those of different times, {ends[0]:g} and {ends[1]:g}: "
+            "the distances between final weights and outputs are not of one time. Run "
+            "both to the same `t1`."
         )
     x = None if x is None else _as_inputs(x, a.model)
     shared = [name for name in a.laws if name in b.laws]
@@ -158,11 +159,19 @@ def _notes(name: str, t: Trajectory) -> list[str]:
     estimate = t.stats["error_estimate"]
     if estimate is not None:
         error = float(estimate)
+        solver, kinks = t.stats["solver"], t.stats["nonsmooth_ops"]
+        is_averaged = kinks != "none found" and solver != "Filippov"
+        kind = f"an approximate flow ({solver} over kinks)" if is_averaged else "a flow"
         notes.append(
-            f"{name} is an approximate flow ({t.stats['solver']} over kinks): the "
-            f"relative error of its final weights is estimated at {error:.1g}."
+            f"{name} is {kind} whose final weights have an estimated relative error of "
+            f"{error:.1g}."
         )
     return notes
+
+
+def _end(t: Trajectory) -> float:
+    """The time of the final model, which may be later than the last one recorded."""
+    return float(t.stats["time_reached"])
 
 
 def _common_times(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

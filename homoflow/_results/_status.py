@@ -26,7 +26,9 @@ class RESULTS(eqx.Enumeration):
     )
     nonfinite = (
         "The loss, its gradient or the weights became inf or NaN. Likely causes: (a) a "
-        "fixed step that is larger than 2/λ_max of the Hessian; (b) a loss that "
+        "step that is larger than 2/λ_max of the Hessian, such as a constant one, or the "
+        "smallest one of `homoflow.Averaged`, 2·t1/`max_steps`: pass "
+        "`solver=homoflow.Filippov()` or a larger `max_steps`; (b) a loss that "
         "overflows, such as the exponential one at large weights; (c) weights that run off "
         "to infinity in finite time; (d) an objective that is not differentiable where "
         "the flow went."
@@ -52,6 +54,18 @@ class RESULTS(eqx.Enumeration):
         "causes: (a) kinks coincide to rounding; (b) events accumulate at one point. "
         "`solver=homoflow.Averaged()` averages over kinks instead."
     )
+    inaccurate = (
+        "The weights have not converged: the error estimate is NaN or above 0.1, or laws "
+        "had to be moved by more than 0.05·‖w‖². Likely causes: (a) a long time, for which "
+        "steps over kinks cannot be small enough: pass `solver=homoflow.Filippov()`, "
+        "which follows each kink, or allow more with `max_steps`; (b) too loose a "
+        "tolerance: lower `rtol`."
+    )
+    law_broken = (
+        "A law that was restored is none: where the flow went, the gradient changes it. "
+        "Likely causes: (a) an objective with a term that acts only there; (b) a law of "
+        "another model or loss. Pass `project=False`."
+    )
     no_stationary_point = (
         "The flow has no end: it separates the data, so that its loss falls to 0 while "
         "the weights grow without bound, and no stationary point is on its way. Give a "
@@ -67,6 +81,11 @@ class RESULTS(eqx.Enumeration):
     interrupted = "The flow was interrupted."
     bad_weights = "The initial weights contain NaN or inf."
     bad_data = "The data contain NaN or inf."
+    bad_labels = (
+        "The targets hold labels that the loss would misread. `LogisticLoss` and "
+        "`ExponentialLoss` take −1 and +1 (for labels 0 and 1 use 2·y − 1), and class "
+        "indices must lie in 0 … outputs − 1."
+    )
     bad_time = "`t1` must be positive and finite."
     bad_times = "`ts` must increase and lie in [0, t1]."
     bad_learning_rate = "The learning rate must be positive and finite."

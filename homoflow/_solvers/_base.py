@@ -30,11 +30,14 @@ class AbstractFlowSolver(eqx.Module):
         the solver needs the tolerances itself. A multistep method chooses its order by
         them.
     - `uses_memory`: whether `cost` reads the solver's state at the end of the solve.
+    - `lands_on_times`: whether steps end on the times that are recorded, because what is
+        interpolated between steps would be less accurate.
     - `num_coarse_solves`: how many coarser solves an error estimate compares with.
     """
 
     scales_errors: ClassVar[bool] = False
     uses_memory: ClassVar[bool] = False
+    lands_on_times: ClassVar[bool] = True
     num_coarse_solves: ClassVar[int] = 1
 
     @property

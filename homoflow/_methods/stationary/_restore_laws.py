@@ -11,12 +11,14 @@ from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._laws import Law
 from ..._problem._problem import Problem
-from ..._rescaling import RescalingGroup
+from ..._rescaling import RescalingGroup, Translations
 
 Restore = Callable[[np.ndarray], np.ndarray]
 
 
-def make_restore(problem: Problem, laws: tuple[Law, ...]) -> Restore:
+def make_restore(
+    problem: Problem, laws: tuple[Law, ...], translations: Translations | None
+) -> Restore:
     """A function that moves weights along their orbit until laws are what they were.
 
     They compute the same function before and after it: the loss does not change, and a
@@ -25,14 +27,21 @@ def make_restore(problem: Problem, laws: tuple[Law, ...]) -> Restore:
     if not laws:
         return lambda flat: flat
     start = problem.weights
-    return lambda flat: np.asarray(_restored(laws, start, jnp.asarray(flat)))
+
+    def restore(flat: np.ndarray) -> np.ndarray:
+        return np.asarray(_restored(laws, translations, start, jnp.asarray(flat)))
+
+    return restore
 
 
 @fast_compile_jit
 @full_matmul_precision()
 def _restored(
-    laws: tuple[Law, ...], start: PyTree, flat: Float[Array, " size"]
+    laws: tuple[Law, ...],
+    translations: Translations | None,
+    start: PyTree,
+    flat: Float[Array, " size"],
 ) -> Float[Array, " size"]:
     _, unravel = ravel_pytree(start)
-    orbit = RescalingGroup(laws, start)
+    orbit = RescalingGroup(laws, start, translations=translations)
     return ravel_pytree(orbit.project(unravel(flat), orbit.values(start)).projected)[0]

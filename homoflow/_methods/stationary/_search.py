@@ -79,7 +79,7 @@ def solve_to_stationary_point(
     """
     problem, ts = task.problem, task.ts
     settings = _at_one_resolution(problem, settings)
-    restore = make_restore(problem, settings.restored_laws)
+    restore = make_restore(problem, settings.restored_laws, settings.translations)
     segment_solver = SegmentSolver(task, settings, restore)
     more = segments(problem, segment_solver, ts=ts, max_steps=task.max_steps)
     search = _search(task, settings, restore)

@@ -103,6 +103,7 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     )
 
     scales_errors: ClassVar[bool] = True
+    lands_on_times: ClassVar[bool] = False
     uses_memory: ClassVar[bool] = True
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = ExponentialInterpolation
