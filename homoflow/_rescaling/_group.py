@@ -104,6 +104,22 @@ def apply(
     return tuple(result)
 
 
+def limit_length(laws: Sequence[Law], generator: Generator, most: float) -> Generator:
+    """The generator, or a part of it that rescales no unit by more than e^`most`.
+
+    For mixings the limit is that of ‖X‖; below 1, I + X is invertible.
+    """
+    sizes = [
+        jnp.sqrt(jnp.max((x**2).sum(axis=(-1, -2))))
+        if law.contraction == "matrix"
+        else jnp.max(jnp.abs(x)) * max(abs(t.coefficient) for t in law.quadratic_terms)
+        for law, x in zip(laws, generator, strict=True)
+    ]
+    longest = jnp.max(jnp.stack(sizes))
+    fraction = jnp.minimum(1, most / jnp.where(longest > 0, longest, 1))
+    return tuple(fraction * x for x in generator)
+
+
 def tangent(
     laws: Sequence[Law], terms: Sequence[TermRef], generator: Generator, arrays: Arrays
 ) -> Arrays:

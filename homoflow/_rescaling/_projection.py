@@ -23,6 +23,7 @@ from ._group import (
     compose,
     differential,
     identity_element,
+    limit_length,
     retract,
     squares_after,
     sum_of_squares,
@@ -363,7 +364,7 @@ def _newton_step(group: RescalingGroup, state: _State) -> Element:
     accuracy = jnp.maximum(state.drift**2, _floor(state.arrays) / 4)
     wanted = gram.to_frame(tuple(-x / 2 for x in state.residual))
     step = gram.from_frame(gram.solve(wanted, accuracy * state.size / 2))
-    return retract(group.laws, _limit_step(group, step))
+    return retract(group.laws, limit_length(group.laws, step, _MAX_STEP_LENGTH))
 
 
 def _solve(group: RescalingGroup, state: _State, b: Generator) -> Generator:
@@ -375,19 +376,6 @@ def _solve(group: RescalingGroup, state: _State, b: Generator) -> Generator:
 
     eta = lax.custom_linear_solve(gram.apply, gram.to_frame(b), solve, symmetric=True)
     return gram.from_frame(eta)
-
-
-def _limit_step(group: RescalingGroup, step: Generator) -> Generator:
-    """The step, or a part of it, for which I + X is invertible and no scale is large."""
-    sizes = [
-        jnp.sqrt(jnp.max((x**2).sum(axis=(-1, -2))))
-        if law.contraction == "matrix"
-        else jnp.max(jnp.abs(x)) * max(abs(t.coefficient) for t in law.quadratic_terms)
-        for law, x in zip(group.laws, step, strict=True)
-    ]
-    longest = jnp.max(jnp.stack(sizes))
-    fraction = jnp.minimum(1, _MAX_STEP_LENGTH / jnp.where(longest > 0, longest, 1))
-    return tuple(fraction * x for x in step)
 
 
 def _products(group: RescalingGroup, left: Arrays, right: Arrays) -> Generator:
