@@ -61,6 +61,26 @@ class CriticalPoint(NamedTuple):
             return None
         return int(np.sum(np.abs(self.values) <= self.zero))
 
+    def in_units_of_weights(self, scale: np.ndarray) -> "CriticalPoint":
+        """The same point of w = scale∘u, where it was one of u.
+
+        The lowest eigenvalue becomes the lowest curvature along the same directions, of
+        which the eigenvalues of ∇²L would show nothing but the rounding of the largest.
+        """
+        if np.all(scale == 1):
+            return self
+        directions = self.vectors / scale[:, None]
+        largest = np.linalg.eigvalsh((directions * self.values) @ directions.T)[-1]
+        lengths = np.sum((scale[:, None] * self.vectors) ** 2, axis=0)
+        return self._replace(
+            weights=scale * self.weights,
+            gradient=self.gradient / scale,
+            lowest=float(np.min(self.values / lengths)),
+            largest=float(largest),
+            zero=self.zero / float(np.max(lengths)),
+            step=scale * self.step,
+        )
+
     def unstable_length(self, moved: np.ndarray) -> float:
         """The length of a displacement's part along the negative curvature known."""
         downward = self.vectors[:, self.values < -self.zero]

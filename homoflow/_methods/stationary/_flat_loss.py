@@ -13,18 +13,30 @@ from ..._results._trajectory import Trajectory
 
 
 class FlatLoss(eqx.Module):
-    """L(w) + ½λ‖w‖², of which dw/dt = −∇L − λw is the gradient flow."""
+    """L(w) + ½λ‖w‖², of which dw/dt = −∇L − λw is the gradient flow.
+
+    `scale`: the units d in which weights are measured, if not 1: then it is a function of
+    u with w = d∘u. What kind a stationary point is does not depend on units; how far
+    rounding lets one see it does.
+    """
 
     problem: Problem
     weight_decay: Float[Array, ""] | None = None
     laws: Laws = Laws(())
+    scale: Float[Array, " size"] | None = None
+
+    def weights(self, flat: Float[Array, " size"]) -> PyTree:
+        """The weights w of a vector u."""
+        _, unravel = ravel_pytree(self.problem.weights)
+        return unravel(flat if self.scale is None else self.scale * flat)
 
     def value(self, flat: Float[Array, " size"]) -> Float[Array, ""]:
-        _, unravel = ravel_pytree(self.problem.weights)
-        loss = self.problem.loss(unravel(flat))
+        weights = self.weights(flat)
+        loss = self.problem.loss(weights)
         if self.weight_decay is None:
             return loss
-        return loss + self.weight_decay * jnp.sum(flat**2) / 2
+        squares = [jnp.sum(w**2) for w in jax.tree.leaves(weights)]
+        return loss + self.weight_decay * sum(squares) / 2
 
     def gradient(self, flat: Float[Array, " size"]) -> Float[Array, " size"]:
         return jax.grad(self.value)(flat)

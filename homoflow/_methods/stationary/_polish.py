@@ -9,8 +9,12 @@ _MAX_STEPS = 40
 _MIN_GAIN = 0.5
 
 
-def polish(analyze: Analyzer, start: CriticalPoint, reach: float) -> CriticalPoint:
+def polish(
+    analyze: Analyzer, start: CriticalPoint, reach: float, scale: np.ndarray
+) -> CriticalPoint:
     """Newton's method from `start` until ∇L is rounding, at most `reach` away from it.
+
+    `scale`: the units of weights, to measure how far that is.
 
     Its steps are the least ones: no part of them lies along directions of zero
     curvature. Such are the tangents Tw of symmetries, which at a balance law are also
@@ -20,7 +24,7 @@ def polish(analyze: Analyzer, start: CriticalPoint, reach: float) -> CriticalPoi
     best = start
     for _ in range(_MAX_STEPS):
         there = best.weights + best.step
-        if np.linalg.norm(there - start.weights) > reach:
+        if np.linalg.norm(scale * (there - start.weights)) > reach:
             break
         point = analyze(there)
         gained = point.grad_norm / best.grad_norm if best.grad_norm > 0 else 1.0

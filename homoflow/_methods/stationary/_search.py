@@ -17,8 +17,13 @@ from ..._results._trajectory import Trajectory
 from .._settings import Settings
 from .._task import Task
 from ._classify import classify
-from ._critical_point import CriticalPoint
-from ._dense_hessian import MAX_WEIGHTS, make_dense_analyzer
+from ._critical_point import Analyzer, CriticalPoint
+from ._dense_hessian import (
+    MAX_WEIGHTS,
+    balanced_units,
+    dense_hessian,
+    make_dense_analyzer,
+)
 from ._flat_loss import FlatLoss, ravel_weights, with_weights
 from ._krylov import make_krylov_analyzer
 from ._merge import merge_segments, with_refined_records
@@ -64,6 +69,7 @@ class _Search(NamedTuple):
 
     flat_loss: FlatLoss
     size_at_start: float
+    hessian_at_start: np.ndarray | None
     resolution: float
     separation_loss: float
     restore: Restore
@@ -118,14 +124,18 @@ def _search(task: Task, method: Settings, restore: Restore) -> _Search:
     problem, dynamics = task.problem, task.dynamics
     assert isinstance(dynamics, GradientFlow)
     weight_decay = dynamics.weight_decay
-    size = float(np.linalg.norm(ravel_weights(problem, problem.model)))
+    start = ravel_weights(problem, problem.model)
+    size = float(np.linalg.norm(start))
     resolution = np.finfo(float).eps * size
     if method.atol is not None:
         resolution = _UNRESOLVED * float(method.atol)
     limit = separation_loss(problem) if weight_decay is None else None
+    flat_loss = FlatLoss(problem, weight_decay, task.recorder.laws)
+    is_small = start.size <= MAX_WEIGHTS
     return _Search(
-        FlatLoss(problem, weight_decay, task.recorder.laws),
+        flat_loss,
         size,
+        dense_hessian(flat_loss, start) if is_small else None,
         resolution,
         -np.inf if limit is None else limit,
         restore,
@@ -193,20 +203,19 @@ class _Candidate(NamedTuple):
 
 def _find_candidate(parts: list[Segment], search: _Search) -> _Candidate:
     """The stationary point next to the flow, unless the flow is about to leave it."""
-    flat_loss, nothing = search.flat_loss, Outcome(RESULTS.end_not_reached)
-    weights = ravel_weights(flat_loss.problem, parts[-1].trajectory.model)
+    nothing = Outcome(RESULTS.end_not_reached)
+    weights = ravel_weights(search.flat_loss.problem, parts[-1].trajectory.model)
     size = max(search.size_at_start, float(np.linalg.norm(weights))) or 1.0
-    is_small = weights.size <= MAX_WEIGHTS
-    make_analyzer = make_dense_analyzer if is_small else make_krylov_analyzer
-    analyze = make_analyzer(flat_loss, size)
+    flat_loss, scale, analyze = _make_analyzer(search, weights, size)
+    resolution = search.resolution / float(np.max(scale))
     try:
-        point = analyze(weights)
-        if point.unstable > search.resolution:
+        point = analyze(weights / scale)
+        if point.unstable > resolution:
             return _Candidate(nothing, 1 / abs(point.lowest))
-        if np.linalg.norm(point.step) > _HANDOVER_STEP * size:
+        if np.linalg.norm(scale * point.step) > _HANDOVER_STEP * size:
             return _Candidate(nothing)
-        polished = polish(analyze, point, _MAX_POLISH * _HANDOVER_STEP * size)
-        on_laws = analyze(search.restore(polished.weights))
+        polished = polish(analyze, point, _MAX_POLISH * _HANDOVER_STEP * size, scale)
+        on_laws = analyze(search.restore(scale * polished.weights) / scale)
     except FloatingPointError:
         return _Candidate(nothing)
     if on_laws.is_stationary:
@@ -214,14 +223,37 @@ def _find_candidate(parts: list[Segment], search: _Search) -> _Candidate:
     highest = flat_loss.recorded_value(parts[0].trajectory, 0)
     verdict, explained = classify(flat_loss, polished, highest)
     if verdict == StationaryKind.strict_saddle:
-        moved = polished.weights + polished.step - weights
+        moved = polished.weights + polished.step - weights / scale
         away = polished.unstable_length(moved)
-        if away > search.resolution:
+        if away > resolution:
             return _Candidate(nothing, 1 / abs(polished.lowest))
+    polished = polished.in_units_of_weights(scale)
     distance = float(np.linalg.norm(polished.weights - weights)) / size
     return _Candidate(
         Outcome(RESULTS.successful, verdict, polished, explained, distance)
     )
+
+
+class _Analysis(NamedTuple):
+    flat_loss: FlatLoss
+    scale: np.ndarray
+    analyze: Analyzer
+
+
+def _make_analyzer(search: _Search, weights: np.ndarray, size: float) -> _Analysis:
+    """What tells stationary points apart, in units of weights in which it sees best."""
+    flat_loss, ones = search.flat_loss, np.ones_like(weights)
+    before = search.hessian_at_start
+    if before is None:
+        return _Analysis(flat_loss, ones, make_krylov_analyzer(flat_loss, size))
+    # With the curvatures at the start: those that have vanished since stay small.
+    scale = balanced_units(before, dense_hessian(flat_loss, weights))
+    if scale is None:
+        norm = float(np.linalg.norm(before))
+        return _Analysis(flat_loss, ones, make_dense_analyzer(flat_loss, size, norm))
+    scaled = dataclasses.replace(flat_loss, scale=jnp.asarray(scale))
+    size = float(np.linalg.norm(weights / scale)) or 1.0
+    return _Analysis(scaled, scale, make_dense_analyzer(scaled, size))
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ..._jax._precision import full_matmul_precision
@@ -69,7 +68,8 @@ def _tangents(
     As many as there are laws: random ones span what all of them span.
     """
     weights = flat_loss.problem.weights
-    _, unravel = ravel_pytree(weights)
+    # A vector's components, unlike a gradient's, are divided by the units of weights.
+    metric = 1 if flat_loss.scale is None else flat_loss.scale**-2
     shapes = [jax.eval_shape(law.value, weights).shape for law in laws]
     draws = min(sum(math.prod(shape) for shape in shapes), flat.size)
 
@@ -77,7 +77,7 @@ def _tangents(
         """A random combination of all laws."""
         keys = jr.split(key, len(laws))
         shares = [
-            jnp.sum(jr.normal(k, shape, flat.dtype) * law.value(unravel(w)))
+            jnp.sum(jr.normal(k, shape, flat.dtype) * law.value(flat_loss.weights(w)))
             for k, shape, law in zip(keys, shapes, laws, strict=True)
         ]
         return jnp.sum(jnp.stack(shares))
@@ -86,10 +86,10 @@ def _tangents(
         first, second = jr.split(key)
 
         def along(w):
-            return jax.grad(lambda v: combination(first, v))(w)
+            return metric * jax.grad(lambda v: combination(first, v))(w)
 
         def across(w):
-            return jax.grad(lambda v: combination(second, v))(w)
+            return metric * jax.grad(lambda v: combination(second, v))(w)
 
         there = jax.jvp(across, (flat,), (along(flat),))[1]
         back = jax.jvp(along, (flat,), (across(flat),))[1]
