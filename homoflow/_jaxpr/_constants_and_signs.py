@@ -36,10 +36,13 @@ class AbstractValue(NamedTuple):
 
     - `constant`: the only entry, if that is known.
     - `nonnegative`: no entry is below 0 (one may be NaN).
+    - `touches_zero`: entries are z² or |z| of something that may change its sign, times a
+        factor: a root of it has a kink.
     """
 
     constant: float | None = None
     nonnegative: bool = False
+    touches_zero: bool = False
 
 
 UNKNOWN = AbstractValue()
@@ -63,7 +66,11 @@ def abstract_result(eqn, operands: list[AbstractValue]) -> AbstractValue:
     constant = _constant(name, [v.constant for v in operands])
     if constant is not None and _can_hold(eqn.outvars[0].aval.dtype, constant):
         return AbstractValue(constant, constant >= 0)
-    return AbstractValue(None, _is_nonnegative(eqn, name, operands))
+    return AbstractValue(
+        None,
+        _is_nonnegative(eqn, name, operands),
+        _touches_zero(eqn, name, operands),
+    )
 
 
 def _constant(name: str, numbers: list[float | None]) -> float | None:
@@ -95,6 +102,54 @@ def _is_nonnegative(eqn, name: str, operands: list[AbstractValue]) -> bool:
             return True
         case _:
             return name in _KEEPS_SIGN and bool(signs) and all(signs)
+
+
+def _touches_zero(eqn, name: str, operands: list[AbstractValue]) -> bool:
+    match name:
+        case "square" | "abs":
+            return True
+        case "integer_pow":
+            return eqn.params["y"] > 0 and eqn.params["y"] % 2 == 0
+        case "mul" if eqn.invars[0] is eqn.invars[1]:
+            return True
+        case "mul" | "div":
+            return any(v.touches_zero for v in operands[: 1 if name == "div" else 2])
+        case "reduce_sum":
+            # A sum of several squares vanishes where all of them do, which is rare.
+            (before,) = eqn.invars
+            is_single = before.aval.size == eqn.outvars[0].aval.size
+            return is_single and operands[0].touches_zero
+        case "dot_general":
+            return _is_square_of_number(eqn)
+        case _ if name in MOVES_ENTRIES or name == "convert_element_type":
+            return operands[0].touches_zero
+        case _:
+            return False
+
+
+def _is_square_of_number(eqn) -> bool:
+    """Whether it is z·z of vectors of one entry."""
+    left, right = eqn.invars
+    return left is right and left.aval.size == 1
+
+
+def has_constant_sign(eqn, operands: list[AbstractValue]) -> bool:
+    """Whether an equation takes the sign of what has the same everywhere."""
+    return eqn.primitive.name == "sign" and operands[0].nonnegative
+
+
+def has_root_kink(eqn, operands: list[AbstractValue]) -> bool:
+    """Whether an equation takes a root of what is a square: √(z²) is |z|."""
+    if not operands or not operands[0].touches_zero:
+        return False
+    match eqn.primitive.name:
+        case "sqrt" | "cbrt" | "rsqrt":
+            return True
+        case "pow":
+            exponent = operands[1].constant
+            return exponent is None or exponent <= 1 / 2
+        case _:
+            return False
 
 
 def _can_hold(dtype, constant: float) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 from ._primitives import CUSTOM_RULES
@@ -53,7 +54,7 @@ def interpret(
 
     def read(atom) -> V:
         if isinstance(atom, Literal):
-            return lift_constant(atom.val)
+            return lift_constant(_typed(atom))
         return environment[atom]
 
     for eqn in jaxpr.eqns:
@@ -65,6 +66,13 @@ def interpret(
         results = visit(eqn, [read(v) for v in eqn.invars], site)
         environment.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _typed(literal: Literal) -> Any:
+    """A literal's number in its own dtype: Python's numbers have none."""
+    dtype = getattr(literal.aval, "dtype", None)
+    is_number = isinstance(literal.val, bool | int | float | complex)
+    return np.asarray(literal.val, dtype) if is_number and dtype else literal.val
 
 
 def inner_jaxprs(eqn) -> Iterator[ClosedJaxpr]:

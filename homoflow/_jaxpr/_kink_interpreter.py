@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from ._constants_and_signs import abstract_constant, abstract_result
+from ._custom_rules import has_reverse_rule
 from ._elementwise_relations import has_jump, record_relations
 from ._interpreter import (
     Site,
@@ -99,6 +100,9 @@ class KinkInterpreter:
             return interpret(
                 body, inputs, visit, _trace_constant, site.is_differentiated
             )
+        if any(v.depends for v in operands) and has_reverse_rule(eqn):
+            name = function_name(eqn) or eqn.primitive.name
+            self.tape.unsupported.add(f"{name} (without forward-mode derivatives)")
         kinks, _ = find_kinks(eqn, dependences, site)
         if not kinks:
             return self._move_pending(eqn, operands) or self._bind(eqn, operands)

@@ -2,8 +2,7 @@
 
 A solver for smooth equations stalls on the gradient flow of a network with kinks, so
 the choice has to be made before the solve. When in doubt the answer is "kinked": that
-costs speed, not correctness. (A jump behind `stop_gradient`, as in a straight-through
-estimator, is not looked for.)
+costs speed, not correctness.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,10 @@ from ._constants_and_signs import (
     abstract_constant,
     abstract_result,
     find_redundant_max,
+    has_constant_sign,
+    has_root_kink,
 )
+from ._custom_rules import jumps_of_custom_rule
 from ._interpreter import (
     Site,
     function_name,
@@ -30,6 +32,7 @@ from ._interpreter import (
     is_in,
     is_of_jax_nn,
 )
+from ._loops import LOOPS, loop_dependences
 from ._primitives import CUSTOM_RULES, JUMPS, MAX_REDUCTIONS, TRANSPARENT_CALLS
 
 #: Primitives with a kink or a jump somewhere.
@@ -53,6 +56,19 @@ _KINKED = (
 _SMOOTH_CUSTOM_RULES = frozenset({"logaddexp", "logaddexp2", "log_softmax", "softmax"})
 #: Choices: kinked only where the choice itself, their first input, depends on weights.
 _CHOICES = frozenset({"cond", "select_n"})
+#: Operations with indices among their inputs.
+_LOOKUPS = frozenset(
+    {
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "gather",
+        "scatter",
+        "scatter-add",
+        "scatter-max",
+        "scatter-min",
+        "scatter-mul",
+    }
+)
 #: Functions that are zero where their kink is.
 _ZERO_AT_KINK = frozenset({"abs", "leaky_relu", "relu"})
 #: Functions that are named as such, whatever operations they are made of.
@@ -72,8 +88,8 @@ def nonsmooth_primitives(
     """Names of the kinked operations through which `fn`'s output depends on `weights`.
 
     `fn(weights, *others)` is traced on shapes alone; arrays or
-    `jax.ShapeDtypeStruct`s will do. Operations behind `stop_gradient`, and relu, leaky
-    relu or |·| squared or raised to a higher power at once (the gradient is then
+    `jax.ShapeDtypeStruct`s will do. Kinks (not jumps) behind `stop_gradient`, and relu,
+    leaky relu or |·| squared or raised to a higher power at once (the gradient is then
     continuous), do not count; nor do `jax.nn.elu` with α = 1 and `jax.nn.celu`, whose
     gradients are continuous too, and a maximum of 0 and what is never negative. Sorted,
     without repetition; empty for a function that is smooth.
@@ -112,29 +128,69 @@ def find_kinks(
 ) -> tuple[set[str], list[Dependence]]:
     """Names of an equation's kinks, and what is known about its results."""
     name = eqn.primitive.name
-    depends = name != "stop_gradient" and any(t.depends for t in operands)
-    others = [Dependence(depends)] * (len(eqn.outvars) - 1)
-    first = Dependence(depends, abstract_result(eqn, [t.abstract for t in operands]))
-    results = [first, *others][: len(eqn.outvars)]
-    found: set[str] = set()
-    if _is_inlined_call(eqn, operands):
-        found, results = _interpret(
-            next(inner_jaxprs(eqn)), operands, site.is_differentiated
-        )
-    elif depends:
-        for inner in inner_jaxprs(eqn):
-            found |= _kinks_of_body(inner, eqn, operands, site)
-    if not depends or not any(site.is_differentiated) or is_smooth_call(eqn, operands):
+    depends = any(t.depends for t in operands)
+    if not depends:
+        return set(), _results(eqn, operands, depends)
+    found, results = _look_inside(eqn, operands, site)
+    if not any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
+        # Integers and truth values have no derivatives: what is made of them counts.
         return set(), results
-    if find_redundant_max(eqn, [t.abstract for t in operands]) is not None:
+    abstracts = [t.abstract for t in operands]
+    is_jump = name in JUMPS and not has_constant_sign(eqn, abstracts)
+    if is_jump or _is_step(eqn) or _is_lookup(eqn, operands):
+        # The gradient jumps also where no derivative goes through: the value does.
+        return {name}, results
+    if is_smooth_call(eqn, operands):
+        return set(), results
+    if not any(site.is_differentiated):
+        return found, results
+    if find_redundant_max(eqn, abstracts) is not None:
         return set(), results
     if is_smoothed_by_uses(site.jaxpr, eqn):
         return set(), results
-    if name in _KINKED or (name in _CHOICES and operands[0].depends) or _is_step(eqn):
+    is_choice = name in _CHOICES and operands[0].depends
+    if name in _KINKED or is_choice or has_root_kink(eqn, abstracts):
         found.add(name)
     label = function_name(eqn)
     named = label if label in ACTIVATIONS else None
     return ({named} if named and found else found), results
+
+
+def _results(eqn, operands: list[Dependence], depends: bool) -> list[Dependence]:
+    others = [Dependence(depends)] * (len(eqn.outvars) - 1)
+    first = Dependence(depends, abstract_result(eqn, [t.abstract for t in operands]))
+    return [first, *others][: len(eqn.outvars)]
+
+
+def _look_inside(
+    eqn, operands: list[Dependence], site: Site
+) -> tuple[set[str], list[Dependence]]:
+    """Kinks of the jaxprs that an equation holds, and what is known of its results."""
+    if _is_inlined_call(eqn, operands):
+        body = next(inner_jaxprs(eqn))
+        found, results = _interpret(body, operands, site.is_differentiated)
+        return found | jumps_of_custom_rule(eqn, operands), results
+    if eqn.primitive.name in LOOPS:
+        inputs, outputs = loop_dependences(eqn, [t.depends for t in operands], _flow)
+        found: set[str] = set()
+        for body, depends in inputs:
+            found |= _interpret(
+                body,
+                [Dependence(d) for d in depends],
+                [True] * len(body.jaxpr.outvars),
+            )[0]
+        return found, [Dependence(d) for d in outputs]
+    found = set()
+    for inner in inner_jaxprs(eqn):
+        found |= _kinks_of_body(inner, eqn, operands, site)
+    return found | jumps_of_custom_rule(eqn, operands), _results(eqn, operands, True)
+
+
+def _flow(body: ClosedJaxpr, depends: list[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on weights, if these of its inputs do."""
+    inputs = [Dependence(d) for d in depends]
+    outputs = _interpret(body, inputs, [True] * len(body.jaxpr.outvars))[1]
+    return [t.depends for t in outputs]
 
 
 def _is_inlined_call(eqn, operands: list[Dependence]) -> bool:
@@ -152,16 +208,12 @@ def _is_inlined_call(eqn, operands: list[Dependence]) -> bool:
 def _kinks_of_body(
     inner: ClosedJaxpr, eqn, operands: list[Dependence], site: Site
 ) -> set[str]:
-    jaxpr, name = inner.jaxpr, eqn.primitive.name
-    # A loop feeds outputs back into inputs: there, be generous.
-    if name == "cond" and len(jaxpr.invars) == len(operands) - 1:
+    jaxpr = inner.jaxpr
+    if eqn.primitive.name == "cond" and len(jaxpr.invars) == len(operands) - 1:
         operands = operands[1:]
-    aligned = len(jaxpr.invars) == len(operands) and name not in ("scan", "while")
+    aligned = len(jaxpr.invars) == len(operands)
     inputs = operands if aligned else [Dependence(True)] * len(jaxpr.invars)
-    matched = len(jaxpr.outvars) == len(site.is_differentiated) and name not in (
-        "scan",
-        "while",
-    )
+    matched = len(jaxpr.outvars) == len(site.is_differentiated)
     is_differentiated = (
         site.is_differentiated if matched else [True] * len(jaxpr.outvars)
     )
@@ -189,6 +241,16 @@ def _is_step(eqn) -> bool:
         return False
     before, after = (v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0]))
     return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
+
+
+def _is_lookup(eqn, operands: list[Dependence]) -> bool:
+    """Whether entries are taken from places that depend on weights."""
+    if eqn.primitive.name not in _LOOKUPS:
+        return False
+    return any(
+        t.depends and jnp.issubdtype(v.aval.dtype, jnp.integer)
+        for t, v in zip(operands, eqn.invars, strict=True)
+    )
 
 
 def is_smoothed_by_uses(jaxpr: Jaxpr, eqn) -> bool:
