@@ -176,7 +176,6 @@ def _stepper_and_controller(
     )
     is_adaptive = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
     if flow_solver.lands_on_times and is_adaptive and not settings.is_averaging:
-        # Between steps Runge–Kutta methods interpolate, a thousand times less accurately.
         controller = dfx.ClipStepSizeController(controller, step_ts=span.times())
     stepper = flow_solver.with_tolerances(settings.rtol, atol)
     if equation.curvature is not None:

@@ -30,14 +30,11 @@ class AbstractFlowSolver(eqx.Module):
         the solver needs the tolerances itself. A multistep method chooses its order by
         them.
     - `uses_memory`: whether `cost` reads the solver's state at the end of the solve.
-    - `lands_on_times`: whether steps end on the times that are recorded, because what is
-        interpolated between steps would be less accurate.
     - `num_coarse_solves`: how many coarser solves an error estimate compares with.
     """
 
     scales_errors: ClassVar[bool] = False
     uses_memory: ClassVar[bool] = False
-    lands_on_times: ClassVar[bool] = True
     num_coarse_solves: ClassVar[int] = 1
 
     @property
@@ -50,6 +47,20 @@ class AbstractFlowSolver(eqx.Module):
     def is_explicit(self) -> bool:
         """Whether stability bounds its steps, so that a stiff flow stalls it."""
         return issubclass(type(self.stepper), dfx.AbstractERK)
+
+    @property
+    def lands_on_times(self) -> bool:
+        """Whether steps end on the times that are recorded.
+
+        Where what is interpolated between steps is of much lower order than the steps, as
+        with Dopri8, or with cubic interpolation and an order above 3, it is not as
+        accurate as the tolerance says.
+        """
+        order = self.stepper.order(None)  # pyright: ignore[reportArgumentType]
+        interpolation = getattr(self.stepper, "interpolation_cls", None)
+        interpolation = getattr(interpolation, "__self__", interpolation)
+        is_cubic = interpolation is dfx.ThirdOrderHermitePolynomialInterpolation
+        return order is not None and (order > 5 or (is_cubic and order > 3))
 
     @property
     def has_tolerances(self) -> bool:

@@ -103,7 +103,6 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     )
 
     scales_errors: ClassVar[bool] = True
-    lands_on_times: ClassVar[bool] = False
     uses_memory: ClassVar[bool] = True
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = ExponentialInterpolation
@@ -118,6 +117,10 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
 
     def order(self, terms):
         return self.max_order
+
+    @property
+    def lands_on_times(self) -> bool:
+        return False  # Its interpolation has the order of the steps.
 
     @property
     def has_tolerances(self):

@@ -1,0 +1,246 @@
+"""What a call returned, beside an oracle that does not use homoflow."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import OPTIONS, Call, Case
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+from scipy.integrate import solve_ivp
+
+import homoflow as hf
+
+Outcome = Literal[
+    "right", "told", "failed honestly", "false alarm", "not judged", "SILENTLY WRONG",
+    "CRASHED",
+]  # fmt: skip
+NUM_TIMES = 5
+#: Evaluations after which an oracle gives up.
+MAX_EVALUATIONS = 30_000
+#: An error up to so many times what was promised counts as kept: tolerances are those of
+#: a step. Of an error estimate, the stated factor.
+SLACK, UNDERSTATED = 300.0, 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    outcome: Outcome
+    error: float = float("nan")
+    promised: float = float("nan")
+    detail: str = ""
+
+
+class GaveUp(Exception):
+    """The oracle needs too many evaluations."""
+
+
+def judge(case: Case) -> Judgement:
+    """Makes the call and decides what its answer is."""
+    call = case.draw()
+    options = OPTIONS[case.options]
+    ts = np.linspace(0, call.t1, NUM_TIMES)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            run = hf.flow(
+                call.model, (call.x, call.y), call.t1, ts=ts, loss=_loss(case.loss),
+                save_models=True, throw=False, **options,
+            )  # fmt: skip
+        except (ValueError, TypeError) as error:
+            is_sentence = len(str(error)) > 40 and "homoflow" not in type(error).__module__
+            kind: Outcome = "failed honestly" if is_sentence else "CRASHED"
+            return Judgement(kind, detail=f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001: whatever it is, it is a finding
+            return Judgement("CRASHED", detail=f"{type(error).__name__}: {error}")
+    if not bool(run.result == hf.RESULTS.successful):
+        return _judge_failure(case, call, ts, str(hf.RESULTS[run.result])[:60])
+    try:
+        truth, doubt = _truth(case, call, ts)
+    except GaveUp:
+        return Judgement("not judged", detail="the oracle gave up")
+    return _compare(case, call, run, truth, doubt, [str(w.message) for w in told])
+
+
+def _compare(case, call, run, truth, doubt, told) -> Judgement:
+    found = _states(run.models, len(truth))
+    size = np.max(np.linalg.norm(truth, axis=1))
+    error = float(np.max(np.linalg.norm(found - truth, axis=1)) / size)
+    estimate = run.stats["error_estimate"]
+    estimate = None if estimate is None else float(estimate)
+    rtol = OPTIONS[case.options].get("rtol") or (1e-4 if estimate is not None else 1e-8)
+    promised = SLACK * rtol * _growth(case, call)
+    if estimate is not None:
+        promised = max(UNDERSTATED * estimate, rtol)
+    if error <= promised + 3 * doubt:
+        return Judgement("right", error, promised)
+    nonunique = run.stats["num_nonunique_pairs"]
+    if told or (nonunique is not None and int(nonunique) > 0):
+        return Judgement("told", error, promised, "; ".join(told)[:200])
+    return Judgement("SILENTLY WRONG", error, promised, f"doubt {doubt:.1e}")
+
+
+def _judge_failure(case: Case, call: Call, ts: np.ndarray, why: str) -> Judgement:
+    """Honest where the oracle, too, meets trouble; else a false alarm."""
+    try:
+        truth, doubt = _truth(case, call, ts)
+    except GaveUp:
+        return Judgement("failed honestly", detail=why)
+    is_easy = np.all(np.isfinite(truth)) and doubt < 1e-3
+    return Judgement("false alarm" if is_easy else "failed honestly", detail=why)
+
+
+def _truth(case: Case, call: Call, ts: np.ndarray) -> tuple[np.ndarray, float]:
+    """The weights at `ts`, and how far the oracle itself may be off, relative to ‖w‖."""
+    field, start = _field(case, call)
+    if case.has_kinks:
+        return _by_midpoint(field, start, call.t1)
+    fine = _by_scipy(field, start, ts, 1e-11)
+    return fine, 1e-9
+
+
+def _by_scipy(field, start, ts, rtol) -> np.ndarray:
+    count = 0
+
+    def counted(t, w):
+        nonlocal count
+        count += 1
+        if count > MAX_EVALUATIONS:
+            raise GaveUp
+        return np.asarray(field(w))
+
+    atol = rtol * max(float(np.sqrt(np.mean(start**2))), 1e-300)
+    solution = solve_ivp(
+        counted, (0, ts[-1]), start, "DOP853", t_eval=ts, rtol=rtol, atol=atol
+    )
+    if not solution.success:
+        raise GaveUp
+    return solution.y.T
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _midpoint(static, arrays, t1, steps):
+    """The states at `NUM_TIMES` times, by as many midpoint steps between them."""
+    field = functools.partial(_velocity, static, arrays)
+    h = t1 / (steps * (NUM_TIMES - 1))
+
+    def advance(w, _):
+        def step(_, w):
+            return w + h * field(w + h / 2 * field(w))
+
+        w = jax.lax.fori_loop(0, steps, step, w)
+        return w, w
+
+    _, states = jax.lax.scan(advance, arrays[0], None, length=NUM_TIMES - 1)
+    return jnp.concatenate([arrays[0][None], states])
+
+
+def _by_midpoint(field, start, t1) -> tuple[np.ndarray, float]:
+    static, arrays = field.static, field.arrays
+    arrays = (jnp.asarray(start), *arrays[1:])
+    coarse, fine = (
+        np.asarray(_midpoint(static, arrays, t1, steps)) for steps in (1000, 4000)
+    )
+    if not np.all(np.isfinite(fine)):
+        raise GaveUp
+    size = np.max(np.linalg.norm(fine, axis=1))
+    # Over kinks the method is of order 1: of 4 times the steps a third of it is left.
+    return fine, float(np.max(np.linalg.norm(fine - coarse, axis=1)) / size)
+
+
+def _growth(case: Case, call: Call) -> float:
+    """By how much an error at the start grows: unstable flows multiply those of steps."""
+    if case.has_kinks:
+        return 1.0
+    field, start = _field(case, call)
+    ends = np.array([0, call.t1])
+    size = float(np.linalg.norm(start))
+    nudge = 1e-6 * size * np.random.default_rng(0).standard_normal(start.shape)
+    nudge /= np.sqrt(start.size)
+    try:
+        here, there = (_by_scipy(field, w, ends, 1e-10)[-1] for w in (start, start + nudge))
+    except GaveUp:
+        return 1.0
+    relative = np.linalg.norm(there - here) / np.linalg.norm(here)
+    return max(1.0, float(relative) / 1e-6)
+
+
+class _Field:
+    """−∇L − λw as a function of one vector."""
+
+    def __init__(self, static, arrays):
+        self.static, self.arrays = static, arrays
+
+    def __call__(self, w):
+        return _jitted_velocity(self.static, self.arrays, jnp.asarray(w))
+
+
+def _field(case: Case, call: Call) -> tuple[_Field, np.ndarray]:
+    weights, frozen = eqx.partition(call.model, eqx.is_inexact_array)
+    flat, _ = ravel_pytree(weights)
+    shapes = jax.tree.map(lambda w: w.shape, weights)
+    decay = OPTIONS[case.options].get("weight_decay", 0.0)
+    leaves, structure = jax.tree.flatten(weights)
+    static = (
+        case.loss,
+        structure,
+        tuple(leaf.shape for leaf in leaves),
+        tuple(jax.tree.leaves(frozen, is_leaf=callable)),
+        jax.tree.structure(frozen, is_leaf=callable),
+    )
+    del shapes
+    return _Field(static, (flat, call.x, call.y, jnp.asarray(decay))), np.asarray(flat)
+
+
+def _velocity(static, arrays, w):
+    loss, structure, shapes, frozen_leaves, frozen_structure = static
+    _, x, y, decay = arrays
+
+    def risk(w):
+        parts, start = [], 0
+        for shape in shapes:
+            size = int(np.prod(shape))
+            parts.append(w[start : start + size].reshape(shape))
+            start += size
+        frozen = jax.tree.unflatten(frozen_structure, frozen_leaves)
+        model = eqx.combine(jax.tree.unflatten(structure, parts), frozen)
+        return _risk(loss, jax.vmap(model)(x), y)
+
+    return -jax.grad(risk)(w) - decay * w
+
+
+_jitted_velocity = jax.jit(_velocity, static_argnums=0)
+
+
+def _risk(loss: str, f: Array, y: Array) -> Array:
+    """The mean loss, written out here once more."""
+    match loss:
+        case "squared" | "own":
+            return jnp.mean(jnp.sum((f - y) ** 2, axis=1)) / 2
+        case "logistic":
+            return jnp.mean(jnp.sum(jnp.logaddexp(0.0, -y * f), axis=1))
+        case "cross-entropy":
+            picked = jnp.take_along_axis(f, y[:, None], axis=1)[:, 0]
+            return jnp.mean(jax.scipy.special.logsumexp(f, axis=1) - picked)
+        case "Huber":
+            r = jnp.abs(f - y)
+            pieces = jnp.where(r <= 0.5, r**2 / 2, 0.5 * (r - 0.25))
+            return jnp.mean(jnp.sum(pieces, axis=1))
+    raise ValueError(loss)
+
+
+def _loss(name: str) -> Callable:
+    from cases import LOSSES
+
+    return LOSSES[name]
+
+
+def _states(models, count: int) -> np.ndarray:
+    arrays = jax.tree.leaves(eqx.filter(models, eqx.is_inexact_array))
+    return np.concatenate([np.asarray(a).reshape(count, -1) for a in arrays], axis=1)
