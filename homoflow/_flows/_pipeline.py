@@ -26,6 +26,9 @@ from .._results._failure import raise_unless_successful
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 
+#: Weights with a larger estimated error have not converged.
+_MAX_ERROR = 0.1
+
 
 def make_task(
     problem: Problem,
@@ -124,15 +127,21 @@ def _restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
 def _warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:
     """A warning where a run's own error estimate exceeds the tolerance asked for."""
     estimate = trajectory.stats["error_estimate"]
-    if estimate is None or task.rtol is None:
+    if estimate is None or not is_concrete((estimate, task.rtol)):
         return
-    if not is_concrete((estimate, task.rtol, trajectory.result)):
-        return
-    error, rtol = float(jnp.max(estimate)), float(jnp.min(jnp.asarray(task.rtol)))
-    if error > rtol:
+    error = float(jnp.max(estimate))
+    rtol = None if task.rtol is None else float(jnp.min(jnp.asarray(task.rtol)))
+    what = f"The relative error of the final weights is estimated at {error:.2g}"
+    if error > _MAX_ERROR:
         warnings.warn(
-            f"The relative error of the final weights is estimated at {error:.2g}, which "
-            f"is {error / rtol:.2g} times `rtol`, the tolerance of a single step: lower "
-            "`rtol` to make it smaller.",
+            f"{what}: they have not converged. (Losses and laws may have: see "
+            "`loss_error_estimate`.) Lower `rtol`, or pass `solver=homoflow.Filippov()`, "
+            "which follows each kink.",
+            stacklevel=4,
+        )
+    elif rtol is not None and error > rtol:
+        warnings.warn(
+            f"{what}, which is {error / rtol:.2g} times `rtol`, the tolerance of a single "
+            "step: lower `rtol` to make it smaller.",
             stacklevel=4,
         )

@@ -9,13 +9,11 @@ from jaxtyping import PyTree
 _NO_REVERSE_MODE = (
     "Reverse-mode derivatives (jax.grad, jax.vjp, jax.jacrev) through the exact flow, "
     "`homoflow.Filippov`, are not available. Forward-mode ones are: jax.jvp along one "
-    "direction, jax.jacfwd along all. Or pass `solver=homoflow.Averaged()` to "
-    "differentiate the approximate flow in either mode."
+    "direction, jax.jacfwd along all."
 )
 _NO_SECOND_ORDER = (
     "Second derivatives through the exact flow, `homoflow.Filippov`, are not available: "
-    "jax.jvp and jax.jacfwd give first ones. Or pass `solver=homoflow.Averaged()` to "
-    "differentiate the approximate flow twice."
+    "jax.jvp and jax.jacfwd give first ones."
 )
 
 _tangent_p = Primitive("homoflow_forward_only")

@@ -8,7 +8,7 @@ from ._interpreter import evaluate_equation, function_name, inner_jaxprs, is_def
 from ._primitives import CUSTOM_RULES, JUMPS
 
 #: Files whose rules are those of their functions.
-_TRUSTED = ("jax/_src/", "diffrax/", "equinox/", "lineax/", "optax/", "homoflow/")
+_TRUSTED = ("jax/_src/", "diffrax/", "equinox/", "lineax/", "optax/", "homoflow/_")
 
 
 def jumps_of_custom_rule(eqn, operands) -> set[str]:

@@ -15,9 +15,6 @@ from .._results._trajectory import Trajectory
 #: error does not always fall in proportion, and where the two solves become unrelated
 #: their distance may understate the error of either.
 SAFETY = 2.0
-#: Weights with a larger estimated error, or an estimate of NaN (the coarser solve
-#: failed), are no answer.
-MAX_ERROR = 0.1
 #: Where a pair of a sample and a unit takes another course than in the true flow, it may
 #: do so in two solves alike; rarely in three, the last at 16 times the tolerance. If
 #: errors fall in proportion to the tolerance, its difference counts by a quarter.
@@ -60,9 +57,8 @@ def with_error_estimate(
 
 
 def _judge(result: RESULTS, estimate: Array) -> RESULTS:
-    """The result, or `inaccurate` where the estimate says that there is no answer."""
-    is_credible = estimate <= MAX_ERROR
-    judged = RESULTS.where(is_credible, RESULTS.successful, RESULTS.inaccurate)
+    """The result, or `inaccurate` where the coarser solve failed: then neither holds."""
+    judged = RESULTS.where(jnp.isnan(estimate), RESULTS.inaccurate, RESULTS.successful)
     return RESULTS.where(result == RESULTS.successful, judged, result)
 
 

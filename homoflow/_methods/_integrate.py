@@ -14,7 +14,6 @@ from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
 from .._jax._runtime_checks import without_time_checks
-from .._laws import threshold
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
 from .._observe._time_grid import TimeGrid, input_error, time_reached
@@ -34,9 +33,8 @@ from ._vector_field import Equation, make_equation, make_terms
 _TOLERATED_DRIFT = 1.0
 #: A run from which more drift was removed, relative to ‖w‖², was not accurate.
 _MAX_REMOVED_DRIFT = 0.05
-#: How much larger a violation along a run may be than one at random weights, in float64
-#: 2e-11 in all: gradients on the way are sums of parts that nearly cancel.
-_TOLERATED_VIOLATION = 100.0
+#: By how many tolerances, relative to ‖w‖², the gradient itself may change a law.
+_MAX_BROKEN, _USUAL_TOLERANCE = 10.0, 1e-6
 #: Where a solver remembers more numbers than this, one more pass through them is what
 #: restoring steps costs, each of them: then only what is recorded is restored.
 _MAX_REMEMBERED = 2**20
@@ -133,7 +131,8 @@ def _solve(
     final = equation.weights(records.final)
     result, valid, reached = _ending(grid, error, solution, records, final)
     if equation.orbit is not None:
-        result = _judge_projection(result, costs, records.values, valid)
+        values = records.values
+        result = _judge_projection(result, costs, values, grid, settings.rtol)
     numbers = costs | {"time_reached": reached}
     return make_trajectory(
         problem,
@@ -234,19 +233,24 @@ def _judge_projection(
     result: RESULTS,
     costs: dict[str, Array],
     values: Values,
-    valid: Bool[Array, " times"],
+    grid: TimeGrid,
+    rtol: Array | None,
 ) -> RESULTS:
     """The result, or an error code where restoring laws has hidden that it is none.
 
-    Near a stationary point the gradient is rounding noise, which no law stops: there a
-    violation counts by as much as ‖∇L‖ is of its largest value.
+    The gradient changes a law of size ‖w‖² by at most (2‖w‖ + 1)·‖∇L‖·`law_violation` in
+    a unit of time. Summed over the run that is rounding for a law.
     """
-    norms = jnp.where(valid, values["grad_norms"], 0)
-    largest = jnp.max(norms)
-    shares = norms / jnp.where(largest > 0, largest, 1)
-    violations = jnp.where(valid, values["law_violation"], 0) * shares
-    tolerated = _TOLERATED_VIOLATION * threshold(violations.dtype)
-    is_law = jnp.max(violations) <= tolerated
+    squares = sum(values["squared_norms"].values())
+    lengths = 2 * jnp.sqrt(squares) + 1
+    rates = values["law_violation"] * values["grad_norms"] * lengths
+    rates = jnp.where(jnp.isfinite(rates), rates, 0)
+    steps = jnp.diff(grid.times(), prepend=grid.t0)
+    before = jnp.concatenate([rates[:1], rates[:-1]])
+    largest = jnp.max(jnp.where(jnp.isfinite(squares), squares, 0))
+    broken = jnp.sum(steps * (rates + before) / 2) / jnp.where(largest > 0, largest, 1)
+    tolerance = _USUAL_TOLERANCE if rtol is None else rtol
+    is_law = broken <= _MAX_BROKEN * tolerance
     judged = RESULTS.where(is_law, RESULTS.successful, RESULTS.law_broken)
     is_near = costs["projected_drift"] <= _MAX_REMOVED_DRIFT
     judged = RESULTS.where(is_law & ~is_near, RESULTS.inaccurate, judged)

@@ -42,7 +42,7 @@ class AbstractLoss(eqx.Module):
 
     @abc.abstractmethod
     def accepts_targets(
-        self, targets: Shaped[Array, "m ..."], outputs: int
+        self, targets: Shaped[Array, "m ..."], outputs: Callable[[], int]
     ) -> Bool[Array, ""]:
         """The same for targets whose values are known only when a program runs."""
 
@@ -61,7 +61,7 @@ class SquaredLoss(AbstractLoss):
         del targets, outputs  # Any numbers will do.
 
     def accepts_targets(
-        self, targets: Shaped[Array, "m ..."], outputs: int
+        self, targets: Shaped[Array, "m ..."], outputs: Callable[[], int]
     ) -> Bool[Array, ""]:
         del targets, outputs
         return jnp.asarray(True)
@@ -82,7 +82,7 @@ class LogisticLoss(AbstractLoss):
         _refuse_unless_signs(targets)
 
     def accepts_targets(
-        self, targets: Shaped[Array, "m ..."], outputs: int
+        self, targets: Shaped[Array, "m ..."], outputs: Callable[[], int]
     ) -> Bool[Array, ""]:
         del outputs
         return jnp.all(jnp.abs(targets) == 1)
@@ -103,7 +103,7 @@ class ExponentialLoss(AbstractLoss):
         _refuse_unless_signs(targets)
 
     def accepts_targets(
-        self, targets: Shaped[Array, "m ..."], outputs: int
+        self, targets: Shaped[Array, "m ..."], outputs: Callable[[], int]
     ) -> Bool[Array, ""]:
         del outputs
         return jnp.all(jnp.abs(targets) == 1)
@@ -127,18 +127,18 @@ class SoftmaxCrossEntropy(AbstractLoss):
         return optax.softmax_cross_entropy(prediction, _like(prediction, target))
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
-        if not bool(self.accepts_targets(targets, outputs)):
+        if not bool(self.accepts_targets(targets, lambda: outputs)):
             raise ValueError(
                 f"Class indices must lie in 0…{outputs - 1} for {outputs} outputs; got "
                 f"{int(targets.min())}…{int(targets.max())}."
             )
 
     def accepts_targets(
-        self, targets: Shaped[Array, "m ..."], outputs: int
+        self, targets: Shaped[Array, "m ..."], outputs: Callable[[], int]
     ) -> Bool[Array, ""]:
         if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
             return jnp.asarray(True)
-        return jnp.all((targets >= 0) & (targets < outputs))
+        return jnp.all((targets >= 0) & (targets < outputs()))
 
 
 class HuberLoss(AbstractLoss):
@@ -161,7 +161,7 @@ class HuberLoss(AbstractLoss):
         del targets, outputs  # Any numbers will do.
 
     def accepts_targets(
-        self, targets: Shaped[Array, "m ..."], outputs: int
+        self, targets: Shaped[Array, "m ..."], outputs: Callable[[], int]
     ) -> Bool[Array, ""]:
         del targets, outputs
         return jnp.asarray(True)

@@ -79,7 +79,10 @@ class Problem(eqx.Module):
             return jnp.asarray(True)
         x, y = self.data
         loss = self.objective.loss  # pyright: ignore[reportFunctionMemberAccess]
-        outputs = _prediction_shape(self.model, x, y, loss).size
+
+        def outputs() -> int:
+            return _prediction_shape(self.model, x, y, loss).size
+
         return loss.accepts_targets(y, outputs)
 
     def loss(self, weights: PyTree) -> Float[Array, ""]:

@@ -163,7 +163,7 @@ def _notes(name: str, t: Trajectory) -> list[str]:
         is_averaged = kinks != "none found" and solver != "Filippov"
         kind = f"an approximate flow ({solver} over kinks)" if is_averaged else "a flow"
         notes.append(
-            f"{name} is {kind} whose final weights have an estimated relative error of "
+            f"{name} is {kind}: the relative error of its final weights is estimated at "
             f"{error:.1g}."
         )
     return notes

@@ -55,11 +55,12 @@ class RESULTS(eqx.Enumeration):
         "`solver=homoflow.Averaged()` averages over kinks instead."
     )
     inaccurate = (
-        "The weights have not converged: the error estimate is NaN or above 0.1, or laws "
-        "had to be moved by more than 0.05·‖w‖². Likely causes: (a) a long time, for which "
-        "steps over kinks cannot be small enough: pass `solver=homoflow.Filippov()`, "
-        "which follows each kink, or allow more with `max_steps`; (b) too loose a "
-        "tolerance: lower `rtol`."
+        "The weights are not to be relied on: a solve at a coarser tolerance failed, so "
+        "that `error_estimate` is NaN, or laws had to be moved by more than 0.05·‖w‖². "
+        "Likely causes: (a) a long time, for which the smallest step over kinks, "
+        "2·t1/`max_steps`, is too long: pass `solver=homoflow.Filippov()`, which follows "
+        "each kink, or allow more with `max_steps`; (b) too loose a tolerance: lower "
+        "`rtol`."
     )
     law_broken = (
         "A law that was restored is none: where the flow went, the gradient changes it. "

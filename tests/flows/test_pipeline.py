@@ -195,6 +195,7 @@ def test_a_class_in_place_of_an_option_is_told():
         check_options(None, dfx.DirectAdjoint)
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_projection_rules_out_the_exact_flow_where_nobody_named_it():
     run = hf.flow(RELU, DATA, 1.0, rtol=1e-6, project=True)
     assert run.stats["solver"] == "Heun"

@@ -37,7 +37,10 @@ def main() -> None:
                     flush=True,
                 )
             if (i + 1) % 500 == 0:
-                print(f"{i + 1} in {time.time() - began:.0f} s: {dict(counts)}", flush=True)
+                print(
+                    f"{i + 1} in {time.time() - began:.0f} s: {dict(counts)}",
+                    flush=True,
+                )
     except KeyboardInterrupt:
         print("interrupted")
     print(dict(counts))

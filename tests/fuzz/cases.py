@@ -45,7 +45,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FOR_KINKS = {"Filippov", "Averaged"}
 FOR_SMOOTH = {"Tsit5", "ExponentialAdams"}
 #: Models whose kinks the exact flow follows.
-FOLLOWED = {"relu", "leaky relu", "absolute value", "ReLU MLP", "deep ReLU MLP", "residual"}
+FOLLOWED = {
+    "relu",
+    "leaky relu",
+    "absolute value",
+    "ReLU MLP",
+    "deep ReLU MLP",
+    "residual",
+}
 SCALES = (1e-150, 1e-30, 1e-8, 1e-3, 0.1, 1.0, 1.0, 1.0, 3.0)
 TIMES = (0.01, 0.5, 3.0)
 

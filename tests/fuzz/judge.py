@@ -54,7 +54,9 @@ def judge(case: Case) -> Judgement:
                 save_models=True, throw=False, **options,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
-            is_sentence = len(str(error)) > 40 and "homoflow" not in type(error).__module__
+            is_sentence = (
+                len(str(error)) > 40 and "homoflow" not in type(error).__module__
+            )
             kind: Outcome = "failed honestly" if is_sentence else "CRASHED"
             return Judgement(kind, detail=f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001: whatever it is, it is a finding
@@ -164,7 +166,9 @@ def _growth(case: Case, call: Call) -> float:
     nudge = 1e-6 * size * np.random.default_rng(0).standard_normal(start.shape)
     nudge /= np.sqrt(start.size)
     try:
-        here, there = (_by_scipy(field, w, ends, 1e-10)[-1] for w in (start, start + nudge))
+        here, there = (
+            _by_scipy(field, w, ends, 1e-10)[-1] for w in (start, start + nudge)
+        )
     except GaveUp:
         return 1.0
     relative = np.linalg.norm(there - here) / np.linalg.norm(here)

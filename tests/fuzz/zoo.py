@@ -133,16 +133,16 @@ JUMPING: dict[str, Callable] = {"choice": _choose, "rounded": _round_through}
 
 
 def dense(f: Callable) -> Callable[[np.random.Generator], eqx.Module]:
-    return lambda rng: Dense(
-        _draw(rng, HIDDEN, INPUTS), _draw(rng, OUTPUTS, HIDDEN), f
-    )
+    return lambda rng: Dense(_draw(rng, HIDDEN, INPUTS), _draw(rng, OUTPUTS, HIDDEN), f)
 
 
 def mlp(activation: str, sizes=(INPUTS, HIDDEN, OUTPUTS), kind=hf.MLP):
     def make(rng):
         model = kind(sizes, activation=activation, key=jax.random.key(0))
         return jax.tree.map(
-            lambda leaf: _draw(rng, *leaf.shape) if eqx.is_inexact_array(leaf) else leaf,
+            lambda leaf: (
+                _draw(rng, *leaf.shape) if eqx.is_inexact_array(leaf) else leaf
+            ),
             model,
         )
 

@@ -34,7 +34,52 @@ def namesake(w):
     return elu(w, 0.5)
 
 
+@jax.custom_jvp
+def straight_through(w):
+    """A sign whose derivative is said to be 1."""
+    return jnp.sign(w)
+
+
+@jax.custom_jvp
+def half_square(w):
+    """w²/2, whose derivative is said to be relu(w)."""
+    return w**2 / 2
+
+
+@jax.custom_jvp
+def sine(w):
+    return jnp.sin(w)
+
+
+straight_through.defjvps(lambda d, out, w: d)
+half_square.defjvps(lambda d, out, w: jnp.where(w > 0, w, 0) * d)
+sine.defjvps(lambda d, out, w: jnp.cos(w) * d)
+
+
+def rounded_through(w):
+    return w + lax.stop_gradient(jnp.round(w) - w)
+
+
+def counted(w):
+    """A loop that uses its counter as a number."""
+    return lax.fori_loop(
+        0, 3, lambda i, h: h + jnp.tanh(0.1 * i.astype(h.dtype)) * h, w
+    )
+
+
+TABLE = jnp.linspace(-2.0, 2.0, 5)
+
 KINKED = {
+    "root of a square": (lambda w: jnp.sqrt(w**2), "sqrt"),
+    "root of a product": (lambda w: jnp.sqrt(3 * w * w), "sqrt"),
+    "power 1/2 of a square": (lambda w: (w**2) ** 0.5, "pow"),
+    "straight-through sign": (straight_through, "sign"),
+    "straight-through rounding": (rounded_through, "round"),
+    "own rule that jumps": (half_square, "half_square"),
+    "table": (lambda w: jnp.interp(w, TABLE, jnp.abs(TABLE)), "gather"),
+    "place found by search": (
+        lambda w: TABLE[jnp.searchsorted(TABLE, w)] * w, "gather",
+    ),
     "relu": (jax.nn.relu, "relu"),
     "relu6": (jax.nn.relu6, "relu6"),
     "leaky relu": (jax.nn.leaky_relu, "leaky_relu"),
@@ -82,6 +127,15 @@ KINKED = {
 }  # fmt: skip
 
 SMOOTH = {
+    "root of a square and a number": lambda w: jnp.sqrt(w**2 + 1),
+    "norm": jnp.linalg.norm,
+    "power 3/2 of a square": lambda w: (w**2) ** 1.5,
+    "own rule that is smooth": sine,
+    "loop with its counter": counted,
+    "scan over times": lambda w: lax.scan(
+        lambda h, t: (jnp.tanh(h + t), None), w, jnp.arange(3.0)
+    )[0],
+    "table of the data": lambda w: w * jnp.interp(0.5, TABLE, TABLE**2),
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
     "softplus": jax.nn.softplus,

@@ -52,6 +52,7 @@ def total(model, data):
     return 0.5 * jnp.mean(jnp.sum((jax.vmap(model)(x) - y) ** 2, 1))
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -78,6 +79,7 @@ def test_float32_is_exact_too():
     assert exact.losses.dtype == jnp.float32
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_kinks_in_a_loop_are_named():
     keys = jr.split(jr.key(0), 2)
     model = Recurrent(*(jr.normal(key, (3, 3)) for key in keys))
@@ -87,6 +89,7 @@ def test_kinks_in_a_loop_are_named():
     assert "scan" in str(averaged.stats["solver_reason"])
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_too_many_pairs_average(monkeypatch):
     monkeypatch.setattr("homoflow._methods._rules.MAX_FOLLOWED_PAIRS", 95)
     averaged = flow(rtol=1e-5, max_steps=2000)
@@ -94,6 +97,7 @@ def test_too_many_pairs_average(monkeypatch):
     assert "96 pairs of a sample and a kink" in str(averaged.stats["solver_reason"])
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_averaging_can_be_asked_for(exact):
     averaged = flow(rtol=1e-5, solver=hf.Averaged())
     assert averaged.stats["solver"] == "Heun"
@@ -117,6 +121,7 @@ def test_a_tolerance_unknown_before_the_run_averages():
     assert "rtol is not known" in str(unknown.stats["solver_reason"])
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
     for name in ("FIRST_ACTIVE", "MAX_ACTIVE"):
         monkeypatch.setattr(f"homoflow._methods._exact.{name}", 2)
