@@ -42,6 +42,7 @@ def make_save_plan(
     equation: Equation,
     recorder: Recorder,
     ts: Float[Array, " times"],
+    t0: Float[Array, ""],
     t1: Float[Array, ""],
     adjoint: dfx.AbstractAdjoint,
     *,
@@ -60,7 +61,7 @@ def make_save_plan(
         return SavePlan(saveat, _read_backsolve(equation, ts, save_models))
     if ts.size * equation.start.size <= MAX_STORED:
         subs = {"states": dfx.SubSaveAt(ts=ts)}
-        read = _read_states(equation, ts, save_models)
+        read = _read_states(equation, ts, t0, save_models)
     else:
         recorder.refuse_sequential(MAX_STORED)
         subs = _subs_along(equation, recorder, ts, save_models)
@@ -95,10 +96,16 @@ def _observe_states(
 
 
 def _read_states(
-    equation: Equation, ts: Float[Array, " times"], save_models: bool
+    equation: Equation,
+    ts: Float[Array, " times"],
+    t0: Float[Array, ""],
+    save_models: bool,
 ) -> Callable[[dfx.Solution], Records]:
     def read(solution: dfx.Solution) -> Records:
         states, last, reached = _saved(solution, "states")
+        # Diffrax saves nothing, not even the start, until a step has succeeded.
+        start = jnp.where(ts[0] == t0, equation.start, states[0])
+        states = states.at[0].set(start)
         # The end is mostly one of the times: its laws need not be restored twice.
         is_last = ts[-1] == reached
         states = states.at[-1].set(jnp.where(is_last, last, states[-1]))

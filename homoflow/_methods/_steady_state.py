@@ -7,6 +7,7 @@ import diffrax as dfx
 import jax.numpy as jnp
 import numpy as np
 
+from .._jax._arguments import as_times
 from .._observe._time_grid import make_time_grid
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
@@ -121,7 +122,7 @@ def steady_state_times(ts: Any, dtype: Any) -> np.ndarray | None:
     """Times that a flow to a stationary point passes; `ValueError` if they are none."""
     if ts is None:
         return None
-    times = np.asarray(ts if hasattr(ts, "__array__") else list(ts), float)
+    times = np.asarray(as_times(ts), float)
     last = float(times.ravel()[-1]) if times.size else np.nan
     if not (np.isfinite(last) and last > 0):
         raise ValueError(
