@@ -88,7 +88,8 @@ class Gaussian(AbstractInitializer):
     ):
         if (std is None) == (variance is None):
             raise ValueError("Give either `std` or `variance`, and not both.")
-        name, given = ("std", std) if variance is None else ("variance", variance)
+        name = "std" if variance is None else "variance"
+        given: Any = std if variance is None else variance
         is_list = isinstance(given, Sequence) and not isinstance(given, str)
         # Not `tuple(given)` of a single number: an array without axes has no entries.
         values = tuple(given) if is_list or np.ndim(given) == 1 else None
@@ -138,8 +139,9 @@ class Orthogonal(AbstractInitializer):
 
     def __check_init__(self):
         check_number("scale", self.scale)
-        if is_concrete(self.scale) and not math.isfinite(self.scale):
-            raise ValueError(f"`scale` must be finite; got {self.scale}.")
+        scale: Any = self.scale
+        if is_concrete(scale) and not math.isfinite(scale):
+            raise ValueError(f"`scale` must be finite; got {scale}.")
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
@@ -168,9 +170,9 @@ class Balanced(AbstractInitializer):
     std: Number = 0.1
 
     def __check_init__(self):
-        check_number("std", self.std)
-        if is_concrete(self.std) and not (math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"`std` must be positive and finite; got {self.std}.")
+        check_spread("std", self.std)
+        if is_concrete(self.std) and self.std == 0:
+            raise ValueError("`std` must be positive and finite; got 0.")
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype

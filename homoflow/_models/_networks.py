@@ -300,7 +300,9 @@ def _initialized(
     )
 
 
-def _draw(init: Any, key: PRNGKeyArray, specs: list[WeightSpec], dtype) -> list[Array]:
+def _draw(
+    init: Any, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype
+) -> list[Array]:
     """All weights, by an initializer that may be a user's own function."""
     if isinstance(init, AbstractInitializer):
         weights = init(key, specs, dtype)
@@ -317,7 +319,7 @@ def _draw(init: Any, key: PRNGKeyArray, specs: list[WeightSpec], dtype) -> list[
 
 
 def _draw_by_function(
-    init: Any, key: PRNGKeyArray, specs: list[WeightSpec], dtype
+    init: Any, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype
 ) -> list[Array]:
     check_init(init)
     try:

@@ -15,7 +15,7 @@ from .._jax._structural_cache import cached_by_structure
 from .._jax._text import first_line
 from .._jax._tracing import is_concrete, known_finite
 
-_FILTER_VMAPPED = type(eqx.filter_vmap(lambda x: x))
+_FILTER_VMAPPED: Any = type(eqx.filter_vmap(lambda x: x))
 
 
 def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Array]:

@@ -191,8 +191,8 @@ def _prediction_shape(model: PyTree, x: PyTree, y: Array, loss: LossLike):
         raise ValueError(
             f"The loss cannot be applied to one prediction and one target, of shapes "
             f"{shapes[0]} and {shapes[1]}: {type(error).__name__}, "
-            f"{first_line(error).rstrip('.')}. homoflow applies it to each sample by itself and averages: it has no batch "
-            "axis, and must return one number."
+            f"{first_line(error).rstrip('.')}. homoflow applies it to each sample by "
+            "itself and averages: it has no batch axis, and must return one number."
         ) from error
     _refuse_unless_scalar("loss", value)
     return prediction

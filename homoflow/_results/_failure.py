@@ -80,6 +80,8 @@ def _raise_where_known(trajectory: Trajectory) -> None:
         message = _describe_batch(indices, reached)
     else:
         message = _describe(trajectory, _messages()[int(indices)])
+    if message and indices.ndim:
+        message += "\nWhat was computed of all runs is in this error's `trajectory`."
     if message:
         raise TrajectoryError(message, trajectory)
 
@@ -191,7 +193,9 @@ def _describe_batch(
             f"{run[0] if len(run) == 1 else run} (to t = {reached[run]:.4g})"
             for run in runs[:_MAX_NAMED]
         ]
+        noun = "run" if len(runs) == 1 else "runs"
         more = f" and {len(runs) - _MAX_NAMED} more" if len(runs) > _MAX_NAMED else ""
-        lines.append(f"{names[code]}: runs {', '.join(shown)}{more}. {messages[code]}")
-    lines.append("What was computed of all runs is in this error's `trajectory`.")
+        lines.append(
+            f"{names[code]}: {noun} {', '.join(shown)}{more}. {messages[code]}"
+        )
     return "\n".join(lines)

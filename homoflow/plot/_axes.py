@@ -37,18 +37,20 @@ def line_style(colour: int, style: int) -> dict[str, Any]:
 def draw_legend(ax: "Axes") -> None:
     """A legend that covers nothing: in a free corner, or above what is drawn.
 
-    For the latter the vertical axis is extended upward.
+    For the latter the vertical axis is extended upward; a legend too large for that stands
+    beside the axes.
     """
-    if not ax.get_legend_handles_labels()[1]:
+    count = len(ax.get_legend_handles_labels()[1])
+    if not count:
         return
     if not _covers(ax, _placed_legend(ax, loc="best")):
         return
-    count = len(ax.get_legend_handles_labels()[1])
     columns = 1 + (count > _MAX_ROWS)
-    legend = _placed_legend(ax, loc="upper right", ncols=columns)
-    share = legend.get_window_extent().height / ax.get_window_extent().height + 0.05
-    if share > _MAX_SHARE:
-        _placed_legend(ax, loc="upper left", bbox_to_anchor=(1, 1))
+    legend = _placed_legend(ax, loc="upper right", ncols=columns, fontsize="small")
+    box, frame = legend.get_window_extent(), ax.get_window_extent()
+    share = box.height / frame.height + 0.05
+    if share > _MAX_SHARE or box.width > frame.width:
+        _placed_legend(ax, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
         return
     transform = ax.yaxis.get_transform()
     low, high = transform.transform(np.array(ax.get_ylim()))
@@ -58,12 +60,17 @@ def draw_legend(ax: "Axes") -> None:
 
 def _placed_legend(ax: "Axes", **where: Any) -> "Legend":
     legend = ax.legend(frameon=False, **where)
-    ax.figure.draw_without_rendering()  # Only then it has a place.
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # Only then it has a place.
     return legend
 
 
 def _covers(ax: "Axes", legend: "Legend") -> bool:
     box = legend.get_window_extent()
+    frame = ax.get_window_extent()
+    if box.width > frame.width or box.height > frame.height:
+        return True
     lines = [(line.get_path(), line.get_transform(), False) for line in ax.lines]
     areas = [
         (path, area.get_transform(), True)

@@ -46,15 +46,21 @@ def refuse_batch(trajectory: Trajectory) -> None:
         )
 
 
-def label_of(label: str, run: Trajectory) -> str:
-    """The label, and for a batch how many runs there are and what is drawn of them."""
+def note_of(run: Trajectory) -> str | None:
+    """What is drawn of a batch, and of how many runs; `None` for a single run."""
     results = member_indices(run.result)
     if not results.ndim:
-        return label
+        return None
     low, high = (round(100 * q) for q in _QUANTILES)
     unfinished = int(np.sum(results != 0))
-    left = f", {unfinished} of them unfinished" if unfinished else ""
-    return f"{label} (median, {low}–{high} % of {results.size} runs{left})"
+    left = f" ({unfinished} unfinished)" if unfinished else ""
+    return f"median, {low}–{high} % of {results.size} runs{left}"
+
+
+def label_of(label: str, run: Trajectory) -> str:
+    """The label; that of a batch has a second line, with what is drawn of it."""
+    note = note_of(run)
+    return label if note is None else f"{label}\n{note}"
 
 
 def series_of(run: Trajectory, values: Any) -> Series:

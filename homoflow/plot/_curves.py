@@ -6,7 +6,7 @@ import numpy as np
 
 from .._results._trajectory import Trajectory
 from ._axes import axes_or_new, draw_legend, line_style
-from ._batch import Runs, Series, label_of, named_runs, series_of
+from ._batch import Runs, Series, label_of, named_runs, note_of, series_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,10 @@ def squared_norms(runs: Runs, *, ax: "Axes | None" = None) -> "Axes":
     for i, (label, run) in enumerate(runs.items()):
         for j, path in enumerate(run.squared_norms):
             name = path if len(runs) == 1 else f"{path}, {label}"
-            _draw(ax, drawn[label, path], label_of(name, run), j, i)
+            _draw(ax, drawn[label, path], name, j, i)
+        note = note_of(run)
+        if note is not None:
+            ax.plot([], [], " ", label=f"{label}:\n{note}")
     ax.set(xlabel="time t", ylabel="squared norm ‖W‖²")
     draw_legend(ax)
     return ax
