@@ -92,7 +92,7 @@ PROBLEMS = {
     "no array": ({"data": (ListOfLists(), Y)}, r"ListOfLists.*call `\.detach\(\)` first"),
     "one law": ({"laws": NEURONS}, r"goes into a list, `laws=\[law\]`"),
     "name of a law": ({"laws": "neurons[1]"}, r'homoflow\.laws\(model\)\["neurons\[1\]"\]'),
-    "names of laws": ({"laws": ("layers[1]",)}, r"homoflow\.laws\(model\)\['layers\[1\]'\]"),
+    "names of laws": ({"laws": ("layers[1]",)}, r"laws\(model\)\['layers\[1\]'\]"),
     "the function laws": ({"laws": hf.laws}, r"such as `homoflow\.laws\(model\)`"),
     "progress": ({"progress": "yes"}, r"True, False or a progress meter.*got 'yes'"),
     "progress class": ({"progress": dfx.TextProgressMeter}, "pass an instance"),

@@ -83,6 +83,8 @@ def as_times(ts: Any) -> Array:
         )
     given = ts if is_array else list(ts)
     try:
+        if any(isinstance(entry, str | bytes) for entry in given):
+            raise TypeError("text is no time")
         times = jnp.asarray(given)
     except (TypeError, ValueError) as error:
         raise TypeError(

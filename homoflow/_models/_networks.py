@@ -20,6 +20,9 @@ from ._activations import AbstractActivation, ActivationLike, per_layer
 from ._initializers import AbstractInitializer, Kaiming, WeightSpec, check_init
 from ._shared import SharedLinear
 
+#: An initializer, or a function that is called in the same way.
+Initializer = AbstractInitializer | Callable[..., Any]
+
 
 class AbstractNetwork(eqx.Module):
     """f_w(x) = W_N φ_{N−1}(W_{N−1} ⋯ φ_1(W_1 x)), layers of any linear kind.
@@ -48,7 +51,8 @@ class MLP(AbstractNetwork):
         activation object such as `homoflow.LeakyReLU(0.1)` or `homoflow.Power(2)`, or a
         function of an array; or a sequence with one for each hidden layer.
     - `use_bias`: trainable biases in every layer, zero at first (none by default).
-    - `init`: an initializer (default `homoflow.Kaiming()`: N(0, 2 / fan_in)).
+    - `init`: an initializer (default `homoflow.Kaiming()`: N(0, 2 / fan_in)), or a function
+        of the same arguments.
     - `key`: a JAX random key.
     - `dtype`: of the weights (JAX's default floating-point type).
 
@@ -72,7 +76,7 @@ class MLP(AbstractNetwork):
         *,
         activation: ActivationLike | Sequence[ActivationLike] = "relu",
         use_bias: bool = False,
-        init: AbstractInitializer | None = None,
+        init: Initializer | None = None,
         key: PRNGKeyArray,
         dtype=None,
     ):
@@ -122,7 +126,7 @@ class ConvNet(AbstractNetwork):
         padding: int | Sequence[int] = 0,
         activation: ActivationLike | Sequence[ActivationLike] = "relu",
         use_bias: bool = False,
-        init: AbstractInitializer | None = None,
+        init: Initializer | None = None,
         key: PRNGKeyArray,
         dtype=None,
     ):
@@ -196,7 +200,7 @@ class SharedMLP(AbstractNetwork):
         *,
         activation: ActivationLike | Sequence[ActivationLike] = "relu",
         use_bias: bool = False,
-        init: AbstractInitializer | None = None,
+        init: Initializer | None = None,
         key: PRNGKeyArray,
         dtype=None,
     ):
@@ -287,7 +291,7 @@ def _spec(layer, in_units: int | None, degree: int) -> WeightSpec:
 def _initialized(
     layers: Sequence[Any],
     specs: Sequence[WeightSpec],
-    init: AbstractInitializer | None,
+    init: Initializer | None,
     key: PRNGKeyArray,
 ) -> tuple[Any, ...]:
     first = layers[0]
