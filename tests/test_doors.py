@@ -118,7 +118,7 @@ FLOWS = {
     "list as t1": ({"t1": [1.0]}, r"`t1` must be one number; got shape \(1,\)"),
     "ts as text": ({"ts": "x"}, r"`ts` must be a sequence.*jnp\.linspace.*got 'x'"),
     "one time": ({"ts": 0.5}, "`ts` must be a sequence.*got 0.5"),
-    "words as ts": ({"ts": ["a", "b"]}, "`ts` must hold numbers"),
+    "words as ts": ({"ts": ["a", "b"]}, "`ts` must hold real numbers"),
     "booleans as ts": ({"ts": [False, True]}, "`ts` must hold real numbers"),
     "ts as text for t1 = inf": ({"t1": jnp.inf, "ts": "x"}, "`ts` must be a sequence"),
     "controller by name": (

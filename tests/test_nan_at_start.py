@@ -69,7 +69,7 @@ def test_of_a_batch_only_the_runs_that_start_there(run):
     "options",
     [
         {"ts": [0.5, 0.75]},
-        {"t1": jnp.inf, "ts": None},
+        {"t1": jnp.inf, "ts": None, "objective": norm},
         {"solver": hf.Averaged()},
         {"weight_decay": 0.1},
     ],
@@ -87,7 +87,7 @@ def test_what_fails_later_is_not_called_so():
         return -data * jnp.sum(w**3) / 3
 
     run = flow(jnp.ones(1), blow_up, t1=2.0, ts=[0.0, 0.5, 1.5])
-    assert run.result in (hf.RESULTS.nonfinite, hf.RESULTS.step_size_too_small)
+    assert run.result not in (AT_START, hf.RESULTS.successful)
     np.testing.assert_allclose(run.losses[:2], [-1 / 3, -8 / 3], rtol=1e-6)
 
 

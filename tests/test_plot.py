@@ -1,9 +1,9 @@
 """Pictures of runs and of batches: medians and bands over runs, legends beside lines."""
 
-import dataclasses
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,7 +99,7 @@ def test_a_run_that_failed_is_told_and_left_out_from_there(sweep):
     codes = jnp.array([1, 0, 0, 0, 0])
     structure = jax.tree.structure(sweep.result)
     result = jax.tree.unflatten(structure, [codes])
-    broken = dataclasses.replace(sweep, losses=losses, result=result)
+    broken = eqx.tree_at(lambda t: (t.losses, t.result), sweep, (losses, result))
     ax = homoflow.plot.losses({"starts": broken})
     assert "of 5 runs (1 unfinished)" in texts(ax)[0]
     left = np.median(np.asarray(sweep.losses)[1:, 6:], axis=0)
@@ -114,12 +114,13 @@ def test_a_single_run_is_drawn_as_it_is(single):
 
 
 def test_a_batch_with_different_times_is_refused(sweep):
-    scaled = dataclasses.replace(sweep, ts=sweep.ts * RATES[:, None])
+    scaled = eqx.tree_at(lambda t: t.ts, sweep, sweep.ts * RATES[:, None])
     with pytest.raises(ValueError, match="recorded at different times"):
         homoflow.plot.losses({"rates": scaled})
 
 
-def test_runs_come_with_labels(single):
+def test_runs_come_with_labels(single, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match="trajectories by their labels"):
         homoflow.plot.losses(single)
     with pytest.raises(TypeError, match=r"runs\['a'\]` must be a trajectory"):
@@ -138,8 +139,8 @@ def test_a_legend_covers_no_line(single, shape):
         "down": [np.exp(-k * t) for k in range(7)],
     }[shape]
     runs = {
-        f"a run with a longer label, {k}": dataclasses.replace(
-            single, losses=jnp.asarray(curve)
+        f"a run with a longer label, {k}": eqx.tree_at(
+            lambda t: t.losses, single, jnp.asarray(curve)
         )
         for k, curve in enumerate(curves)
     }

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from .._dynamics._base import AbstractDynamics
 from .._dynamics._gradient_flow import GradientFlow
@@ -158,9 +159,12 @@ def _is_nonfinite_at_start(trajectory: Trajectory, task: Task) -> bool:
         return False
     if np.isfinite(np.asarray(trajectory.losses)).any():
         return False
-    problem = task.given
-    start = eqx.filter_jit(jax.value_and_grad(problem.loss))(problem.weights)
-    return not bool(all_finite(start))
+    return not bool(_is_finite_at_start(task.given))
+
+
+@eqx.filter_jit
+def _is_finite_at_start(problem: Problem) -> Bool[Array, ""]:
+    return all_finite(jax.value_and_grad(problem.loss)(problem.weights))
 
 
 def _warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:

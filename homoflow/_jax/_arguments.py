@@ -82,13 +82,16 @@ def as_times(ts: Any) -> Array:
             f"{short_repr(ts)}."
         )
     given = ts if is_array else list(ts)
+    is_text = not is_array and any(isinstance(t, str | bytes) for t in given)
+    if is_text or (hasattr(ts, "dtype") and not _has_real_dtype(ts)):
+        raise TypeError(
+            f"`ts` must hold real numbers, the times to record at; got {short_repr(ts)}."
+        )
     try:
-        if any(isinstance(entry, str | bytes) for entry in given):
-            raise TypeError("text is no time")
         times = jnp.asarray(given)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`ts` must hold numbers only; got {short_repr(ts)}."
+            f"`ts` must hold real numbers, the times to record at: {error}"
         ) from error
     if times.ndim != 1 or times.shape[0] == 0:
         raise ValueError(f"`ts` must be a sequence of times; got shape {times.shape}.")
