@@ -53,6 +53,8 @@ def raise_unless_successful(trajectory: Trajectory) -> Trajectory:
     **Raises:** `homoflow.TrajectoryError`.
 
     ```python
+    import equinox as eqx
+
     x = jax.random.normal(jax.random.key(1), (20, 3))
 
     @eqx.filter_jit
