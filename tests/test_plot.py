@@ -1,5 +1,7 @@
 """Pictures of runs and of batches: medians and bands over runs, legends beside lines."""
 
+from typing import Any, cast
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,10 @@ def band_of(ax, place=0):
     )
 
 
+def heights(line):
+    return np.asarray(line.get_ydata())
+
+
 def texts(ax):
     return [text.get_text() for text in ax.get_legend().texts]
 
@@ -73,8 +79,10 @@ def test_losses_of_a_batch_are_a_median_and_a_band(sweep):
     ax = homoflow.plot.losses({"starts": sweep})
     (line,) = ax.lines
     values = np.sort(np.asarray(sweep.losses), axis=0)
-    np.testing.assert_allclose(line.get_xdata(), 0.1 * np.arange(11), rtol=1e-12)
-    np.testing.assert_allclose(line.get_ydata(), values[2], rtol=1e-12)
+    np.testing.assert_allclose(
+        np.asarray(line.get_xdata()), 0.1 * np.arange(11), rtol=1e-12
+    )
+    np.testing.assert_allclose(heights(line), values[2], rtol=1e-12)
     # Of five sorted values the quantile of 10 % lies 0.4 of the way to the second.
     low, high = (values[i] + 0.4 * (values[j] - values[i]) for i, j in ((0, 1), (4, 3)))
     np.testing.assert_allclose(band_of(ax), [low, high], rtol=1e-12)
@@ -86,11 +94,11 @@ def test_drifts_and_norms_of_a_batch(sweep):
     values = np.asarray(sweep.laws["neurons[1]"])
     drift = np.max(np.abs(values - values[:, :1]), axis=2)
     np.testing.assert_allclose(
-        ax.lines[0].get_ydata()[1:], np.median(drift, axis=0)[1:], rtol=1e-12
+        heights(ax.lines[0])[1:], np.median(drift, axis=0)[1:], rtol=1e-12
     )
     ax = homoflow.plot.squared_norms({"starts": sweep})
     for line, values in zip(ax.lines, sweep.squared_norms.values(), strict=False):
-        np.testing.assert_allclose(line.get_ydata(), np.median(values, axis=0))
+        np.testing.assert_allclose(heights(line), np.median(values, axis=0))
     assert texts(ax)[-1] == "starts:\nmedian, 10–90 % of 5 runs"
 
 
@@ -103,12 +111,12 @@ def test_a_run_that_failed_is_told_and_left_out_from_there(sweep):
     ax = homoflow.plot.losses({"starts": broken})
     assert "of 5 runs (1 unfinished)" in texts(ax)[0]
     left = np.median(np.asarray(sweep.losses)[1:, 6:], axis=0)
-    np.testing.assert_allclose(ax.lines[0].get_ydata()[6:], left, rtol=1e-12)
+    np.testing.assert_allclose(heights(ax.lines[0])[6:], left, rtol=1e-12)
 
 
 def test_a_single_run_is_drawn_as_it_is(single):
     ax = homoflow.plot.losses({"one": single})
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), single.losses)
+    np.testing.assert_array_equal(heights(ax.lines[0]), single.losses)
     assert not ax.collections
     assert texts(ax) == ["one"]
 
@@ -124,7 +132,7 @@ def test_runs_come_with_labels(single, monkeypatch):
     with pytest.raises(TypeError, match="trajectories by their labels"):
         homoflow.plot.losses(single)
     with pytest.raises(TypeError, match=r"runs\['a'\]` must be a trajectory"):
-        homoflow.plot.squared_norms({"a": 1.0})
+        homoflow.plot.squared_norms({"a": cast(Any, 1.0)})
     with pytest.raises(KeyError, match=r"has no law 'neuron\[1\]'"):
         homoflow.plot.law_drift({"one": single}, "neuron[1]")
 

@@ -99,19 +99,11 @@ def descend(
     gd.ts[-1]  # 5.0
     ```
     """
-    check_flag("throw", throw)
     start, t0 = start_of(model)
     problem = make_problem(
         start, data, loss=loss, objective=objective, trainable=trainable
     )
-    check_count("steps", steps)
-    check_count("record_every", record_every)
-    for name, flag in (("save_models", save_models), ("ledger", ledger)):
-        check_flag(name, flag)
-    check_progress(progress)
-    check_laws(laws)
-    if key is not None:
-        check_key(key)
+    _check_kinds(steps, record_every, save_models, ledger, throw, progress, laws, key)
     dtype = _time_dtype(problem)
     _check_learning_rate(learning_rate)
     if not callable(learning_rate):
@@ -147,6 +139,28 @@ def descend(
     facts = (("optimizer", factory.name), ("time_unit", plan.clock.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory
+
+
+def _check_kinds(
+    steps: Any,
+    record_every: Any,
+    save_models: Any,
+    ledger: Any,
+    throw: Any,
+    progress: Any,
+    laws: Any,
+    key: Any,
+) -> None:
+    """`TypeError` or `ValueError` for arguments of the wrong kind."""
+    check_count("steps", steps)
+    check_count("record_every", record_every)
+    flags = {"save_models": save_models, "ledger": ledger, "throw": throw}
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    check_progress(progress)
+    check_laws(laws)
+    if key is not None:
+        check_key(key)
 
 
 def _continuation_of(model: PyTree) -> Continuation | None:

@@ -110,9 +110,7 @@ def _solve(
     plan = make_save_plan(
         equation,
         recorder,
-        span.times(),
-        span.t0,
-        span.t1,
+        span,
         options.adjoint,
         save_models=options.save_models,
         needs_solver_state=as_flow_solver(solver).uses_memory,

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._observe._recorder import Recorder, Values
+from .._observe._time_grid import TimeGrid
 from ._vector_field import Equation
 
 #: Up to so many numbers the states at all times are kept.
@@ -41,20 +42,19 @@ class SavePlan(NamedTuple):
 def make_save_plan(
     equation: Equation,
     recorder: Recorder,
-    ts: Float[Array, " times"],
-    t0: Float[Array, ""],
-    t1: Float[Array, ""],
+    span: TimeGrid,
     adjoint: dfx.AbstractAdjoint,
     *,
     save_models: bool,
     needs_solver_state: bool,
 ) -> SavePlan:
-    """To record all observables at `ts`.
+    """To record all observables at the times of `span`.
 
     Under vmap a solve that records as it goes does so for all seeds whenever one of them
     has come to a time: it costs a multiple of what is done after it, for as many states
     as there are times. Where these are a lot to keep, only what is recorded of them is.
     """
+    ts, t0, t1 = span.times(), span.t0, span.t1
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only.
         saveat = dfx.SaveAt(ts=jnp.append(ts, t1))
