@@ -184,32 +184,32 @@ def test_a_descent_of_the_wrong_kind(refused, keywords, message):
     refused(lambda: descend(**keywords), message, KINDS)
 
 
-#: What a type checker would refuse.
-untyped: Any = hf
+#: homoflow as a type checker does not see it.
+any_: Any = hf
 
 
 def perceptron(**keywords):
-    return untyped.MLP((3, 4, 2), **{"key": KEY, **keywords})
+    return any_.MLP((3, 4, 2), **{"key": KEY, **keywords})
 
 
 MODELS = {
     "number as key": (lambda: perceptron(key=0), r"`jax\.random\.key\(0\)`; got 0"),
-    "key of a convolution": (lambda: untyped.ConvNet((1, 5), (2,), 1, key=1), "got 1"),
-    "key of shared weights": (lambda: untyped.SharedMLP([[[1]]], key=None), "got None"),
-    "key of factors": (lambda: untyped.MatrixFactorization(2, 2, 1, key=0), "got 0"),
-    "key of an initializer": (lambda: untyped.Kaiming()(3, [], X.dtype), "got 3"),
+    "key of a convolution": (lambda: any_.ConvNet((1, 5), (2,), 1, key=1), "got 1"),
+    "key of shared weights": (lambda: any_.SharedMLP([[[1]]], key=None), "got None"),
+    "key of factors": (lambda: any_.MatrixFactorization(2, 2, 1, key=0), "got 0"),
+    "key of an initializer": (lambda: any_.Kaiming()(3, [], X.dtype), "got 3"),
     "key of linear layers": (
-        lambda: untyped.MLP((2, 2), init=untyped.BalancedLinear(), key=0), "got 0"
+        lambda: any_.MLP((2, 2), init=any_.BalancedLinear(), key=0), "got 0"
     ),
     "activation by its name": (lambda: perceptron(activation="gelu"), r"`jax\.nn\.gelu`"),
     "unknown activation": (lambda: perceptron(activation="rellu"), "the names are abs"),
-    "activation class": (lambda: perceptron(activation=untyped.ReLU), "pass an instance"),
+    "activation class": (lambda: perceptron(activation=any_.ReLU), "pass an instance"),
     "number as activation": (lambda: perceptron(activation=2), "or a function; got 2"),
     "activation with weights": (
         lambda: perceptron(activation=eqx.nn.PReLU()), "Equinox module of your own"
     ),
     "start by name": (lambda: perceptron(init="xavier"), r"`homoflow\.Xavier\(…\)`"),
-    "start class": (lambda: perceptron(init=untyped.Xavier), "pass an instance"),
+    "start class": (lambda: perceptron(init=any_.Xavier), "pass an instance"),
     "start of one array": (
         lambda: perceptron(init=lambda key, shape: jnp.ones(shape)),
         r"called once for the whole network, as `init\(key, specs, dtype\)`",
@@ -223,21 +223,21 @@ MODELS = {
         r"of shapes \[\(4, 3\), \(2, 4\)\]; it returned \[\(3, 4\), \(4, 2\)\]",
     ),
     "bias as text": (lambda: perceptron(use_bias="no"), "`use_bias` must be True or"),
-    "one size": (lambda: untyped.MLP(5, key=KEY), "at least 2 positive integers"),
-    "spread as text": (lambda: untyped.Gaussian("0.1"), "`std` must be a real number"),
-    "a spread as text": (lambda: untyped.Gaussian((0.1, "b")), "`std` must be a real number"),
-    "variance = True": (lambda: untyped.Gaussian(variance=True), "`variance` must be a real"),
-    "balanced spread": (lambda: untyped.Balanced("a"), "`std` must be a real number"),
-    "negative spread": (lambda: untyped.BalancedLinear(-1.0), "finite and not negative"),
-    "scale as text": (lambda: untyped.Orthogonal("a"), "`scale` must be a real number"),
+    "one size": (lambda: any_.MLP(5, key=KEY), "at least 2 positive integers"),
+    "spread as text": (lambda: any_.Gaussian("0.1"), "`std` must be a real number"),
+    "a spread as text": (lambda: any_.Gaussian((0.1, "b")), "`std` must be a real number"),
+    "variance = True": (lambda: any_.Gaussian(variance=True), "`variance` must be a real"),
+    "balanced spread": (lambda: any_.Balanced("a"), "`std` must be a real number"),
+    "negative spread": (lambda: any_.BalancedLinear(-1.0), "finite and not negative"),
+    "scale as text": (lambda: any_.Orthogonal("a"), "`scale` must be a real number"),
     "spread of factors": (
-        lambda: untyped.MatrixFactorization(2, 2, 1, std="a", key=KEY), "`std` must be a real"
+        lambda: any_.MatrixFactorization(2, 2, 1, std="a", key=KEY), "`std` must be a real"
     ),
-    "rank 0": (lambda: untyped.MatrixFactorization(2, 2, 0, key=KEY), "`r` must be a positive"),
-    "delta as text": (lambda: untyped.HuberLoss(delta="a"), "`delta` must be a real number"),
-    "slope as text": (lambda: untyped.LeakyReLU("a"), "`slope` must be a real number"),
-    "models to compare": (lambda: untyped.compare(MODEL, MODEL), r"a trajectory.*not a model"),
-    "a model to judge": (lambda: untyped.raise_unless_successful(MODEL), "a trajectory, which"),
+    "rank 0": (lambda: any_.MatrixFactorization(2, 2, 0, key=KEY), "`r` must be a positive"),
+    "delta as text": (lambda: any_.HuberLoss(delta="a"), "`delta` must be a real number"),
+    "slope as text": (lambda: any_.LeakyReLU("a"), "`slope` must be a real number"),
+    "models to compare": (lambda: any_.compare(MODEL, MODEL), r"a trajectory.*not a model"),
+    "a model to judge": (lambda: any_.raise_unless_successful(MODEL), "a trajectory, which"),
 }  # fmt: skip
 
 
