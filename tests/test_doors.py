@@ -233,11 +233,11 @@ MODELS = {
     "spread of factors": (
         lambda: any_.MatrixFactorization(2, 2, 1, std="a", key=KEY), "`std` must be a real"
     ),
-    "rank 0": (lambda: any_.MatrixFactorization(2, 2, 0, key=KEY), "`r` must be a positive"),
+    "rank 0": (lambda: any_.MatrixFactorization(2, 2, 0, key=KEY), "`r` must be a posi"),
     "delta as text": (lambda: any_.HuberLoss(delta="a"), "`delta` must be a real number"),
     "slope as text": (lambda: any_.LeakyReLU("a"), "`slope` must be a real number"),
-    "models to compare": (lambda: any_.compare(MODEL, MODEL), r"a trajectory.*not a model"),
-    "a model to judge": (lambda: any_.raise_unless_successful(MODEL), "a trajectory, which"),
+    "models to compare": (lambda: any_.compare(MODEL, MODEL), "a trajectory.*not a m"),
+    "a model to judge": (lambda: any_.raise_unless_successful(MODEL), "a trajectory, w"),
 }  # fmt: skip
 
 

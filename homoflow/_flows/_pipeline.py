@@ -5,16 +5,12 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
 
 from .._dynamics._base import AbstractDynamics
 from .._dynamics._gradient_flow import GradientFlow
 from .._jax._arguments import check_flag, check_instance, check_number
-from .._jax._arrays import all_finite
 from .._jax._enumerations import names_of
 from .._jax._progress import Progress, check_progress
 from .._jax._tracing import is_concrete, is_concrete_call
@@ -23,7 +19,7 @@ from .._laws._as_laws import laws_to_record
 from .._methods._base import AbstractMethod
 from .._methods._choose import adapt_method
 from .._methods._steady_state import SteadyState, steady_state_times
-from .._methods._task import Task, is_infinite
+from .._methods._task import Task, is_finite_at_start, is_infinite
 from .._observe._base import Observables, as_observables
 from .._observe._recorder import STANDARD, Recorder
 from .._observe._time_grid import make_time_grid
@@ -159,12 +155,7 @@ def _is_nonfinite_at_start(trajectory: Trajectory, task: Task) -> bool:
         return False
     if np.isfinite(np.asarray(trajectory.losses)).any():
         return False
-    return not bool(_is_finite_at_start(task.given))
-
-
-@eqx.filter_jit
-def _is_finite_at_start(problem: Problem) -> Bool[Array, ""]:
-    return all_finite(jax.value_and_grad(problem.loss)(problem.weights))
+    return not bool(is_finite_at_start(task.given))
 
 
 def _warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:

@@ -21,7 +21,7 @@ from ._diffrax import Diffrax, make_facts, settings_of
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
-from ._task import Task
+from ._task import Task, is_finite_at_start
 from .stationary import Segment, solve_to_stationary_point
 
 
@@ -46,6 +46,10 @@ class SteadyState(AbstractMethod):
             is_default = not has_controller
             method = selection.method
         assert isinstance(method, Diffrax)
+        if not bool(is_finite_at_start(task.given)):
+            # A flow of any length ends at once, and says so.
+            grid = make_time_grid(0, 1, None, task.given.dtype)
+            return method.run(dataclasses.replace(task, grid=grid), reason)
         plan = choose_projection(task, is_default_solver=is_default)
         task = dataclasses.replace(task, rtol=rtol)
         settings = settings_of(task, method, plan, has_kinks=False)
