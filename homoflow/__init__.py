@@ -72,6 +72,7 @@ from ._results._events import Event as Event, Events as Events, Slide as Slide
 from ._results._failure import (
     TrajectoryError as TrajectoryError,
     TrajectoryInterrupt as TrajectoryInterrupt,
+    raise_unless_successful as raise_unless_successful,
 )
 from ._results._kink_layer import KinkLayer as KinkLayer
 from ._results._ledger import (

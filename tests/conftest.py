@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 # OpenBLAS under JAX and NumPy: on small matrices its threads take turns waiting, so that
 # two workers on two cores slow each other down several times. Before JAX is imported.
@@ -11,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.random as jr
+import jaxtyping
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -84,3 +86,24 @@ def getkey():
     """A function that returns a new random key at each call, the same in every run."""
     counter = itertools.count()
     return lambda: jr.fold_in(jr.key(20180601), next(counter))
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """A function that asserts that a call is refused, without compiling a solve.
+
+    Type checking is off, as it is for users: what they read are homoflow's own messages.
+    """
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+    def compiled(*args, **keywords):
+        pytest.fail("something was compiled")
+
+    monkeypatch.setattr("homoflow._methods._integrate._solve", compiled)
+    monkeypatch.setattr("homoflow._descent._descend.run_descent", compiled)
+
+    def assert_refused(call, message, error: Any = ValueError):
+        with pytest.raises(error, match=message):
+            call()
+
+    return assert_refused

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
-from .._jax._progress import Progress, as_meter
-from .._laws import Law
+from .._jax._arguments import check_flag, check_key, check_number, refuse_class
+from .._jax._progress import Progress, as_meter, check_progress
+from .._jax._text import first_line
+from .._laws import Law, Laws
 from .._laws._as_laws import laws_to_record
 from .._observe._base import Observables, as_observables
 from .._observe._recorder import STANDARD, Recorder
-from .._problem._checks import check_count, check_learning_rate
+from .._problem._checks import check_count, check_laws, check_learning_rate
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, make_problem
 from .._problem._trainable import Trainable
@@ -101,17 +103,17 @@ def descend(
     problem = make_problem(
         start, data, loss=loss, objective=objective, trainable=trainable
     )
-    check_count("steps", steps)
-    check_count("record_every", record_every)
+    _check_kinds(steps, record_every, save_models, ledger, throw, progress, laws, key)
     dtype = _time_dtype(problem)
+    _check_learning_rate(learning_rate)
     if not callable(learning_rate):
-        _check_learning_rate(learning_rate)
         learning_rate = jnp.asarray(learning_rate, dtype)
     factory, weights = Factory.create(optimizer), problem.weights
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
     accountant = None
     if ledger:
+        _refuse_without_laws(recorded)
         accountant = LawBudget(recorded, probe_update_parts(factory, weights))
     plan = Plan(
         steps=steps,
@@ -139,6 +141,28 @@ def descend(
     return raise_unless_successful(trajectory) if throw else trajectory
 
 
+def _check_kinds(
+    steps: Any,
+    record_every: Any,
+    save_models: Any,
+    ledger: Any,
+    throw: Any,
+    progress: Any,
+    laws: Any,
+    key: Any,
+) -> None:
+    """`TypeError` or `ValueError` for arguments of the wrong kind."""
+    check_count("steps", steps)
+    check_count("record_every", record_every)
+    flags = {"save_models": save_models, "ledger": ledger, "throw": throw}
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    check_progress(progress)
+    check_laws(laws)
+    if key is not None:
+        check_key(key)
+
+
 def _continuation_of(model: PyTree) -> Continuation | None:
     """What the run that goes on hands on; `None` for a start, or the end of a flow."""
     if not isinstance(model, Trajectory):
@@ -159,9 +183,40 @@ def _time_dtype(problem: Problem) -> jnp.dtype:
 
 
 def _check_learning_rate(learning_rate: Any) -> None:
+    if callable(learning_rate):
+        _check_schedule(learning_rate)
+        return
     if jnp.ndim(learning_rate) != 0:
         raise ValueError("`learning_rate` must be a number or a schedule.")
     check_learning_rate(learning_rate)
+
+
+def _check_schedule(schedule: Callable[[Any], Any]) -> None:
+    """An error unless it is a function from the count of steps to one number."""
+
+    def rate(count):
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(schedule(count))
+
+    refuse_class("learning_rate", schedule)
+    try:
+        value = eqx.filter_eval_shape(rate, jnp.zeros((), int))
+    except Exception as error:  # whatever a user's function raises
+        raise TypeError(
+            "`learning_rate` is called with the count of steps, as a schedule of Optax "
+            f"is, and must return one number: {first_line(error)}."
+        ) from error
+    check_number("learning_rate(count)", value)
+
+
+def _refuse_without_laws(recorded: Laws) -> None:
+    if not len(recorded):
+        reason = recorded.note or "`laws` is empty."
+        raise ValueError(
+            "`ledger=True` accounts for the changes of laws, and there is no law to "
+            f"record. {reason} Pass `laws`, such as `homoflow.laws(model, x_example)`, or "
+            "leave `ledger` out."
+        )
 
 
 def _checked_batches(

@@ -24,9 +24,11 @@ class Factory(eqx.Module):
     def create(optimizer: Any) -> "Factory":
         """The factory that a user passes, or an error if it is none."""
         if not callable(optimizer):
+            got = "" if isinstance(optimizer, tuple) else f" Got {optimizer!r}."
             raise TypeError(
                 "`optimizer` must be a function from the learning rate to an Optax "
                 "transformation, such as `optax.adam` itself (not `optax.adam(1e-3)`)."
+                f"{got}"
             )
         if isinstance(optimizer, functools.partial):
             keywords = tuple(sorted(optimizer.keywords.items()))

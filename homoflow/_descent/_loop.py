@@ -357,6 +357,8 @@ def _assemble(
     standard = {name: records.values[name] for name in STANDARD}
     valid = records.alive & jax.vmap(all_finite)(standard) & good_rate
     result = RESULTS.where(jnp.all(valid), RESULTS.successful, RESULTS.diverged)
+    first = records.values["losses"][0], records.values["grad_norms"][0]
+    result = RESULTS.where(all_finite(first), result, RESULTS.nonfinite_at_start)
     result = RESULTS.where(good_rate, result, RESULTS.bad_learning_rate)
     error = values_error(problem)
     result = RESULTS.where(error == RESULTS.successful, result, error)

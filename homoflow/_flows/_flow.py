@@ -6,6 +6,7 @@ import diffrax as dfx
 from jaxtyping import ArrayLike, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics
+from .._jax._arguments import check_flag
 from .._jax._progress import Progress
 from .._laws import Law
 from .._methods._base import AbstractMethod
@@ -97,6 +98,7 @@ def flow(
     run.laws["neurons[1]"]  # constant, shape (101, 8)
     ```
     """
+    check_flag("throw", throw)
     start, t0 = start_of(model)
     problem = make_problem(
         start, data, loss=loss, objective=objective, trainable=trainable

@@ -6,21 +6,24 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from .._dynamics._base import AbstractDynamics
 from .._dynamics._gradient_flow import GradientFlow
-from .._jax._progress import Progress
-from .._jax._tracing import is_concrete
+from .._jax._arguments import check_flag, check_instance, check_number
+from .._jax._enumerations import names_of
+from .._jax._progress import Progress, check_progress
+from .._jax._tracing import is_concrete, is_concrete_call
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
 from .._methods._base import AbstractMethod
 from .._methods._choose import adapt_method
 from .._methods._steady_state import SteadyState, steady_state_times
-from .._methods._task import Task, is_infinite
+from .._methods._task import Task, is_finite_at_start, is_infinite
 from .._observe._base import Observables, as_observables
 from .._observe._recorder import STANDARD, Recorder
 from .._observe._time_grid import make_time_grid
-from .._problem._checks import check_max_steps
+from .._problem._checks import as_max_steps, check_laws
 from .._problem._problem import Problem
 from .._results._failure import raise_unless_successful
 from .._results._status import RESULTS
@@ -28,6 +31,18 @@ from .._results._trajectory import Trajectory
 
 #: Weights with a larger estimated error have not converged.
 _MAX_ERROR = 0.1
+#: How a run may end whose gradient is NaN from the start.
+_MAYBE_AT_START = frozenset(
+    {
+        "nonfinite",
+        "step_size_too_small",
+        "max_steps_reached",
+        "solver_failed",
+        "end_not_reached",
+        "stuck_on_kinks",
+        "kink_mode_unsettled",
+    }
+)
 
 
 def make_task(
@@ -47,7 +62,15 @@ def make_task(
 ) -> Task:
     """What a method is asked to compute, checked; `times` are `(t0, t1, ts)`."""
     t0, t1, ts = times
-    check_max_steps(max_steps)
+    max_steps = as_max_steps(max_steps)
+    check_number("t1", t1)
+    if rtol is not None:
+        check_number("rtol", rtol)
+    check_flag("project", project, may_be_none=True)
+    check_flag("save_models", save_models)
+    check_flag("estimate_error", estimate_error, may_be_none=True)
+    check_progress(progress)
+    check_laws(laws)
     dynamics.check(problem)
     if is_continued and dynamics.has_memory:
         raise ValueError(
@@ -86,11 +109,8 @@ def choose_dynamics(dynamics: Any, weight_decay: Any) -> AbstractDynamics:
     """The dynamics that a user's arguments describe."""
     if dynamics is None:
         return GradientFlow(weight_decay)
-    if isinstance(dynamics, type):
-        raise TypeError(
-            f"`dynamics` is the class {dynamics.__name__}: pass an instance, "
-            f"`{dynamics.__name__}(…)`."
-        )
+    what = "one of homoflow's dynamics, such as `homoflow.GradientFlow()`"
+    check_instance("dynamics", dynamics, AbstractDynamics, what)
     if weight_decay is not None:
         raise ValueError(
             "`weight_decay` belongs to the gradient flow: give it to your `dynamics`."
@@ -110,6 +130,8 @@ def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
             stacklevel=3,
         )
         trajectory = method.run(dataclasses.replace(task, project=False))
+    if _is_nonfinite_at_start(trajectory, task):
+        trajectory = dataclasses.replace(trajectory, result=RESULTS.nonfinite_at_start)
     task.dynamics.warn(trajectory)
     if throw:
         trajectory = raise_unless_successful(trajectory)
@@ -122,6 +144,20 @@ def _restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
     if task.project is not None or not is_concrete(trajectory.result):
         return False
     return bool(jnp.all(trajectory.result == RESULTS.law_broken))
+
+
+def _is_nonfinite_at_start(trajectory: Trajectory, task: Task) -> bool:
+    """Whether a run failed because its loss or gradient is NaN or inf from the start.
+
+    Asked only where a run has failed and nothing that it recorded tells.
+    """
+    if not is_concrete_call((task.given, trajectory)):
+        return False
+    if str(names_of(trajectory.result, RESULTS)) not in _MAYBE_AT_START:
+        return False
+    if np.isfinite(np.asarray(trajectory.losses)).any():
+        return False
+    return not bool(is_finite_at_start(task.given))
 
 
 def _warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:

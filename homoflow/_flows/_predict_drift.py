@@ -6,11 +6,13 @@ import diffrax as dfx
 from jaxtyping import ArrayLike, Float, PyTree
 
 from .._dynamics._drift_integrals import FlowWithDrift
+from .._jax._arguments import check_flag
 from .._jax._progress import Progress
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
 from .._methods._base import AbstractMethod
 from .._observe._base import Observables
+from .._problem._checks import check_laws
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, make_problem
 from .._problem._trainable import Trainable
@@ -88,6 +90,8 @@ def predict_drift(
     problem = make_problem(
         model, data, loss=loss, objective=objective, trainable=trainable
     )
+    check_flag("noise", noise)
+    check_laws(laws)
     if noise and problem.num_samples is None:
         raise ValueError(
             "`noise` is that of minibatches, which need a `loss` over samples: it cannot "

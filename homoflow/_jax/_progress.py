@@ -6,6 +6,9 @@ from typing import Any
 import diffrax as dfx
 import jax.numpy as jnp
 
+from ._arguments import refuse_class
+from ._text import short_repr
+
 Progress = bool | dfx.AbstractProgressMeter
 
 
@@ -22,6 +25,16 @@ class _Meter(dfx.AbstractProgressMeter):
 
     def close(self, state: Any) -> None:
         self.meter.close(state)
+
+
+def check_progress(progress: Any) -> None:
+    """`TypeError` unless it is a flag or one of Diffrax's meters."""
+    refuse_class("progress", progress)
+    if not isinstance(progress, bool | dfx.AbstractProgressMeter):
+        raise TypeError(
+            "`progress` must be True, False or a progress meter of Diffrax, such as "
+            f"`diffrax.TextProgressMeter()`; got {short_repr(progress)}."
+        )
 
 
 def as_meter(progress: Progress) -> dfx.AbstractProgressMeter:

@@ -13,7 +13,7 @@ from .._results._reason import REQUESTED, Reason
 from .._results._trajectory import Trajectory
 from ._base import AbstractMethod
 from ._defaults import MAX_FOLLOWED_PAIRS
-from ._diffrax import Diffrax, check_options, run_diffrax
+from ._diffrax import Diffrax, check_options, check_values, run_diffrax
 from ._projection_choice import choose_projection
 from ._task import Task
 
@@ -51,6 +51,7 @@ class Averaged(AbstractMethod):
 
     def __check_init__(self):
         check_options(None, self.adjoint)
+        check_values(self.atol, self.dt0, self.error_estimate)
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         kinks = kinks_of(task.given)

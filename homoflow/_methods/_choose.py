@@ -9,6 +9,7 @@ from jaxtyping import ArrayLike, Float
 
 from .._dynamics._base import AbstractDynamics, AbstractStochasticDynamics
 from .._dynamics._gradient_flow import GradientFlow
+from .._jax._arguments import check_flag, check_number, refuse_class
 from .._jax._tracing import is_concrete
 from .._laws import Laws
 from .._observe._recorder import Recorder
@@ -22,7 +23,7 @@ from .._solvers import as_flow_solver
 from ._averaged import Averaged
 from ._base import AbstractMethod
 from ._defaults import MAX_EXPLICIT_STEPS
-from ._diffrax import Diffrax, check_options, run_diffrax
+from ._diffrax import Diffrax, check_options, check_values, run_diffrax
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._rules import RULES, AutoOptions, Facts
@@ -81,6 +82,8 @@ class Auto(AbstractMethod):
 
     def __check_init__(self):
         check_options(self.stepsize_controller, self.adjoint)
+        check_values(self.atol, self.dt0, self.error_estimate)
+        check_flag("follow_kinks", self.follow_kinks)
 
     def select(
         self,
@@ -96,6 +99,7 @@ class Auto(AbstractMethod):
         Nothing is solved. `homoflow.flow` may go on to another method where the first
         stalls or fails; `stats["solver_reason"]` says so.
         """
+        check_number("t1", t1)
         is_steady = is_infinite(t1)
         grid = None if is_steady else make_time_grid(0, t1, None, problem.dtype)
         recorder = Recorder.create(Laws(()), {}, {})
@@ -201,11 +205,7 @@ def as_method(
         "adjoint": adjoint,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(solver, type):
-        raise TypeError(
-            f"`solver` is the class {solver.__name__}: pass an instance, "
-            f"`{solver.__name__}()`."
-        )
+    refuse_class("solver", solver)
     if solver is None:
         return Auto(**given)
     if isinstance(solver, dfx.AbstractSolver):

@@ -8,6 +8,7 @@ import equinox as eqx
 from jaxtyping import ArrayLike, Float
 
 from .._dynamics._base import AbstractStochasticDynamics
+from .._jax._arguments import check_flag, check_instance, check_number
 from .._jax._refuse_derivatives import refuse_derivatives
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
@@ -20,6 +21,11 @@ from ._settings import Settings, make_settings
 from ._task import Task
 
 Number = float | int | Float[ArrayLike, ""]
+_EXAMPLES = {
+    dfx.AbstractSolver: "diffrax.Tsit5()",
+    dfx.AbstractStepSizeController: "diffrax.PIDController(rtol=1e-6, atol=1e-9)",
+    dfx.AbstractAdjoint: "diffrax.DirectAdjoint()",
+}
 
 
 @final
@@ -61,6 +67,7 @@ class Diffrax(AbstractMethod):
     def __check_init__(self):
         check_option("solver", self.solver, dfx.AbstractSolver)
         check_options(self.stepsize_controller, self.adjoint)
+        check_values(self.atol, self.dt0, self.error_estimate)
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         task = reduce_samples(task)
@@ -162,16 +169,8 @@ def with_error_estimate_of(task: Task, error_estimate: bool | None) -> Task:
 
 def check_option(name: str, value: Any, expected: type) -> None:
     """`TypeError` unless an option is an instance of what it should be, or `None`."""
-    if isinstance(value, type):
-        raise TypeError(
-            f"`{name}` is the class {value.__name__}: pass an instance, "
-            f"`{value.__name__}(…)`."
-        )
-    if not isinstance(value, expected):
-        kind = expected.__name__.removeprefix("Abstract")
-        raise TypeError(
-            f"`{name}` must be one of Diffrax's objects of type {kind}; got {value!r}."
-        )
+    example = _EXAMPLES[expected]
+    check_instance(name, value, expected, f"one of Diffrax's, such as `{example}`")
 
 
 def check_options(controller: Any, adjoint: Any) -> None:
@@ -181,6 +180,14 @@ def check_options(controller: Any, adjoint: Any) -> None:
         check_option("stepsize_controller", controller, expected)
     if adjoint is not None:
         check_option("adjoint", adjoint, dfx.AbstractAdjoint)
+
+
+def check_values(atol: Any, dt0: Any, error_estimate: Any) -> None:
+    """`TypeError` or `ValueError` unless these are numbers and a flag, or `None`."""
+    for name, value in (("atol", atol), ("dt0", dt0)):
+        if value is not None:
+            check_number(name, value)
+    check_flag("error_estimate", error_estimate, may_be_none=True)
 
 
 def _check_noise(task: Task, method: Diffrax) -> None:

@@ -20,7 +20,12 @@ from .._kinks.filippov._counts import Counts
 from .._observe._assemble import make_trajectory
 from .._observe._base import Point
 from .._observe._recorder import STANDARD, Recorder, Values
-from .._observe._time_grid import TimeGrid, input_error, time_reached
+from .._observe._time_grid import (
+    TimeGrid,
+    input_error,
+    is_nonfinite_at_start,
+    time_reached,
+)
 from .._problem._problem import Problem
 from .._results._events import Events
 from .._results._status import RESULTS
@@ -190,6 +195,8 @@ def _assemble(
     is_sound = error == RESULTS.successful
     result = RESULTS.where(is_sound, _result(solution, grid), error)
     ts = grid.times()
+    at_start = is_nonfinite_at_start(grid, values) & (solution.num_recorded > 0)
+    result = RESULTS.where(is_sound & at_start, RESULTS.nonfinite_at_start, result)
     recorded = is_sound & (jnp.arange(ts.size) < solution.num_recorded)
     valid = recorded & solution.is_finite
     reached = jnp.where(is_sound, grid.t0 + solution.t, -jnp.inf)

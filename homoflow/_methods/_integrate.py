@@ -16,7 +16,12 @@ from .._jax._progress import as_meter
 from .._jax._runtime_checks import without_time_checks
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
-from .._observe._time_grid import TimeGrid, input_error, time_reached
+from .._observe._time_grid import (
+    TimeGrid,
+    input_error,
+    is_nonfinite_at_start,
+    time_reached,
+)
 from .._problem._problem import Problem
 from .._rescaling import RescalingGroup
 from .._results._status import RESULTS
@@ -103,8 +108,7 @@ def _solve(
     plan = make_save_plan(
         equation,
         recorder,
-        span.times(),
-        span.t1,
+        span,
         options.adjoint,
         save_models=options.save_models,
         needs_solver_state=as_flow_solver(solver).uses_memory,
@@ -288,6 +292,8 @@ def _ending(
     is_sound = error == RESULTS.successful
     reached = jnp.where(is_sound, records.reached, -jnp.inf)
     result = _result(error, solution.result, records.values, final)
+    at_start = is_sound & is_nonfinite_at_start(grid, records.values)
+    result = RESULTS.where(at_start, RESULTS.nonfinite_at_start, result)
     valid = _valid(grid, records.values, reached, result)
     return result, valid, time_reached(result, valid, reached, grid)
 

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._observe._recorder import Recorder, Values
+from .._observe._time_grid import TimeGrid
 from ._vector_field import Equation
 
 #: Up to so many numbers the states at all times are kept.
@@ -41,26 +42,26 @@ class SavePlan(NamedTuple):
 def make_save_plan(
     equation: Equation,
     recorder: Recorder,
-    ts: Float[Array, " times"],
-    t1: Float[Array, ""],
+    span: TimeGrid,
     adjoint: dfx.AbstractAdjoint,
     *,
     save_models: bool,
     needs_solver_state: bool,
 ) -> SavePlan:
-    """To record all observables at `ts`.
+    """To record all observables at the times of `span`.
 
     Under vmap a solve that records as it goes does so for all seeds whenever one of them
     has come to a time: it costs a multiple of what is done after it, for as many states
     as there are times. Where these are a lot to keep, only what is recorded of them is.
     """
+    ts, t0, t1 = span.times(), span.t0, span.t1
     if isinstance(adjoint, dfx.BacksolveAdjoint):
         # It can differentiate through saved states only.
         saveat = dfx.SaveAt(ts=jnp.append(ts, t1))
         return SavePlan(saveat, _read_backsolve(equation, ts, save_models))
     if ts.size * equation.start.size <= MAX_STORED:
         subs = {"states": dfx.SubSaveAt(ts=ts)}
-        read = _read_states(equation, ts, save_models)
+        read = _read_states(equation, ts, t0, save_models)
     else:
         recorder.refuse_sequential(MAX_STORED)
         subs = _subs_along(equation, recorder, ts, save_models)
@@ -95,10 +96,16 @@ def _observe_states(
 
 
 def _read_states(
-    equation: Equation, ts: Float[Array, " times"], save_models: bool
+    equation: Equation,
+    ts: Float[Array, " times"],
+    t0: Float[Array, ""],
+    save_models: bool,
 ) -> Callable[[dfx.Solution], Records]:
     def read(solution: dfx.Solution) -> Records:
         states, last, reached = _saved(solution, "states")
+        # Diffrax saves nothing, not even the start, until a step has succeeded.
+        start = jnp.where(ts[0] == t0, equation.start, states[0])
+        states = states.at[0].set(start)
         # The end is mostly one of the times: its laws need not be restored twice.
         is_last = ts[-1] == reached
         states = states.at[-1].set(jnp.where(is_last, last, states[-1]))

@@ -7,6 +7,7 @@ import diffrax as dfx
 import jax.numpy as jnp
 import numpy as np
 
+from .._jax._arguments import as_times
 from .._observe._time_grid import make_time_grid
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
@@ -20,7 +21,7 @@ from ._diffrax import Diffrax, make_facts, settings_of
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
-from ._task import Task
+from ._task import Task, is_finite_at_start
 from .stationary import Segment, solve_to_stationary_point
 
 
@@ -45,6 +46,10 @@ class SteadyState(AbstractMethod):
             is_default = not has_controller
             method = selection.method
         assert isinstance(method, Diffrax)
+        if not bool(is_finite_at_start(task.given)):
+            # A flow of any length ends at once, and says so.
+            grid = make_time_grid(0, 1, None, task.given.dtype)
+            return method.run(dataclasses.replace(task, grid=grid), reason)
         plan = choose_projection(task, is_default_solver=is_default)
         task = dataclasses.replace(task, rtol=rtol)
         settings = settings_of(task, method, plan, has_kinks=False)
@@ -121,7 +126,7 @@ def steady_state_times(ts: Any, dtype: Any) -> np.ndarray | None:
     """Times that a flow to a stationary point passes; `ValueError` if they are none."""
     if ts is None:
         return None
-    times = np.asarray(ts if hasattr(ts, "__array__") else list(ts), float)
+    times = np.asarray(as_times(ts), float)
     last = float(times.ravel()[-1]) if times.size else np.nan
     if not (np.isfinite(last) and last > 0):
         raise ValueError(

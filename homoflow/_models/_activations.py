@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._jax._arguments import check_number, refuse_class
+from .._jax._text import short_repr
+
 
 class AbstractActivation(eqx.Module):
     """A map that acts on each coordinate.
@@ -55,6 +58,9 @@ class LeakyReLU(AbstractActivation):
 
     slope: float = eqx.field(static=True, default=0.01)
     degree: int | None = eqx.field(static=True, init=False, default=1)
+
+    def __check_init__(self):
+        check_number("slope", self.slope)
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jax.nn.leaky_relu(z, self.slope)
@@ -147,11 +153,34 @@ def as_activation(activation: ActivationLike) -> AbstractActivation:
         if activation not in _BY_NAME:
             raise ValueError(
                 f"Unknown activation {activation!r}: the names are "
-                f"{', '.join(sorted(_BY_NAME))}; any function of an array, such as "
-                "`jnp.tanh`, may be passed itself."
+                f"{', '.join(sorted(_BY_NAME))}; any function of an array may be passed "
+                f"itself, such as `{_function_named(activation)}`."
             )
         return _BY_NAME[activation]
-    return _BY_FUNCTION.get(activation, Elementwise(activation))
+    refuse_class("activation", activation)
+    if not callable(activation):
+        raise TypeError(
+            f"`activation` must be one of the names {', '.join(sorted(_BY_NAME))}, an "
+            "activation such as `homoflow.Power(2)`, or a function; got "
+            f"{short_repr(activation)}."
+        )
+    try:
+        known = _BY_FUNCTION.get(activation)
+    except TypeError as error:
+        raise TypeError(
+            f"`activation` must be hashable: {type(activation).__name__} is not, perhaps "
+            "because it holds arrays. Write an Equinox module of your own for activations "
+            "that have parameters."
+        ) from error
+    return Elementwise(activation) if known is None else known
+
+
+def _function_named(name: str) -> str:
+    """The function of JAX that a name stands for, or an example."""
+    for module, where in ((jax.nn, "jax.nn"), (jnp, "jnp")):
+        if callable(getattr(module, name, None)):
+            return f"{where}.{name}"
+    return "jnp.tanh"
 
 
 def per_layer(
@@ -169,6 +198,6 @@ def per_layer(
 
 
 def _checked_power(degree: int) -> int:
-    if not isinstance(degree, int) or degree < 1:
+    if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
         raise ValueError(f"The power must be an integer of at least 1, not {degree!r}.")
     return degree

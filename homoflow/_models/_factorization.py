@@ -3,7 +3,11 @@
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._jax._arguments import check_key
+from ._initializers import Number, check_spread
 
 
 class MatrixFactorization(eqx.Module):
@@ -34,12 +38,18 @@ class MatrixFactorization(eqx.Module):
         d2: int,
         r: int,
         *,
-        std: float = 0.1,
+        std: Number = 0.1,
         key: PRNGKeyArray,
         dtype=None,
     ):
+        check_key(key)
+        check_spread("std", std)
+        for name, size in (("d1", d1), ("d2", d2), ("r", r)):
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"`{name}` must be a positive integer; got {size!r}.")
         key_u, key_v = jr.split(key)
         dtype = jnp.zeros(()).dtype if dtype is None else dtype
+        std = jnp.asarray(std, dtype)
         self.U = std * jr.normal(key_u, (d1, r), dtype)
         self.V = std * jr.normal(key_v, (d2, r), dtype)
 

@@ -7,13 +7,28 @@ array at a time.
 import abc
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .._jax._arguments import (
+    as_known_number,
+    check_key,
+    check_number,
+    refuse_class,
+)
+from .._jax._text import short_repr
+from .._jax._tracing import is_concrete
+
+#: Known to Python, or traced: by jit, vmap or grad.
+Number = float | int | Float[ArrayLike, ""]
+#: The initializers there are.
+_NAMES = ("Kaiming", "Xavier", "Gaussian", "Orthogonal", "Balanced", "BalancedLinear")
 
 
 class WeightSpec(NamedTuple):
@@ -37,7 +52,10 @@ class WeightSpec(NamedTuple):
 
 
 class AbstractInitializer(eqx.Module):
-    """Draws the weights of all layers of a network. Biases start at zero."""
+    """Draws the weights of all layers of a network. Biases start at zero.
+
+    Spreads may be traced: under vmap, one network for each.
+    """
 
     @abc.abstractmethod
     def __call__(
@@ -60,23 +78,25 @@ class Gaussian(AbstractInitializer):
     number is not the number of layers.
     """
 
-    stds: tuple[float, ...] | float = eqx.field(static=True)
+    stds: tuple[Number, ...] | Number
 
     def __init__(
         self,
-        std: float | Sequence[float] | None = None,
+        std: Number | Sequence[Number] | Float[ArrayLike, " layers"] | None = None,
         *,
-        variance: float | Sequence[float] | None = None,
+        variance: Number | Sequence[Number] | Float[ArrayLike, " layers"] | None = None,
     ):
         if (std is None) == (variance is None):
             raise ValueError("Give either `std` or `variance`, and not both.")
-        given, power = (std, 1.0) if variance is None else (variance, 0.5)
-        assert given is not None
-        values = given if isinstance(given, Sequence) else (given,)
-        if not all(math.isfinite(v) and v >= 0 for v in values):
-            raise ValueError(f"Spreads must be finite and not negative, not {given!r}.")
-        stds = tuple(float(v) ** power for v in values)
-        self.stds = stds if isinstance(given, Sequence) else stds[0]
+        name = "std" if variance is None else "variance"
+        given: Any = std if variance is None else variance
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        # Not `tuple(given)` of a single number: an array without axes has no entries.
+        values = tuple(given) if is_list or np.ndim(given) == 1 else None
+        if values is None:
+            self.stds = _checked_std(name, given)
+        else:
+            self.stds = tuple(_checked_std(name, value) for value in values)
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
@@ -115,15 +135,22 @@ class Orthogonal(AbstractInitializer):
     A convolution's weight is orthogonal as a matrix (outputs × everything else).
     """
 
-    scale: float = eqx.field(static=True, default=1.0)
+    scale: Number = 1.0
+
+    def __check_init__(self):
+        check_number("scale", self.scale)
+        scale: Any = self.scale
+        if is_concrete(scale) and not math.isfinite(scale):
+            raise ValueError(f"`scale` must be finite; got {scale}.")
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
     ) -> list[Float[Array, "..."]]:
-        init = jax.nn.initializers.orthogonal(self.scale, column_axis=0)
-        keys = jr.split(key, len(specs))
+        check_key(key)
+        init = jax.nn.initializers.orthogonal(column_axis=0)
+        scale, keys = jnp.asarray(self.scale, dtype), jr.split(key, len(specs))
         return [
-            init(k, _matrix_shape(s), dtype).reshape(s.shape)
+            (scale * init(k, _matrix_shape(s), dtype)).reshape(s.shape)
             for k, s in zip(keys, specs, strict=True)
         ]
 
@@ -140,11 +167,12 @@ class Balanced(AbstractInitializer):
     **Raises:** `ValueError` if `std` is not positive and finite.
     """
 
-    std: float = eqx.field(static=True, default=0.1)
+    std: Number = 0.1
 
     def __check_init__(self):
-        if not (math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"`std` must be positive and finite; got {self.std}.")
+        check_spread("std", self.std)
+        if is_concrete(self.std) and self.std == 0:
+            raise ValueError("`std` must be positive and finite; got 0.")
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
@@ -164,11 +192,15 @@ class BalancedLinear(AbstractInitializer):
     A = UΣVᵀ the layers are W_1 = Σ^{1/N}Vᵀ, W_h = Σ^{1/N}, W_N = UΣ^{1/N}, padded
     with zeros [Arora et al. 2019, Procedure 1].
 
-    **Raises:** `ValueError` if a layer is not a dense matrix, or if a hidden layer is
+    **Raises:** `ValueError` if `std` is negative or not finite, a layer is not a dense
+    matrix, or if a hidden layer is
     narrower than both ends (the product could not have A's rank).
     """
 
-    std: float = eqx.field(static=True, default=0.1)
+    std: Number = 0.1
+
+    def __check_init__(self):
+        check_spread("std", self.std)
 
     def __call__(
         self, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype: jnp.dtype
@@ -183,7 +215,10 @@ class BalancedLinear(AbstractInitializer):
                 f"BalancedLinear needs hidden layers of width at least {rank}, the "
                 "smaller of the input and output sizes."
             )
-        product = self.std * jr.normal(key, (out_size, in_size), dtype)
+        check_key(key)
+        product = jnp.asarray(self.std, dtype) * jr.normal(
+            key, (out_size, in_size), dtype
+        )
         left, values, right = jnp.linalg.svd(product, full_matrices=False)
         root = values ** (1 / len(shapes))
         if len(shapes) == 1:
@@ -193,15 +228,40 @@ class BalancedLinear(AbstractInitializer):
         return [first, *middle, _padded(left * root, shapes[-1])]
 
 
+def check_init(init: Any) -> None:
+    """`TypeError` for what is no initializer, nor a function that could be one."""
+    refuse_class("init", init)
+    if not callable(init):
+        names = ", ".join(f"`homoflow.{name}(…)`" for name in _NAMES)
+        raise TypeError(
+            f"`init` must be an initializer: {names}; got {short_repr(init)}."
+        )
+
+
+def check_spread(name: str, value: Any) -> None:
+    """An error unless it is a finite number that is not negative, where it is known."""
+    check_number(name, value)
+    if is_concrete(value) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}` must be finite and not negative; got {value}.")
+
+
+def _checked_std(name: str, value: Any) -> Number:
+    """The standard deviation, from itself or from a variance."""
+    check_spread(name, value)
+    value = as_known_number(value)
+    return value if name == "std" else value**0.5
+
+
 def _normals(
     key: PRNGKeyArray,
     specs: Sequence[WeightSpec],
-    stds: Sequence[float],
+    stds: Sequence[Number],
     dtype: jnp.dtype,
 ) -> list[Array]:
+    check_key(key)
     keys = jr.split(key, len(specs))
     return [
-        std * jr.normal(k, spec.shape, dtype)
+        jnp.asarray(std, dtype) * jr.normal(k, spec.shape, dtype)
         for k, spec, std in zip(keys, specs, stds, strict=True)
     ]
 

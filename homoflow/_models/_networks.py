@@ -5,7 +5,7 @@ All are pure functions of one sample; `jax.vmap` makes them functions of a batch
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,9 +14,14 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._jax._arguments import check_flag, check_key
+from .._jax._text import first_line
 from ._activations import AbstractActivation, ActivationLike, per_layer
-from ._initializers import AbstractInitializer, Kaiming, WeightSpec
+from ._initializers import AbstractInitializer, Kaiming, WeightSpec, check_init
 from ._shared import SharedLinear
+
+#: An initializer, or a function that is called in the same way.
+Initializer = AbstractInitializer | Callable[..., Any]
 
 
 class AbstractNetwork(eqx.Module):
@@ -46,7 +51,8 @@ class MLP(AbstractNetwork):
         activation object such as `homoflow.LeakyReLU(0.1)` or `homoflow.Power(2)`, or a
         function of an array; or a sequence with one for each hidden layer.
     - `use_bias`: trainable biases in every layer, zero at first (none by default).
-    - `init`: an initializer (default `homoflow.Kaiming()`: N(0, 2 / fan_in)).
+    - `init`: an initializer (default `homoflow.Kaiming()`: N(0, 2 / fan_in)), or a function
+        of the same arguments.
     - `key`: a JAX random key.
     - `dtype`: of the weights (JAX's default floating-point type).
 
@@ -70,10 +76,11 @@ class MLP(AbstractNetwork):
         *,
         activation: ActivationLike | Sequence[ActivationLike] = "relu",
         use_bias: bool = False,
-        init: AbstractInitializer | None = None,
+        init: Initializer | None = None,
         key: PRNGKeyArray,
         dtype=None,
     ):
+        check_flag("use_bias", use_bias)
         sizes = _checked_sizes(sizes, at_least=2)
         self.activations = per_layer(activation, len(sizes) - 2)
         layers = _dense_chain(sizes, use_bias, dtype)
@@ -119,10 +126,11 @@ class ConvNet(AbstractNetwork):
         padding: int | Sequence[int] = 0,
         activation: ActivationLike | Sequence[ActivationLike] = "relu",
         use_bias: bool = False,
-        init: AbstractInitializer | None = None,
+        init: Initializer | None = None,
         key: PRNGKeyArray,
         dtype=None,
     ):
+        check_flag("use_bias", use_bias)
         n_in, *image = _checked_sizes(in_shape, at_least=2)
         channels = _checked_sizes(channels, at_least=1)
         if len(image) > 2:
@@ -192,10 +200,11 @@ class SharedMLP(AbstractNetwork):
         *,
         activation: ActivationLike | Sequence[ActivationLike] = "relu",
         use_bias: bool = False,
-        init: AbstractInitializer | None = None,
+        init: Initializer | None = None,
         key: PRNGKeyArray,
         dtype=None,
     ):
+        check_flag("use_bias", use_bias)
         layers = [SharedLinear(g, use_bias=use_bias, dtype=dtype) for g in maps]
         if not layers:
             raise ValueError("`maps` is empty: give one map for each layer.")
@@ -217,25 +226,27 @@ def _apply(layer, x: Array) -> Array:
 
 
 def _checked_sizes(sizes: Sequence[int], *, at_least: int) -> tuple[int, ...]:
-    sizes = tuple(sizes)
-    if len(sizes) < at_least or any(
-        not isinstance(n, int | np.integer) or n < 1 for n in sizes
-    ):
+    sizes = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+    if len(sizes) < at_least or any(not _is_count(n) or n < 1 for n in sizes):
         raise ValueError(
             f"Sizes must be at least {at_least} positive integers; got {sizes}."
         )
     return tuple(int(n) for n in sizes)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _per_convolution(
     name: str, value: int | Sequence[int], count: int, *, least: int
 ) -> list[int]:
-    values = [value] * count if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, Sequence) else [value] * count
     if len(values) != count:
         raise ValueError(
             f"`{name}` has {len(values)} entries for {count} convolutions."
         )
-    if any(not isinstance(n, int | np.integer) or n < least for n in values):
+    if any(not _is_count(n) or n < least for n in values):
         raise ValueError(f"`{name}` takes integers of at least {least}; got {value}.")
     return values
 
@@ -280,16 +291,49 @@ def _spec(layer, in_units: int | None, degree: int) -> WeightSpec:
 def _initialized(
     layers: Sequence[Any],
     specs: Sequence[WeightSpec],
-    init: AbstractInitializer | None,
+    init: Initializer | None,
     key: PRNGKeyArray,
 ) -> tuple[Any, ...]:
     first = layers[0]
     dtype = (first.v if isinstance(first, SharedLinear) else first.weight).dtype
-    weights = (Kaiming() if init is None else init)(key, specs, dtype)
+    check_key(key)
+    weights = _draw(Kaiming() if init is None else init, key, specs, dtype)
     return tuple(
         _with_weight(layer, weight)
         for layer, weight in zip(layers, weights, strict=True)
     )
+
+
+def _draw(
+    init: Any, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype
+) -> list[Array]:
+    """All weights, by an initializer that may be a user's own function."""
+    if isinstance(init, AbstractInitializer):
+        weights = init(key, specs, dtype)
+    else:
+        weights = _draw_by_function(init, key, specs, dtype)
+    returned = [tuple(jnp.shape(weight)) for weight in weights]
+    wanted = [tuple(spec.shape) for spec in specs]
+    if returned != wanted:
+        raise ValueError(
+            f"`init` must return one array for each layer, of shapes {wanted}; it returned "
+            f"{returned}."
+        )
+    return weights
+
+
+def _draw_by_function(
+    init: Any, key: PRNGKeyArray, specs: Sequence[WeightSpec], dtype
+) -> list[Array]:
+    check_init(init)
+    try:
+        return list(init(key, specs, dtype))
+    except Exception as error:  # whatever a user's function raises
+        raise TypeError(
+            "`init` is called once for the whole network, as `init(key, specs, dtype)`, "
+            "with a `homoflow.WeightSpec` for each layer (`spec.shape`, `spec.fan_in`, …), "
+            f"and returns a list of one array for each: {first_line(error)}."
+        ) from error
 
 
 def _with_weight(layer, weight: Array):

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .._jax._arguments import as_times, check_number
 from .._jax._arrays import all_finite
 from .._jax._tracing import is_concrete
 from .._problem._checks import tolerance_floor
 from .._problem._problem import Problem
 from .._results._status import RESULTS
+from ._recorder import Values
 
 #: Times recorded when none are asked for.
 DEFAULT_TIMES = 101
@@ -49,8 +51,7 @@ class TimeGrid(eqx.Module):
 
 def make_time_grid(t0: Any, t1: Any, ts: Any, dtype: jnp.dtype) -> TimeGrid:
     """The grid that a user's arguments describe; `ValueError` if they make no sense."""
-    if jnp.ndim(t1) != 0:
-        raise ValueError(f"`t1` must be one number; got shape {jnp.shape(t1)}.")
+    check_number("t1", t1)
     start = jnp.asarray(t0, dtype)
     if is_concrete(t1) and not (np.isfinite(float(t1)) and float(t1) > 0):
         raise ValueError(f"`t1` must be positive and finite; got {t1}.")
@@ -62,9 +63,7 @@ def make_time_grid(t0: Any, t1: Any, ts: Any, dtype: jnp.dtype) -> TimeGrid:
         )
     if ts is None:
         return TimeGrid(start, end, None)
-    times = jnp.asarray(ts if eqx.is_array_like(ts) else list(ts), dtype)
-    if times.ndim != 1 or times.shape[0] == 0:
-        raise ValueError(f"`ts` must be a sequence of times; got shape {times.shape}.")
+    times = as_times(ts).astype(dtype)
     if is_concrete((times, start, end)):
         _check_times(np.asarray(times), float(start), float(end))
     return TimeGrid(start, end, times)
@@ -103,6 +102,12 @@ def values_error(problem: Problem) -> RESULTS:
     error = RESULTS.where(are_read, RESULTS.successful, RESULTS.bad_labels)
     error = RESULTS.where(is_finite, error, RESULTS.bad_data)
     return RESULTS.where(all_finite(problem.weights), error, RESULTS.bad_weights)
+
+
+def is_nonfinite_at_start(grid: TimeGrid, values: Values) -> Bool[Array, ""]:
+    """Whether the loss or its gradient is NaN or inf at the start, if that is recorded."""
+    first = values["losses"][0], values["grad_norms"][0]
+    return (grid.times()[0] == grid.t0) & ~all_finite(first)
 
 
 def time_reached(result, valid, reached, grid: TimeGrid) -> Float[Array, ""]:

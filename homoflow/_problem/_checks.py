@@ -1,18 +1,21 @@
 """Whether the numbers in an equation make sense, where they are known."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._jax._arguments import check_number
+from .._jax._text import short_repr
 from .._jax._tracing import is_concrete
 
 
 def check_learning_rate(learning_rate: Any) -> None:
     """`ValueError` unless it is one positive, finite number."""
-    _check_scalar("learning_rate", learning_rate)
+    check_number("learning_rate", learning_rate)
     if is_concrete(learning_rate):
         value = float(learning_rate)
         if not (np.isfinite(value) and value > 0):
@@ -23,14 +26,14 @@ def check_learning_rate(learning_rate: Any) -> None:
 
 def check_momentum(momentum: Any) -> None:
     """`ValueError` unless it is one number in [0, 1)."""
-    _check_scalar("momentum", momentum)
+    check_number("momentum", momentum)
     if is_concrete(momentum) and not 0 <= float(momentum) < 1:
         raise ValueError(f"`momentum` must lie in [0, 1); got {float(momentum)}.")
 
 
 def check_weight_decay(weight_decay: Any) -> None:
     """`ValueError` unless it is one finite number that is not negative."""
-    _check_scalar("weight_decay", weight_decay)
+    check_number("weight_decay", weight_decay)
     if is_concrete(weight_decay):
         value = float(weight_decay)
         if not (np.isfinite(value) and value >= 0):
@@ -41,7 +44,7 @@ def check_weight_decay(weight_decay: Any) -> None:
 
 def check_mass(mass: Any) -> None:
     """`ValueError` unless it is one positive, finite number."""
-    _check_scalar("mass", mass)
+    check_number("mass", mass)
     if is_concrete(mass) and not (np.isfinite(float(mass)) and float(mass) > 0):
         raise ValueError(f"`mass` must be positive and finite; got {float(mass)}.")
 
@@ -64,11 +67,6 @@ def check_batch_size(batch_size: Any, samples: int) -> None:
         )
 
 
-def _check_scalar(name: str, value: Any) -> None:
-    if callable(value) or jnp.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be one number; got {value!r}.")
-
-
 #: A tolerance below this many units of rounding cannot be reached.
 FLOOR_ULPS = 20
 
@@ -82,8 +80,7 @@ def check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
     """`ValueError` for a tolerance that makes no sense or cannot be reached."""
     if value is None:
         return
-    if jnp.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be one number; got shape {jnp.shape(value)}.")
+    check_number(name, value)
     if not is_concrete(value):
         return
     value = float(value)
@@ -107,6 +104,7 @@ def check_tolerance(name: str, value: Any, dtype: jnp.dtype) -> None:
 def checked_step(dt0: Any, dtype: jnp.dtype) -> Array | None:
     if dt0 is None:
         return None
+    check_number("dt0", dt0)
     if is_concrete(dt0) and not (np.isfinite(float(dt0)) and float(dt0) > 0):
         raise ValueError(f"`dt0` must be positive and finite; got {dt0}.")
     return as_scalar(dt0, dtype)
@@ -117,10 +115,36 @@ def as_scalar(value: Any, dtype: jnp.dtype) -> Array | None:
     return None if value is None else jnp.asarray(value, dtype)
 
 
-def check_max_steps(max_steps: int) -> None:
-    """`ValueError` unless a solver can take that many steps."""
-    if not isinstance(max_steps, int) or max_steps < 1:
+def as_max_steps(max_steps: Any) -> int:
+    """The number of steps a solver may take; `ValueError` unless a positive integer."""
+    is_integer = isinstance(max_steps, int | np.integer)
+    if isinstance(max_steps, bool) or not is_integer or max_steps < 1:
         raise ValueError(f"`max_steps` must be a positive integer; got {max_steps!r}.")
+    return operator.index(max_steps)
+
+
+def check_laws(laws: Any) -> None:
+    """`TypeError` for a single law, or names in place of laws."""
+    if laws is None:
+        return
+    by_name = '`homoflow.laws(model)["neurons[1]"]` is the one of that name'
+    if isinstance(laws, str):
+        raise TypeError(
+            f"`laws` must be a list of law objects, not a string: {by_name}, if there is "
+            f"one; got {short_repr(laws)}."
+        )
+    if isinstance(laws, type) or not isinstance(laws, Iterable):
+        raise TypeError(
+            "`laws` must be a collection of law objects, such as `homoflow.laws(model)`; "
+            f"got {short_repr(laws)}. A single law goes into a list, `laws=[law]`."
+        )
+    if isinstance(laws, Collection):
+        strings = [law for law in laws if isinstance(law, str)]
+        if strings:
+            raise TypeError(
+                "`laws` must hold law objects, not str, such as "
+                f"`homoflow.laws(model)[{strings[0]!r}]`; got {strings[0]!r}."
+            )
 
 
 def as_coefficient(check: Callable[[Any], None]) -> Callable[[Any], Any]:

@@ -1,11 +1,13 @@
 """What a data set is, checked at the door and cast to the model's dtype."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._jax._dtypes import cast_floats
@@ -13,13 +15,16 @@ from .._jax._structural_cache import cached_by_structure
 from .._jax._text import first_line
 from .._jax._tracing import is_concrete, known_finite
 
+_FILTER_VMAPPED: Any = type(eqx.filter_vmap(lambda x: x))
+
 
 def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Array]:
     """`data` as `(x, y)` with the samples along the leading axes.
 
-    Floating-point arrays are cast to `dtype`. Integer inputs are too, unless the model
-    needs them as they are (an embedding's indices); integer targets are left to the
-    loss, which knows whether they are classes.
+    A list of numbers, or of lists of numbers, is an array; any other list is a pytree of
+    inputs. Floating-point arrays are cast to `dtype`. Integer inputs are too, unless the
+    model needs them as they are (an embedding's indices); integer targets are left to
+    the loss, which knows whether they are classes.
 
     Raises `ValueError` if `data` is not a pair, is empty, has mismatched lengths, is
     not finite, or if the model cannot be applied to one sample.
@@ -29,8 +34,8 @@ def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Arra
             "`data` must be a pair (x, y) of inputs and targets, with the samples along "
             "their first axes. For problems of another form pass `objective`."
         )
-    x, y = (jax.tree.map(_as_array, part) for part in data)
-    m = _sample_count(x, y)
+    x, y = map(_as_arrays, data)
+    m = _sample_count(x, y, hint=_stack_hint(x, y))
     if m == 0:
         raise ValueError("`data` is empty: there are no samples.")
     _refuse_complex((x, y))
@@ -40,7 +45,7 @@ def as_samples(model: PyTree, data: Any, dtype: jnp.dtype) -> tuple[PyTree, Arra
 
 def as_objective_data(data: Any, dtype: jnp.dtype) -> PyTree:
     """Data of a custom objective: any pytree of arrays, floats cast to `dtype`."""
-    data = jax.tree.map(_as_array, data)
+    data = jax.tree.map(as_array, data)
     refuse_nonfinite("data", data)
     return cast_floats(data, dtype)
 
@@ -62,8 +67,63 @@ def refuse_nonfinite(what: str, tree: PyTree) -> None:
         raise ValueError(f"The {what} contain NaN or inf.")
 
 
-def _as_array(leaf: Any) -> Array:
-    return jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
+def check_model(model: Any) -> None:
+    """`TypeError` unless it can be applied to a sample."""
+    if isinstance(model, type):
+        raise TypeError(
+            f"`model` is the class {model.__name__}: pass an instance, "
+            f"`{model.__name__}(…)`."
+        )
+    if callable(model):
+        return
+    own = (
+        " Its `.model` may be meant." if callable(getattr(model, "model", None)) else ""
+    )
+    raise TypeError(
+        "`model` must be a function of one sample that holds its weights, such as an "
+        f"Equinox module with `__call__`; got an object of type {type(model).__name__}, "
+        f"which cannot be called.{own} Weights of another form, such as a dictionary, go "
+        "with an `objective`."
+    )
+
+
+def _as_arrays(part: Any) -> PyTree[Array]:
+    if not _is_nested_list(part):
+        return jax.tree.map(as_array, part)
+    try:
+        return jnp.asarray(part)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "The data hold lists of numbers that make no array: rows must be of equal "
+            f"lengths ({first_line(error)})."
+        ) from error
+
+
+def _is_nested_list(part: Any) -> bool:
+    """Whether it is a list of numbers, or a list of such lists."""
+    if not isinstance(part, list | tuple) or not part:
+        return False
+    return all(_is_number(entry) or _is_nested_list(entry) for entry in part)
+
+
+def _is_number(entry: Any) -> bool:
+    return isinstance(entry, numbers.Number | np.generic) or (
+        isinstance(entry, jax.Array) and entry.ndim == 0
+    )
+
+
+def as_array(leaf: Any) -> Array:
+    """A leaf of a user's data as an array; `TypeError` unless it holds numbers."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    try:
+        return jnp.asarray(leaf)
+    except Exception as error:  # whatever an object of another library raises
+        raise TypeError(
+            f"The data hold a {type(leaf).__name__} that is no array of numbers "
+            f"({first_line(error).rstrip('.')}): make it one, for example with "
+            "`np.asarray(…, dtype=float)`."
+        ) from error
 
 
 def _refuse_complex(data: PyTree[Array]) -> None:
@@ -73,7 +133,17 @@ def _refuse_complex(data: PyTree[Array]) -> None:
         )
 
 
-def _sample_count(x: PyTree[Array], y: PyTree[Array]) -> int:
+def _stack_hint(*parts: PyTree[Array]) -> str:
+    """What to do about data that may be lists of samples."""
+    if not any(isinstance(part, list) for part in parts):
+        return ""
+    return (
+        " A list of arrays stands for several inputs, each with the samples along its "
+        "first axis: of a list of samples make one array, `jnp.stack(x)`."
+    )
+
+
+def _sample_count(x: PyTree[Array], y: PyTree[Array], hint: str) -> int:
     leaves = jax.tree.leaves((x, y))
     if not leaves or any(leaf.ndim == 0 for leaf in leaves):
         raise ValueError(
@@ -84,7 +154,7 @@ def _sample_count(x: PyTree[Array], y: PyTree[Array]) -> int:
     if len(counts) > 1:
         raise ValueError(
             f"Inputs and targets have different numbers of samples: {counts}. Both "
-            "count them along their first axis."
+            f"count them along their first axis.{hint}"
         )
     return counts[0]
 
@@ -102,7 +172,18 @@ def _inputs_for(model: PyTree, x: PyTree[Array], dtype: jnp.dtype) -> PyTree[Arr
         f"The model cannot be applied to one input sample of shape "
         f"{shapes[0] if len(shapes) == 1 else shapes}: {first_line(error)}. Inputs have "
         "shape (samples, …), and the model maps one sample to one output."
+        f"{_remedy(model, x)}"
     ) from error
+
+
+def _remedy(model: PyTree, x: PyTree[Array]) -> str:
+    """What to do about a model that does not fit, where that can be guessed."""
+    if isinstance(model, _FILTER_VMAPPED):
+        return (
+            " Of `equinox.filter_vmap(model)` pass the model itself: homoflow applies it "
+            "to each sample."
+        )
+    return _stack_hint(x)
 
 
 def _why_not_applicable(model: Callable, x: PyTree[Array]) -> Exception | None:

@@ -11,8 +11,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PyTree, Scalar, Shaped
 
+from .._jax._arguments import check_number, refuse_class
+from .._jax._text import short_repr
+
 Reduction = Literal["mean", "sum"]
 LossLike = Callable[[Any, Any], Scalar]
+#: The losses there are.
+_NAMES = (
+    "SquaredLoss",
+    "LogisticLoss",
+    "ExponentialLoss",
+    "SoftmaxCrossEntropy",
+    "HuberLoss",
+)
 
 
 class AbstractLoss(eqx.Module):
@@ -148,6 +159,7 @@ class HuberLoss(AbstractLoss):
     reduction: Reduction = eqx.field(static=True, default="mean")
 
     def __check_init__(self):
+        check_number("delta", self.delta)
         if not self.delta > 0:
             raise ValueError(f"`delta` must be positive; got {self.delta}.")
 
@@ -192,9 +204,28 @@ def _like(prediction: Array, target: Shaped[Array, "..."]) -> Array:
     if jnp.shape(target) != prediction.shape:
         raise ValueError(
             f"The model predicts shape {prediction.shape} for one sample, but one "
-            f"target has shape {jnp.shape(target)}."
+            f"target has shape {jnp.shape(target)}.{_remedy(prediction, target)}"
         )
     return jnp.asarray(target, prediction.dtype)
+
+
+def _remedy(prediction: Array, target: Shaped[Array, "..."]) -> str:
+    """What to do about a target of another shape, where that can be guessed."""
+    outputs, given = prediction.shape, jnp.shape(target)
+    if outputs == (1,) and given == ():
+        return (
+            " For targets of shape (m,) and outputs of shape (1,) use `y[:, None]` (of a "
+            "list or a pandas Series, `np.asarray(y)[:, None]`)."
+        )
+    if outputs == () and given == (1,):
+        return " Use `y[:, 0]` as targets."
+    if len(outputs) == 1 and given in ((), (1,)):
+        index = "y" if given == () else "y[:, 0]"
+        return (
+            " If the targets are classes, use `loss=homoflow.SoftmaxCrossEntropy()` with "
+            f"their indices as integers, `{index}.astype(int)`."
+        )
+    return ""
 
 
 def _refuse_unless_signs(targets: Shaped[Array, "m ..."]) -> None:
@@ -203,6 +234,17 @@ def _refuse_unless_signs(targets: Shaped[Array, "m ..."]) -> None:
         raise ValueError(
             "This loss takes labels −1 and +1; the targets hold others, such as "
             f"{values[np.abs(values) != 1].flat[0]}. For labels 0 and 1 use 2·y − 1."
+        )
+
+
+def check_loss(loss: Any) -> None:
+    """`TypeError` unless it is a function, such as one of homoflow's losses."""
+    refuse_class("loss", loss)
+    if not callable(loss):
+        names = ", ".join(f"`homoflow.{name}()`" for name in _NAMES)
+        raise TypeError(
+            f"`loss` must be one of {names}, or a function of one prediction and one "
+            f"target that returns a number; got {short_repr(loss)}."
         )
 
 

@@ -1,5 +1,6 @@
 """A training problem, checked at the door: what both halves of the library solve."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,17 +9,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
+from .._jax._arguments import refuse_class
 from .._jax._structural_cache import cached_by_structure
+from .._jax._text import first_line, short_repr
 from .._jax._tracing import is_concrete
 from .._jaxpr import use_fast_softplus
 from ._data import (
     as_objective_data,
     as_samples,
+    check_model,
     refuse_nonfinite,
     sample_shape,
     shape_of,
 )
-from ._losses import AbstractLoss, LossLike, Risk, SquaredLoss
+from ._losses import AbstractLoss, LossLike, Risk, SquaredLoss, check_loss
 from ._trainable import Trainable, trainable_mask
 
 Objective = Callable[[PyTree, PyTree], Scalar]
@@ -133,23 +137,44 @@ def make_problem(
     gradient = jax.grad(problem.loss)(problem.weights)
     ```
     """
+    _check_kinds(model, loss, objective)
     mask = trainable_mask(model, trainable)
     weights = eqx.filter(model, mask)
     dtype = _common_dtype(weights)
     refuse_nonfinite("model's weights", weights)
     if objective is None:
         data = as_samples(model, data, dtype)
-        _check_loss(model, data, loss)
+        _check_targets(model, data, loss)
     else:
         data = as_objective_data(data, dtype)
-        _refuse_unless_scalar("objective", shape_of(objective, model, data))
+        _refuse_unless_scalar("objective", _objective_shape(objective, model, data))
     minimized = Risk(loss) if objective is None else objective
     return Problem(
         weights, eqx.filter(model, mask, inverse=True), data, minimized, mask
     )
 
 
-def _check_loss(model: PyTree, data: tuple[PyTree[Array], Array], loss: LossLike):
+def _check_kinds(model: PyTree, loss: Any, objective: Any) -> None:
+    """`TypeError` or `ValueError` for what cannot be a model, a loss, an objective."""
+    check_loss(loss)
+    if objective is None:
+        check_model(model)
+        return
+    refuse_class("objective", objective)
+    if not callable(objective):
+        raise TypeError(
+            "`objective` must be a function `(model, data) -> scalar`; got "
+            f"{short_repr(objective)}."
+        )
+    is_default = type(loss) is SquaredLoss and loss.reduction == "mean"
+    if not is_default:
+        raise ValueError(
+            "`loss` and `objective` are both given: an objective is all that is "
+            "minimized. Give one of them."
+        )
+
+
+def _check_targets(model: PyTree, data: tuple[PyTree[Array], Array], loss: LossLike):
     x, y = data
     prediction = _prediction_shape(model, x, y, loss)
     if isinstance(loss, AbstractLoss) and is_concrete(y):
@@ -159,9 +184,34 @@ def _check_loss(model: PyTree, data: tuple[PyTree[Array], Array], loss: LossLike
 @cached_by_structure()
 def _prediction_shape(model: PyTree, x: PyTree, y: Array, loss: LossLike):
     """The shape of one prediction; `ValueError` unless the loss of it is a number."""
-    prediction = shape_of(model, sample_shape(x))
-    _refuse_unless_scalar("loss", shape_of(loss, prediction, sample_shape(y)))
+    prediction, target = shape_of(model, sample_shape(x)), sample_shape(y)
+    try:
+        value = shape_of(loss, prediction, target)
+    except Exception as error:  # whatever a user's loss raises
+        if isinstance(loss, AbstractLoss) and isinstance(error, ValueError):
+            raise
+        shapes = [getattr(part, "shape", part) for part in (prediction, target)]
+        raise ValueError(
+            f"The loss cannot be applied to one prediction and one target, of shapes "
+            f"{shapes[0]} and {shapes[1]}: {type(error).__name__}, "
+            f"{first_line(error).rstrip('.')}. homoflow applies it to each sample by "
+            "itself and averages: it has no batch axis, and must return one number."
+        ) from error
+    _refuse_unless_scalar("loss", value)
     return prediction
+
+
+def _objective_shape(objective: Objective, model: PyTree, data: PyTree) -> Any:
+    """What an objective returns; errors of its arguments' number say how it is called."""
+    try:
+        inspect.signature(objective).bind(model, data)
+    except TypeError as error:
+        raise TypeError(
+            f"`objective` is called with the model and its data: {error}."
+        ) from error
+    except ValueError:  # Some builtins have no signature.
+        pass
+    return shape_of(objective, model, data)
 
 
 def _common_dtype(weights: PyTree) -> jnp.dtype:
@@ -176,8 +226,9 @@ def _common_dtype(weights: PyTree) -> jnp.dtype:
 
 def _refuse_unless_scalar(what: str, value: Any) -> None:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    over = " over the outputs of one sample" if what == "loss" else ""
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"The {what} must return one real number (a floating-point scalar); it "
-            f"returns {value}. Sum or average it."
+            f"returns {value}. Sum or average it{over}."
         )

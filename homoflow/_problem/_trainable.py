@@ -1,5 +1,6 @@
 """Which arrays of a model are trained."""
 
+import inspect
 from collections.abc import Callable
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._jax._text import path_text
+from .._jax._text import first_line, path_text, short_repr
 
 Trainable = PyTree[bool] | Callable[..., bool] | None
 
@@ -38,15 +39,38 @@ def trainable_mask(model: PyTree, trainable: Trainable = None) -> PyTree[bool]:
         _refuse_unless_real(path, leaf)
     if not any(leaf.size for _, leaf in chosen):
         raise ValueError(
-            "The model has no trainable array: nothing would move. Check that its "
-            "weights are floating-point JAX arrays, and that `trainable` selects some."
+            f"The model has no trainable array: nothing would move. {_remedy(model)}"
         )
     return mask
 
 
+def _remedy(model: PyTree) -> str:
+    if inspect.isroutine(model) or hasattr(model, "__wrapped__"):
+        return (
+            "It is a plain function, whose weights cannot be seen. Of `jax.vmap(model)` or "
+            "`jax.jit(model)` pass the model itself: homoflow applies it to each sample."
+        )
+    return (
+        "Check that its weights are floating-point JAX arrays, and that `trainable` "
+        "selects some."
+    )
+
+
 def _expanded(model: PyTree, trainable) -> PyTree[bool]:
     left_out = object()
-    chosen = eqx.filter(model, trainable, replace=left_out)
+    for leaf in jax.tree.leaves(trainable):
+        if isinstance(leaf, type) or not (isinstance(leaf, bool) or callable(leaf)):
+            raise TypeError(
+                "`trainable` must be a function from a leaf to True or False, or a pytree "
+                f"of them like the model; it holds {short_repr(leaf)}."
+            )
+    try:
+        chosen = eqx.filter(model, trainable, replace=left_out)
+    except ValueError as error:
+        raise ValueError(
+            "`trainable` must be a function of a leaf, or a pytree of True and False of "
+            f"the model's structure or a prefix of it: {first_line(error)}"
+        ) from error
     return jax.tree.map(
         lambda leaf: leaf is not left_out and eqx.is_array(leaf), chosen
     )

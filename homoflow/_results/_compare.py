@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .._jax._arguments import check_instance
 from .._jax._arrays import tree_norm
 from .._jax._dtypes import cast_floats
 from .._jax._tracing import is_concrete
@@ -14,6 +15,9 @@ from ._trajectory import Trajectory
 
 #: Times closer than this fraction of the whole span are the same time.
 _SAME_TIME = 1e-5
+_TRAJECTORY = (
+    "a trajectory, which `homoflow.flow` and `homoflow.descend` return (not a model)"
+)
 
 
 class Comparison(eqx.Module):
@@ -137,6 +141,8 @@ def compare(
 
 
 def _refuse_unless_comparable(a: Trajectory, b: Trajectory) -> None:
+    for name, run in (("a", a), ("b", b)):
+        check_instance(name, run, Trajectory, _TRAJECTORY)
     if not is_concrete((a, b)) or a.ts.ndim != 1 or b.ts.ndim != 1:
         raise ValueError(
             "`compare` takes two single trajectories with known values. Take one out of "

@@ -33,6 +33,14 @@ class RESULTS(eqx.Enumeration):
         "to infinity in finite time; (d) an objective that is not differentiable where "
         "the flow went."
     )
+    nonfinite_at_start = (
+        "The loss or its gradient is NaN or inf at the start, before any step. Likely "
+        "causes: (a) an operation without a derivative at these weights, such as a norm, "
+        "√ or division at 0 (behind `jnp.where` too: the gradient of the branch that is "
+        "not taken is NaN as well; change its argument inside of the branch); (b) a loss "
+        "that overflows, such as the exponential one at large weights. "
+        "`jax.grad(lambda m: ...)(model)` shows which weights; `jax_debug_nans` where."
+    )
     diverged = (
         "Gradient descent diverged: the loss or the weights became inf or NaN. Likely "
         "causes: (a) a learning rate above 2/λ_max of the Hessian: lower it, or shrink "

@@ -16,10 +16,7 @@ def public_names() -> dict[str, Any]:
     """Every public name of the package, and what it stands for."""
     names = _names_of(homoflow, "homoflow")
     names |= _names_of(homoflow.observe, "homoflow.observe")
-    # What the module of pictures imports is not its own.
-    plot = _names_of(homoflow.plot, "homoflow.plot")
-    own = homoflow.plot.__name__
-    return names | {n: value for n, value in plot.items() if value.__module__ == own}
+    return names | _names_of(homoflow.plot, "homoflow.plot")
 
 
 def undocumented() -> list[str]:

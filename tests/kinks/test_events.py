@@ -486,6 +486,21 @@ def test_picture_of_one_layer(run):
 
 
 @pytest.mark.usefixtures("figures")
+def test_picture_on_logarithmic_time(run):
+    raster, size = homoflow.plot.sliding(run, log_time=True)
+    slides = run.events.slides()
+    times = [t for s in slides for t in (s.start, s.end)]
+    begin = min(t for t in times if t > 0) / 2
+    for ax in (raster, size):
+        assert ax.get_xscale() == "log"
+        left, right = ax.get_xlim()
+        assert 0 < left <= min(max(s.start, begin) for s in slides)
+        assert right == float(run.events.complete_until)
+    drawn = [(a[0], b[0]) for a, b in raster.collections[0].get_segments()]
+    assert drawn == [(max(s.start, begin), s.end) for s in slides]
+
+
+@pytest.mark.usefixtures("figures")
 def test_picture_says_that_events_were_dropped(batch):
     _, size = homoflow.plot.sliding(member(batch, 0))
     assert "were dropped" in size.get_xlabel()

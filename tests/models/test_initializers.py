@@ -252,3 +252,55 @@ KEY: dict[str, Any] = {"key": jax.random.key(0)}
 def test_impossible_starts_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@jax.jit
+@jax.vmap
+def starts(spread):
+    """Two layers by every initializer at a spread that is traced."""
+
+    def layers(init):
+        model = hf.MLP((2, 3, 2), activation="linear", init=init, key=jr.key(0))
+        return [layer.weight for layer in model.layers]
+
+    factors = hf.MatrixFactorization(3, 2, 1, std=spread, key=jr.key(0))
+    return {
+        "one": layers(hf.Gaussian(spread)),
+        "each": layers(hf.Gaussian((spread, 1 / spread))),
+        "variance": layers(hf.Gaussian(variance=spread)),
+        "balanced": layers(hf.Balanced(spread)),
+        "linear": layers(hf.BalancedLinear(spread)),
+        "orthogonal": layers(hf.Orthogonal(spread)),
+        "factors": [factors.U, factors.V],
+    }
+
+
+def test_traced_spreads_scale_the_weights():
+    """Every weight is a power of the spread times what it is at 1."""
+    spreads = np.array([1.0, 0.25, 9.0])
+    powers = {
+        "one": (1, 1), "each": (1, -1), "variance": (0.5, 0.5), "balanced": (1, 1),
+        "linear": (0.5, 0.5), "orthogonal": (1, 1), "factors": (1, 1),
+    }  # fmt: skip
+    made = starts(jnp.asarray(spreads))
+    for name, layers in made.items():
+        for weights, power in zip(layers, powers[name], strict=True):
+            expected = spreads[:, None, None] ** power * np.asarray(weights[0])
+            assert np.any(expected != 0)
+            np.testing.assert_allclose(weights, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_spread_can_be_differentiated():
+    """Σw² = σ²Σz² has the derivative 2Σw²/σ."""
+
+    def square(std):
+        (layer,) = hf.MLP((2, 2), init=hf.Gaussian(std), key=jr.key(0)).layers
+        return jnp.sum(layer.weight**2)
+
+    derivative = jax.grad(square)(0.3)
+    np.testing.assert_allclose(derivative, 2 * square(0.3) / 0.3, rtol=1e-12)
+
+
+def test_an_array_of_spreads_has_one_for_each_layer():
+    assert hf.Gaussian(jnp.array([0.25, 0.5])).stds == (0.25, 0.5)
+    assert hf.Gaussian(variance=np.array([0.25, 4.0])).stds == (0.5, 2.0)

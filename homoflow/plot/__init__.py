@@ -1,0 +1,14 @@
+"""Pictures of trajectories. Needs matplotlib: `pip install homoflow[plot]`.
+
+Functions draw into `ax` (a new figure's by default) and return it. Colours are those of
+Okabe & Ito or viridis, which colour-blind readers can tell apart.
+"""
+
+from ._axes import COLOURS as COLOURS
+from ._curves import (
+    law_drift as law_drift,
+    losses as losses,
+    squared_norms as squared_norms,
+)
+from ._ledger import ledger as ledger
+from ._sliding import sliding as sliding, sliding_time as sliding_time
