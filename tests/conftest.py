@@ -55,12 +55,32 @@ LONGEST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
-    """Files with `quick_compilation` come last, so that no other test gets their programs.
+#: Tests that took more than a few seconds, by `scripts/slow_tests.py`.
+SLOW = {
+    line.split(maxsplit=1)[1]
+    for line in (Path(__file__).parent / "slow_tests.txt").read_text("utf-8").splitlines()
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shard", help="take every n-th test from the i-th on: i/n")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Marks slow tests, takes a share if asked for, and orders files.
+
+    Files with `quick_compilation` come last, so that no other test gets their programs.
 
     A worker keeps what it has compiled, and takes whole files in this order: of both kinds
     of files those of `LONGEST` first.
     """
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+    if config.option.shard is not None:
+        first, of = map(int, config.option.shard.split("/"))
+        items[:] = items[first - 1 :: of]
     quick = {item.path for item in items if "quick_compilation" in item.fixturenames}
     rank = {name: place for place, name in enumerate(LONGEST)}
 
