@@ -22,11 +22,8 @@ from .._results._continuation import start_of
 from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
-from ._clock import read_clock
 from ._factory import Factory, OptimizerFactory
-from ._law_budget import LawBudget
 from ._loop import Continuation, Plan, run_descent
-from ._update_parts import probe_update_parts
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -107,25 +104,21 @@ def descend(
     if not callable(learning_rate):
         _check_learning_rate(learning_rate)
         learning_rate = jnp.asarray(learning_rate, dtype)
-    factory, weights = Factory.create(optimizer), problem.weights
+    factory = Factory.create(optimizer)
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
-    accountant = None
-    if ledger:
-        accountant = LawBudget(recorded, probe_update_parts(factory, weights))
     plan = Plan(
         steps=steps,
         record_every=min(record_every, steps),
         batches=_checked_batches(problem, batch_size, key, previous),
         save_models=save_models,
         factory=factory,
-        clock=read_clock(factory, weights),
-        accountant=accountant,
+        laws=recorded if ledger else None,
         recorder=Recorder.create(recorded, {}, as_observables(observe, STANDARD)),
     )
     if previous is not None:
         _check_continuation(plan, problem, learning_rate, previous)
-    trajectory = run_descent(
+    trajectory, time_unit = run_descent(
         problem,
         plan,
         learning_rate,
@@ -134,7 +127,7 @@ def descend(
         previous,
         as_meter(progress),
     )
-    facts = (("optimizer", factory.name), ("time_unit", plan.clock.fact))
+    facts = (("optimizer", factory.name), ("time_unit", time_unit.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory
 

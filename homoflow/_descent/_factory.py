@@ -39,12 +39,7 @@ class Factory(eqx.Module):
 
     def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
         made = self.function(*self.args, learning_rate, **dict(self.keywords))
-        if not isinstance(made, optax.GradientTransformation):
-            raise TypeError(
-                "`optimizer(learning_rate)` must return an Optax transformation; got "
-                f"{type(made).__name__}."
-            )
-        return made
+        return as_transformation(made)
 
     @property
     def name(self) -> str:
@@ -53,3 +48,15 @@ class Factory(eqx.Module):
         given = [repr(a) for a in self.args]
         given += [f"{k}={v!r}" for k, v in self.keywords]
         return f"{text}({', '.join(given)})" if given else text
+
+
+def as_transformation(made: Any) -> optax.GradientTransformation:
+    """An Optax transformation, or an error that says what was given instead."""
+    if isinstance(made, optax.MultiSteps):
+        made = made.gradient_transformation()
+    if not isinstance(made, optax.GradientTransformation):
+        raise TypeError(
+            "`optimizer(learning_rate)` must return an Optax transformation; got "
+            f"{type(made).__name__}."
+        )
+    return made

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._jax._arrays import all_finite
 from .._jax._precision import full_matmul_precision
+from .._laws import Laws
 from .._observe._assemble import make_trajectory
 from .._observe._base import Point
 from .._observe._recorder import STANDARD, Carries, Recorder, Values
@@ -24,33 +25,39 @@ from .._results._ledger import Ledger
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._batches import Batches, EpochOrder
-from ._clock import Clock
+from ._clock import Clock, ClockState, read_clock
 from ._factory import Factory
-from ._law_budget import BudgetTerms, LawBudget, Step
+from ._law_budget import BudgetTerms, LawBudget, Step, possible_rounding
+from ._read_update import Reading, read_update
+from ._time_unit import TimeUnit, time_unit_of
+from ._update_parts import starts_from_weights, update_parts
 
 
 class Continuation(eqx.Module):
     """What gradient descent hands on to a run that goes on where it ended.
 
     - `optimizer_state`: the optimizer's memory; `order`: of the samples in this epoch.
-    - `step`: how many steps were taken so far.
+    - `step`: how many steps were taken so far; `clock`: where its clock is.
     """
 
     optimizer_state: PyTree
     step: Int[Array, ""]
     order: EpochOrder | None
+    clock: ClockState | None
 
 
 class Plan(eqx.Module):
-    """Everything about a run that is known before it starts."""
+    """Everything about a run that is known before it starts.
+
+    `laws`: those that an account is kept of.
+    """
 
     steps: int = eqx.field(static=True)
     record_every: int = eqx.field(static=True)
     batches: Batches | None
     save_models: bool = eqx.field(static=True)
     factory: Factory
-    clock: Clock
-    accountant: LawBudget | None
+    laws: Laws | None
     recorder: Recorder
 
     @property
@@ -82,6 +89,7 @@ class _State(eqx.Module):
     alive: Bool[Array, ""]
     order: EpochOrder | None
     sums: BudgetTerms | None
+    clock: ClockState | None
 
 
 class _Record(NamedTuple):
@@ -89,7 +97,8 @@ class _Record(NamedTuple):
 
     values: Values
     saved: PyTree | None
-    account: tuple[Any, Any] | None
+    account: tuple[Any, Any, Any] | None
+    elapsed: Float[Array, ""] | None
     alive: Bool[Array, ""]
 
 
@@ -109,14 +118,16 @@ def run_descent(
     t0: Float[Array, ""],
     previous: Continuation | None,
     meter: dfx.AbstractProgressMeter,
-) -> Trajectory:
+) -> tuple[Trajectory, TimeUnit]:
     """The whole run: `plan.steps` steps, from the start or from where another ended."""
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
         optimizer = optax.with_extra_args_support(plan.factory(learning_rate))
         memory = optimizer.init(problem.weights)
+    if previous is not None:
+        memory = previous.optimizer_state
     first_step = jnp.array(0) if previous is None else previous.step
-    ts, good_rate = _times(plan, learning_rate, first_step, t0)
-    loop = _Loop(problem, plan, optimizer, meter, ts, first_step)
+    rate_times, good_rate = _sums_of_rates(plan, learning_rate, first_step, t0)
+    loop = _Loop.create(problem, plan, optimizer, meter, rate_times, first_step, memory)
     start = loop.start(memory, key, previous)
     carry, history = jax.lax.scan(
         functools.partial(loop.block, plan.record_every),
@@ -131,48 +142,107 @@ def run_descent(
     meter.close(carry.bar)
     end, state = loop.end(carry), carry.state
     records = _joined([*(record for record, _ in pieces), _alone(end)])
+    time_unit = time_unit_of(
+        loop.clock,
+        state.clock,
+        plan.steps,
+        loop.flow_times(records.elapsed),
+        rate_times,
+    )
     final = _select(end.alive, state.weights, state.finite_weights)
-    return _assemble(
+    trajectory = _assemble(
         loop,
         records,
         good_rate,
+        time_unit,
         final=final,
         state=state,
-        ledger=_ledger(plan, records, _joined([split for _, split in pieces])),
+        ledger=_ledger(loop, records, _joined([split for _, split in pieces])),
     )
+    return trajectory, time_unit
 
 
 class _Loop(NamedTuple):
-    """The steps of a run, and what is recorded between them."""
+    """The steps of a run, and what is recorded between them.
+
+    `rate_times`: the sum of learning rates at the recorded steps.
+    """
 
     problem: Problem
     plan: Plan
     optimizer: optax.GradientTransformationExtraArgs
     meter: dfx.AbstractProgressMeter
-    ts: Float[Array, " times"]
+    rate_times: Float[Array, " times"]
     first_step: Int[Array, ""]
+    clock: Clock
+    accountant: LawBudget | None
+
+    @staticmethod
+    def create(
+        problem: Problem,
+        plan: Plan,
+        optimizer: optax.GradientTransformationExtraArgs,
+        meter: dfx.AbstractProgressMeter,
+        rate_times: Float[Array, " times"],
+        first_step: Int[Array, ""],
+        memory: PyTree,
+    ) -> "_Loop":
+        """The loop, with what can be said of the optimizer before its first step."""
+        weights = problem.weights
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        loss = jnp.zeros((), problem.dtype)
+        reading = _read(optimizer, problem.loss, loss, zeros, memory, weights)
+        accountant = None
+        if plan.laws is not None:
+            keeps_weights = starts_from_weights(optimizer.init, weights)
+            parts = update_parts(reading, keeps_weights)
+            accountant = LawBudget(plan.laws, parts, keeps_weights)
+        clock = read_clock(reading, zeros, rate_times.dtype)
+        return _Loop(
+            problem, plan, optimizer, meter, rate_times, first_step, clock, accountant
+        )
 
     def start(
         self, memory: PyTree, key: PRNGKeyArray | None, previous: Continuation | None
     ) -> _State:
         """The state before the first step."""
         plan, weights = self.plan, self.problem.weights
-        order = None
+        order, clock = None, None
         if previous is not None:
-            memory, order = previous.optimizer_state, previous.order
+            order, clock = previous.order, previous.clock
         if plan.batches is not None and order is None:
             assert key is not None
             order = plan.batches.init(key)
-        sums = None if plan.accountant is None else plan.accountant.start(weights)
+        sums = None if self.accountant is None else self.accountant.start(weights)
         is_sound = values_error(self.problem) == RESULTS.successful
-        return _State(weights, weights, memory, self.first_step, is_sound, order, sums)
+        return _State(
+            weights,
+            weights,
+            memory,
+            self.first_step,
+            is_sound,
+            order,
+            sums,
+            self.clock.start(clock),
+        )
+
+    def flow_times(
+        self, elapsed: Float[Array, " times"] | None
+    ) -> Float[Array, " times"] | None:
+        """Flow time at the recorded steps; `None` if there is none."""
+        if elapsed is not None:
+            return self.rate_times[0] + elapsed
+        if self.clock.step_time is None:
+            return None
+        recorded = jnp.asarray(self.plan.recorded_steps(), self.rate_times.dtype)
+        return self.rate_times[0] + self.clock.step_time * recorded
 
     def start_observing(self, state: _State) -> Carries:
         """What the observables start from."""
 
         def make_start() -> Point:
             full = jax.value_and_grad(self.problem.loss)(state.weights)
-            return self._point(self.ts[0], state, *full)
+            return self._point(self.rate_times[0], state, *full)
 
         return self.plan.recorder.start(make_start)
 
@@ -209,14 +279,28 @@ class _Loop(NamedTuple):
     def _observe(
         self, index: Array, state: _State, observing: Carries, full: tuple
     ) -> tuple[_Record, Carries]:
-        point = self._point(self.ts[index], state, *full)
-        recorder, accountant = self.plan.recorder, self.plan.accountant
+        point = self._point(self._time(index, state), state, *full)
+        recorder, accountant = self.plan.recorder, self.accountant
         values, observing = recorder.record_next(point, index, observing)
         account = None
         if accountant is not None:
-            account = accountant.values(state.weights), state.sums
+            weights = state.weights
+            account = accountant.values(weights), state.sums, accountant.size(weights)
         saved = state.weights if self.plan.save_models else None
-        return _Record(values, saved, account, state.alive), observing
+        elapsed = None if state.clock is None else state.clock.elapsed
+        return _Record(values, saved, account, elapsed, state.alive), observing
+
+    def _time(self, index: Array, state: _State) -> Float[Array, ""]:
+        """The time at a recorded step, so far as it is known by then."""
+        if state.clock is not None:
+            flow_time = self.rate_times[0] + state.clock.elapsed
+            is_flow = state.clock.defects.largest <= self.clock.tolerance
+            return jnp.where(is_flow, flow_time, self.rate_times[index])
+        flow_times = self.flow_times(None)
+        if flow_times is None:
+            return self.rate_times[index]
+        is_flow = self.clock.defects.largest <= self.clock.tolerance
+        return jnp.where(is_flow, flow_times[index], self.rate_times[index])
 
     def _batch(self, state: _State) -> tuple[Callable, EpochOrder | None]:
         """The loss that a step goes down, and the order of samples after it."""
@@ -227,21 +311,13 @@ class _Loop(NamedTuple):
         data, order = batches.take(state.order, state.step, self.problem.data)
         return _batch_loss(self.problem, batches, data), order
 
-    def _responder(self, loss: Array, loss_fn: Callable) -> Callable:
-        """The optimizer, as a function of gradient, memory and weights alone."""
-
-        def respond(gradient, memory, weights):
-            with jax.numpy_dtype_promotion("standard"):
-                return self.optimizer.update(
-                    gradient,
-                    memory,
-                    weights,
-                    value=loss,
-                    grad=gradient,
-                    value_fn=loss_fn,
-                )
-
-        return respond
+    def _read(
+        self, state: _State, used: tuple[Array, PyTree], loss_fn: Callable
+    ) -> Reading:
+        loss, gradient = used
+        return _read(
+            self.optimizer, loss_fn, loss, gradient, state.memory, state.weights
+        )
 
     def _advance(
         self,
@@ -251,21 +327,21 @@ class _Loop(NamedTuple):
         order: EpochOrder | None,
     ) -> _State:
         loss, gradient = used
-        respond = self._responder(loss, loss_fn)
-        update, memory = respond(gradient, state.memory, state.weights)
+        reading = self._read(state, used, loss_fn)
         with jax.numpy_dtype_promotion("standard"):
-            proposed = optax.apply_updates(state.weights, update)
-        sums, accountant = None, self.plan.accountant
-        if accountant is not None:
-            step = Step(state.weights, gradient, state.memory, update)
-            assert state.sums is not None
-            sums = accountant.add(state.sums, step, respond)
+            proposed = optax.apply_updates(state.weights, reading.update)
         # Only the loss is looked at: to look at every weight in every step takes longer
         # than to update them, and a weight that is not finite soon makes the loss so.
         alive = state.alive & jnp.isfinite(loss)
+        sums, clock = None, state.clock
+        if self.accountant is not None:
+            assert state.sums is not None
+            sums = self.accountant.add(state.sums, _step(state, gradient, reading))
+        if clock is not None:
+            clock = self.clock.advance(clock, reading, gradient, alive)
         finite = _select(alive, state.weights, state.finite_weights)
         count = state.step + alive.astype(state.step.dtype)
-        return _State(proposed, finite, memory, count, alive, order, sums)
+        return _State(proposed, finite, reading.state, count, alive, order, sums, clock)
 
     def _plain_step(self, _, state: _State) -> _State:
         loss_fn, order = self._batch(state)
@@ -280,13 +356,39 @@ class _Loop(NamedTuple):
         if self.plan.batches is None:
             return self._advance(state, full, loss_fn, order), None
         used = jax.value_and_grad(loss_fn)(state.weights)
-        split, accountant = None, self.plan.accountant
-        if accountant is not None:
-            respond, gradient = self._responder(used[0], loss_fn), used[1]
-            update, _ = respond(gradient, state.memory, state.weights)
-            step = Step(state.weights, gradient, state.memory, update)
-            split = accountant.split(full[1], step, respond)
+        split = None
+        if self.accountant is not None:
+            reading = self._read(state, used, loss_fn)
+            split = self.accountant.split(full[1], _step(state, used[1], reading))
         return self._advance(state, used, loss_fn, order), split
+
+
+def _read(
+    optimizer: optax.GradientTransformationExtraArgs,
+    loss_fn: Callable,
+    loss: Array,
+    gradient: PyTree,
+    memory: PyTree,
+    weights: PyTree,
+) -> Reading:
+    """The optimizer's update, and what it is made of."""
+
+    def update_fn(gradient, memory, weights, value):
+        return optimizer.update(
+            gradient,
+            memory,
+            weights,
+            value=value,
+            grad=gradient,
+            value_fn=loss_fn,
+            grad_fn=lambda weights, _: jax.grad(loss_fn)(weights),
+        )
+
+    return read_update(update_fn, gradient, memory, weights, loss)
+
+
+def _step(state: _State, gradient: PyTree, reading: Reading) -> Step:
+    return Step(state.weights, gradient, state.memory, reading.update, reading)
 
 
 def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:
@@ -310,50 +412,52 @@ def _select(choice: Bool[Array, ""], these: PyTree, those: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(choice, a, b), these, those)
 
 
-def _times(
+def _sums_of_rates(
     plan: Plan,
     learning_rate: Array | Callable,
     first_step: Int[Array, ""],
     t0: Float[Array, ""],
 ) -> tuple[Float[Array, " times"], Bool[Array, ""]]:
-    """Flow time at the recorded steps, and whether every learning rate makes sense.
+    """Sums of learning rates at the recorded steps, and whether all of them make sense.
 
     Not summed step by step: in float32 that loses digits.
     """
     recorded, dtype = plan.recorded_steps(), t0.dtype
     if not callable(learning_rate):
         is_good = jnp.isfinite(learning_rate) & (learning_rate > 0)
-        times = learning_rate * jnp.asarray(recorded, dtype) * plan.clock.time_per_step
-        return t0 + times, is_good
+        return t0 + learning_rate * jnp.asarray(recorded, dtype), is_good
     with jax.numpy_dtype_promotion("standard"):
         rates = jax.lax.map(
             lambda count: jnp.asarray(learning_rate(count), dtype),
             first_step + jnp.arange(plan.steps),
         )
     times = jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(rates)])
-    is_good = jnp.all(jnp.isfinite(rates) & (rates >= 0))
-    return t0 + times[recorded] * plan.clock.time_per_step, is_good
+    return t0 + times[recorded], jnp.all(jnp.isfinite(rates) & (rates >= 0))
 
 
-def _ledger(plan: Plan, records: _Record, splits: dict | None) -> Ledger | None:
-    if plan.accountant is None:
+def _ledger(loop: _Loop, records: _Record, splits: dict | None) -> Ledger | None:
+    if loop.accountant is None:
         return None
     assert records.account is not None
-    values, sums = records.account
+    values, sums, sizes = records.account
     first = jax.tree.map(lambda h: h[:1], values)
-    return plan.accountant.ledger(first, values, sums, splits)
+    steps = jnp.asarray(loop.plan.recorded_steps())
+    largest = jax.lax.cummax(sizes)
+    rounding = possible_rounding(largest, steps, loop.problem.weights)
+    return loop.accountant.ledger(first, values, sums, rounding=rounding, splits=splits)
 
 
 def _assemble(
     loop: _Loop,
     records: _Record,
     good_rate: Bool[Array, ""],
+    time_unit: TimeUnit,
     *,
     final: PyTree,
     state: _State,
     ledger: Ledger | None,
 ) -> Trajectory:
-    problem, plan, ts = loop.problem, loop.plan, loop.ts
+    problem, plan, ts = loop.problem, loop.plan, time_unit.ts
     standard = {name: records.values[name] for name in STANDARD}
     valid = records.alive & jax.vmap(all_finite)(standard) & good_rate
     result = RESULTS.where(jnp.all(valid), RESULTS.successful, RESULTS.diverged)
@@ -367,6 +471,7 @@ def _assemble(
         "diverged_at_step": jnp.where(result == RESULTS.diverged, steps, -1),
         "gradient_evaluations": jnp.asarray(plan.steps + num_extra + 1),
         "time_reached": jnp.max(jnp.where(valid, ts, ts[0])),
+        "clock_defect": time_unit.defect,
     }
     return make_trajectory(
         problem,
@@ -379,5 +484,5 @@ def _assemble(
         result=result,
         numbers=numbers,
         ledger=ledger,
-        continuation=Continuation(state.memory, state.step, state.order),
+        continuation=Continuation(state.memory, state.step, state.order, state.clock),
     )
