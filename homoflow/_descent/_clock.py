@@ -12,7 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._flow_response import Memory, Response, read_response, respond
 from ._read_update import Reading
@@ -80,6 +80,17 @@ class Clock(eqx.Module):
     def is_followed(self) -> bool:
         """Whether the time of each step has to be found in the run."""
         return not self.reason and self.step_time is None
+
+    def times(
+        self, steps: Int[Array, " times"], rate_times: Float[Array, " times"]
+    ) -> Float[Array, " times"]:
+        """The times after so many steps; sums of learning rates where they are not known."""
+        if self.step_time is None:
+            return rate_times
+        # Not summed step by step: in single precision that loses digits.
+        flow_times = rate_times[0] + self.step_time * steps.astype(rate_times.dtype)
+        is_flow = self.defects.largest <= self.tolerance
+        return jnp.where(is_flow, flow_times, rate_times)
 
     def start(self, previous: "ClockState | None") -> "ClockState | None":
         """The state before the first step, or of a run that goes on."""

@@ -23,7 +23,8 @@ from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
 from ._factory import Factory, OptimizerFactory
-from ._loop import Continuation, Plan, run_descent
+from ._plan import Continuation, Plan
+from ._run import run_descent
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import optax
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
@@ -60,3 +61,23 @@ def as_transformation(made: Any) -> optax.GradientTransformation:
             f"{type(made).__name__}."
         )
     return made
+
+
+def update_with_gradients(update: Callable, loss_fn: Callable) -> Any:
+    """`update()`, or with gradients elsewhere for an optimizer that asks for them.
+
+    They are not offered to all: some refuse what they do not know.
+    """
+    try:
+        return update()
+    except ValueError as error:
+        if "grad_fn" not in str(error):
+            raise
+        return update(grad_fn=lambda weights, _: jax.grad(loss_fn)(weights))
+    except AttributeError as error:
+        if error.name not in ("fast", "slow"):
+            raise
+        raise TypeError(
+            "`optax.lookahead` keeps two sets of weights, and `homoflow` follows one: "
+            "pass the optimizer inside of it, or write that loop by hand."
+        ) from error

@@ -1,7 +1,9 @@
 """What the times of a run of gradient descent are, in numbers and in a sentence."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._jax._tracing import is_concrete
@@ -17,14 +19,14 @@ class TimeUnit(eqx.Module):
     - `ts`: flow time, or where there is none the sum of learning rates.
     - `defect`: what speaks against flow time; 0 if nothing does.
     - `defects`: the same by kind.
-    - `factors`: the least and the largest time of steps, in units of the learning rate.
+    - `rate_times`: the sums of learning rates.
     - `memory_left`: the part of the optimizer's memory that is older than the run.
     """
 
     ts: Float[Array, " times"]
     defect: Float[Array, ""]
     defects: Defects
-    factors: tuple[Float[Array, ""], Float[Array, ""]]
+    rate_times: Float[Array, " times"]
     memory_left: Float[Array, ""]
     clock: Clock
 
@@ -39,13 +41,14 @@ class TimeUnit(eqx.Module):
                 "rates elsewhere: that depends on numbers which are not known yet."
                 + self._of_decay()
             )
-        if self.defect > 0:
+        if float(self.defect) > 0:
             return _sum_of_rates(self._verdict())
         notes = self._of_factors() + self._of_memory() + self._of_decay()
         return f"flow time:{notes}" if notes else "flow time"
 
     def _verdict(self) -> str:
-        tolerance, defects = self.clock.tolerance, self.defects
+        tolerance = self.clock.tolerance
+        defects = jax.tree.map(float, self.defects)
         if defects.backward > 0:
             return "some steps go up the gradient, so there is no gradient-flow limit."
         if defects.unforgotten > 0:
@@ -54,14 +57,18 @@ class TimeUnit(eqx.Module):
             )
         if defects.off_gradient > tolerance:
             return (
-                f"steps leave the gradient's direction (by {float(defects.off_gradient):.1g} "
-                "of their size), as by clipping or signs, so there is no gradient-flow "
+                "steps leave the gradient's direction, as by clipping or signs, by "
+                f"{defects.off_gradient:.1g} of their size, so there is no gradient-flow "
                 "limit."
             )
         return "weights move at different rates, so the limit is a preconditioned flow."
 
     def _of_factors(self) -> str:
-        least, largest = map(float, self.factors)
+        rates = np.diff(np.asarray(self.rate_times, float))
+        factors = np.diff(np.asarray(self.ts, float))[rates > 0] / rates[rates > 0]
+        if not factors.size:
+            return ""
+        least, largest = factors.min(), factors.max()
         if not largest - least <= _SAME * abs(largest):
             return f" steps of η take between {least:.3g} η and {largest:.3g} η."
         if abs(largest - 1) <= _SAME:
@@ -70,7 +77,7 @@ class TimeUnit(eqx.Module):
         return f" a step of η takes time {largest:.6g} η{settled}."
 
     def _of_memory(self) -> str:
-        if self.memory_left <= 0.5:
+        if float(self.memory_left) <= 0.5:
             return ""
         return (
             " Momentum has not settled by the end of this run: the weights are behind the "
@@ -87,30 +94,19 @@ def time_unit_of(
     clock: Clock,
     state: ClockState | None,
     steps: int,
-    flow_times: Float[Array, " times"] | None,
+    ts: Float[Array, " times"],
     rate_times: Float[Array, " times"],
 ) -> TimeUnit:
-    """The times of a run that has ended, given both candidates."""
+    """The times of a run that has ended: `ts`, or `rate_times` if they are no flow time."""
     defects = clock.defects_after(state)
-    largest = defects.largest
-    if flow_times is None:
-        largest = jnp.ones_like(largest)
-        flow_times = rate_times
-    defect = jnp.where(largest <= clock.tolerance, 0, largest)
-    taken, rates = jnp.diff(flow_times), jnp.diff(rate_times)
-    # Rounding of sums is no difference between steps.
-    is_long = rates > 0
-    factors = taken / jnp.where(is_long, rates, 1)
-    least = jnp.min(jnp.where(is_long, factors, jnp.inf))
-    most = jnp.max(jnp.where(is_long, factors, -jnp.inf))
-    return TimeUnit(
-        jnp.where(defect == 0, flow_times, rate_times),
-        defect,
-        defects,
-        (least, most),
-        clock.memory_left(state, steps),
-        clock,
-    )
+    if clock.reason:
+        defect = jnp.ones_like(defects.largest)
+    else:
+        defect = jnp.where(defects.largest <= clock.tolerance, 0, defects.largest)
+    if state is not None:
+        ts = jnp.where(defect == 0, ts, rate_times)
+    memory_left = clock.memory_left(state, steps)
+    return TimeUnit(ts, defect, defects, rate_times, memory_left, clock)
 
 
 def _sum_of_rates(reason: str) -> str:

@@ -145,13 +145,14 @@ def _pieces(
     form: Form, leaf: int, leaves: dict[str, list], keeps_weights: bool
 ) -> dict[str, list]:
     """Part → the arrays that it is the sum of, for one array of weights."""
+    dtype = widen_half_precision(leaves["weights"][leaf]).dtype
     pieces: dict[str, list] = {}
     for source, coefficient in form.terms.items():
         part = _part_of(source, leaf, keeps_weights)
-        array = _scaled(coefficient, leaves[source.kind][source.index])
+        array = _scaled(coefficient, leaves[source.kind][source.index], dtype)
         pieces.setdefault(_kept_as(part), []).append(array)
     for rest in form.rest:
-        array = _scaled(rest.coefficient, rest.array)
+        array = _scaled(rest.coefficient, rest.array, dtype)
         pieces.setdefault(_kept_as(_part_of_rest(rest.kinds)), []).append(array)
     return pieces
 
@@ -190,11 +191,11 @@ def _common_multiple(reading: Reading) -> Any:
     return first if is_common else None
 
 
-def _scaled(coefficient: Any, array: Any) -> Any:
-    array = widen_half_precision(array)
+def _scaled(coefficient: Any, array: Any, dtype: Any) -> Any:
+    """Their product; memory may be kept in another dtype than weights."""
     with jax.numpy_dtype_promotion("standard"):
-        if is_number(coefficient):
-            return (coefficient * array).astype(array.dtype)
+        scaled = coefficient * array.astype(dtype)
         # What is not chosen may be NaN.
-        scaled = jnp.where(coefficient == 0, 0, coefficient * array)
-        return scaled.astype(array.dtype)
+        if not is_number(coefficient):
+            scaled = jnp.where(coefficient == 0, 0, scaled)
+        return scaled.astype(dtype)
