@@ -84,7 +84,7 @@ class Clock(eqx.Module):
     def times(
         self, steps: Int[Array, " times"], rate_times: Float[Array, " times"]
     ) -> Float[Array, " times"]:
-        """The times after so many steps; sums of learning rates where they are not known."""
+        """The times after so many steps; sums of learning rates if not known yet."""
         if self.step_time is None:
             return rate_times
         # Not summed step by step: in single precision that loses digits.

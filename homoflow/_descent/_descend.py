@@ -52,9 +52,10 @@ def descend(
     """Gradient descent w ← w − η∇L(w) from `model`'s weights, on the flow's clock.
 
     With the default `optax.sgd` a step of learning rate η is a step of Euler's method
-    for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). For
-    optimizers without a gradient-flow limit (Adam) the clock adds up learning rates, and
-    `stats["time_unit"]` says so.
+    for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). What it takes
+    is read off the updates of the run itself, schedules and searches along a line
+    included. For optimizers without a gradient-flow limit (Adam) the clock adds up
+    learning rates, and `stats["time_unit"]` says so, and why.
 
     **Arguments:**
 
@@ -74,13 +75,14 @@ def descend(
     - `ledger`: also account for every change of every law: `trajectory.ledger`, a
         `homoflow.Ledger`, splits it exactly into what discretization, momentum, weight
         decay and the optimizer's transformation of the gradient do, and with minibatches
-        into mean gradient and noise. Costs two to four sums over the weights in each
+        into mean gradient and noise. Costs a sum over the weights for each part in each
         step; for matrix laws as many matrix products, each about n/3m of a gradient's
         cost for layers of width n and batches of m.
 
     **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
-    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `time_unit`.
+    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `time_unit`,
+    `clock_defect`.
 
     If the loss becomes inf or NaN the result is `diverged`: `model` keeps the last weights
     with a finite loss and everything recorded afterwards is NaN.

@@ -1,7 +1,8 @@
 """How an optimizer is made from a learning rate."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -63,21 +64,40 @@ def as_transformation(made: Any) -> optax.GradientTransformation:
     return made
 
 
-def update_with_gradients(update: Callable, loss_fn: Callable) -> Any:
-    """`update()`, or with gradients elsewhere for an optimizer that asks for them.
+def update_with_extras(update: Callable, loss_fn: Callable, **extras: Any) -> Any:
+    """`update(**extras)`, or with what else an optimizer asks for.
 
-    They are not offered to all: some refuse what they do not know.
+    `grad_fn`, for gradients elsewhere, is not offered to all: some refuse what they do not
+    know.
     """
+
+    def grad_fn(weights, _):
+        return jax.grad(loss_fn)(weights)
+
     try:
-        return update()
+        return update(value_fn=loss_fn, **extras)
     except ValueError as error:
         if "grad_fn" not in str(error):
             raise
-        return update(grad_fn=lambda weights, _: jax.grad(loss_fn)(weights))
-    except AttributeError as error:
-        if error.name not in ("fast", "slow"):
+        return update(value_fn=loss_fn, grad_fn=grad_fn, **extras)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
             raise
-        raise TypeError(
-            "`optax.lookahead` keeps two sets of weights, and `homoflow` follows one: "
-            "pass the optimizer inside of it, or write that loop by hand."
-        ) from error
+        return update(grad_fn=grad_fn)
+
+
+@contextlib.contextmanager
+def one_set_of_weights(params: Any = None) -> Iterator[None]:
+    """`TypeError` for `optax.lookahead`, which reads a pair of weights."""
+    sentence = (
+        "`optax.lookahead` keeps two sets of weights, and homoflow follows one: pass the "
+        "optimizer inside of it."
+    )
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(sentence)
+    try:
+        yield
+    except AttributeError as error:
+        if error.name not in optax.LookaheadParams._fields:
+            raise
+        raise TypeError(sentence) from error

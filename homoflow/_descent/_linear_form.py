@@ -152,24 +152,10 @@ class Coefficients:
 
 def select(which: Any, cases: list[Any]) -> Any:
     """The case of the number `which`, a boolean or an integer."""
-    if jnp.ndim(which) != 0:
-        raise ValueError("A choice for a whole array takes one number.")
-    if len(cases) == 1:
-        return cases[0]
-    if jnp.result_type(which) == jnp.bool_:
-        return jnp.where(which, cases[1], cases[0])
-    index = jnp.clip(jnp.asarray(which, jnp.int32), 0, len(cases) - 1)
-    return (
-        jax.lax.select_n(index, *cases)
-        if not jnp.ndim(cases[0])
-        else _pick(index, cases)
-    )
-
-
-def _pick(index: Any, cases: list[Any]) -> Any:
     chosen = cases[0]
     for i, case in enumerate(cases[1:], 1):
-        chosen = jnp.where(index == i, case, chosen)
+        # What is beyond the last case is the last.
+        chosen = jnp.where(which >= i, case, chosen)
     return chosen
 
 

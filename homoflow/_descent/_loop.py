@@ -1,5 +1,6 @@
 """The steps of gradient descent, and what is recorded between them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .._problem._problem import Problem
 from .._results._status import RESULTS
 from ._batches import Batches, EpochOrder
 from ._clock import Clock, ClockState, read_clock
-from ._factory import update_with_gradients
+from ._factory import one_set_of_weights, update_with_extras
 from ._law_budget import BudgetTerms, LawBudget, Step
 from ._plan import Continuation, Plan
 from ._read_update import Reading, read_update
@@ -254,20 +255,11 @@ def _read(
     """The optimizer's update, and what it is made of."""
 
     def update_fn(gradient, memory, weights, value):
-        def update(**more):
-            return optimizer.update(
-                gradient,
-                memory,
-                weights,
-                value=value,
-                grad=gradient,
-                value_fn=loss_fn,
-                **more,
-            )
+        update = functools.partial(optimizer.update, gradient, memory, weights)
+        return update_with_extras(update, loss_fn, value=value, grad=gradient)
 
-        return update_with_gradients(update, loss_fn)
-
-    return read_update(update_fn, gradient, memory, weights, loss)
+    with one_set_of_weights():
+        return read_update(update_fn, gradient, memory, weights, loss)
 
 
 def _step(state: State, gradient: PyTree, reading: Reading) -> Step:

@@ -73,6 +73,8 @@ class TimeUnit(eqx.Module):
             return f" steps of η take between {least:.3g} η and {largest:.3g} η."
         if abs(largest - 1) <= _SAME:
             return ""
+        if self.clock.is_followed:
+            return f" steps of η take {largest:.6g} η in the mean."
         settled = " once momentum has settled" if self.clock.has_memory else ""
         return f" a step of η takes time {largest:.6g} η{settled}."
 

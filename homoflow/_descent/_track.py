@@ -15,7 +15,7 @@ from .._laws._as_laws import as_laws
 from .._laws._bilinear_forms import LawValues
 from .._laws._law import leaf_at
 from .._results._ledger import Ledger
-from ._factory import as_transformation
+from ._factory import as_transformation, one_set_of_weights
 from ._law_budget import BudgetTerms, LawBudget, Step, possible_rounding
 from ._read_update import read_update
 from ._update_parts import ALL_PARTS, UpdateParts, starts_from_weights, update_parts
@@ -88,7 +88,8 @@ def track(
     )
 
     def init(params: PyTree) -> Any:
-        weights = eqx.filter(params, eqx.is_inexact_array)
+        with one_set_of_weights(params):
+            weights = eqx.filter(params, eqx.is_inexact_array)
         _refuse_unless_there(checked_laws, weights)
         budget = LawBudget(checked_laws, None)
         if optimizer is not None:
@@ -195,10 +196,11 @@ def _parts_of(
         reading = read_update(update_fn, weights, state, weights, jnp.zeros(()))
         return update_parts(reading, keeps_weights)
 
-    try:
-        return eqx.filter_eval_shape(read, weights)
-    except (TypeError, ValueError):
-        return ALL_PARTS
+    with one_set_of_weights():
+        try:
+            return eqx.filter_eval_shape(read, weights)
+        except (TypeError, ValueError):
+            return ALL_PARTS
 
 
 def _norm(weights: PyTree) -> Any:

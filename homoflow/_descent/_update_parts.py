@@ -178,7 +178,7 @@ def _part_of_rest(kinds: frozenset[str]) -> str:
 
 
 def _common_multiple(reading: Reading) -> Any:
-    """The multiple of the gradient that is in every array's update; `None` if it differs."""
+    """The multiple of the gradient in every array's update; `None` if it differs."""
     multiples = [
         form.terms.get(Source("gradient", i), 0.0)
         for i, form in enumerate(reading.updates)
