@@ -35,11 +35,13 @@ class LawBudget(eqx.Module):
     """Adds up, step by step, what each part of the updates does to each law.
 
     - `parts`: that the optimizer can have; `None` where nothing is known but the update.
-    - `keeps_weights`: whether its memory starts from the weights.
+    - `unit`: of rounding, in weights and memory.
+    - `keeps_weights`: whether the memory starts from the weights.
     """
 
     laws: Laws
     update_parts: UpdateParts | None
+    unit: float = eqx.field(static=True)
     keeps_weights: bool = eqx.field(static=True, default=False)
 
     @property
@@ -133,6 +135,15 @@ class LawBudget(eqx.Module):
         square = jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in leaves]))
         return square + jnp.sqrt(square)
 
+    def possible_rounding(
+        self, size: Float[Array, "..."], steps: Int[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """The most that rounding can do to ‖w‖² + ‖w‖ of this size in so many steps.
+
+        Each entry is rounded a few times in a step, and the account's parts as often.
+        """
+        return 8 * self.unit * size * (steps + 1).astype(size.dtype)
+
     def ledger(
         self,
         start: LawValues,
@@ -159,15 +170,11 @@ class LawBudget(eqx.Module):
         return Ledger(accounts, note)
 
 
-def possible_rounding(
-    size: Float[Array, "..."], steps: Int[Array, "..."], weights: PyTree
-) -> Float[Array, "..."]:
-    """What rounding can do to ‖w‖² + ‖w‖ of this size, at most, in so many steps.
-
-    Each entry is rounded once in a step, and the parts of the account as often.
-    """
-    unit = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(weights))
-    return 4 * unit * size * (steps + 1).astype(size.dtype)
+def unit_of_rounding(weights: PyTree, state: PyTree) -> float:
+    """Of the least precise array that goes into the updates."""
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves((weights, state))]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return max((float(jnp.finfo(dtype).eps) for dtype in floats), default=0.0)
 
 
 def _largest_coefficient(law: Law) -> float:

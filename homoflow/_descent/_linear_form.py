@@ -113,8 +113,9 @@ class Coefficients:
             return cases[0]
 
         def choose():
-            dtype = jnp.result_type(*map(_wide, cases), jnp.float32)
-            return select(which, [jnp.asarray(case, dtype) for case in cases])
+            return select(
+                which, [jnp.asarray(_wide(case), _widest()) for case in cases]
+            )
 
         return self.keep("choice", (which, *cases), choose)
 
@@ -172,10 +173,11 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _wide(coefficient: Any) -> Any:
-    """No less than single precision."""
+    """In the widest precision there is: a number costs nothing, and must not round."""
     if is_number(coefficient):
         return coefficient
-    dtype = jnp.result_type(coefficient)
-    is_float = jnp.issubdtype(dtype, jnp.floating)
-    is_narrow = not is_float or jnp.finfo(dtype).bits < 32
-    return jnp.asarray(coefficient, jnp.float32) if is_narrow else coefficient
+    return jnp.asarray(coefficient, _widest())
+
+
+def _widest() -> Any:
+    return jnp.zeros(()).dtype

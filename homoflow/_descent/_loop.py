@@ -21,7 +21,7 @@ from .._results._status import RESULTS
 from ._batches import Batches, EpochOrder
 from ._clock import Clock, ClockState, read_clock
 from ._factory import one_set_of_weights, update_with_extras
-from ._law_budget import BudgetTerms, LawBudget, Step
+from ._law_budget import BudgetTerms, LawBudget, Step, unit_of_rounding
 from ._plan import Continuation, Plan
 from ._read_update import Reading, read_update
 from ._update_parts import starts_from_weights, update_parts
@@ -94,7 +94,8 @@ class Loop(NamedTuple):
         if plan.laws is not None:
             keeps_weights = starts_from_weights(optimizer.init, weights)
             parts = update_parts(reading, keeps_weights)
-            accountant = LawBudget(plan.laws, parts, keeps_weights)
+            unit = unit_of_rounding(weights, memory)
+            accountant = LawBudget(plan.laws, parts, unit, keeps_weights)
         clock = read_clock(reading, zeros, rate_times.dtype)
         ts = clock.times(jnp.asarray(plan.recorded_steps()), rate_times)
         return Loop(problem, plan, optimizer, meter, ts, first_step, clock, accountant)

@@ -19,7 +19,6 @@ from .._problem._problem import Problem
 from .._results._ledger import Ledger
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-from ._law_budget import possible_rounding
 from ._loop import Carry, Loop, Record, State, select
 from ._plan import Continuation, Plan
 from ._time_unit import TimeUnit, time_unit_of
@@ -120,7 +119,7 @@ def _ledger(loop: Loop, records: Record, splits: dict | None) -> Ledger | None:
     first = jax.tree.map(lambda h: h[:1], values)
     steps = jnp.asarray(loop.plan.recorded_steps())
     largest = jax.lax.cummax(sizes)
-    rounding = possible_rounding(largest, steps, loop.problem.weights)
+    rounding = loop.accountant.possible_rounding(largest, steps)
     return loop.accountant.ledger(first, values, sums, rounding=rounding, splits=splits)
 
 

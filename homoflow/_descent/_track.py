@@ -16,7 +16,7 @@ from .._laws._bilinear_forms import LawValues
 from .._laws._law import leaf_at
 from .._results._ledger import Ledger
 from ._factory import as_transformation, one_set_of_weights
-from ._law_budget import BudgetTerms, LawBudget, Step, possible_rounding
+from ._law_budget import BudgetTerms, LawBudget, Step, unit_of_rounding
 from ._read_update import read_update
 from ._update_parts import ALL_PARTS, UpdateParts, starts_from_weights, update_parts
 
@@ -39,7 +39,8 @@ class Tracked(eqx.Module):
 
 
 def track(
-    laws: Iterable[Law], optimizer: optax.GradientTransformation | None = None
+    laws: Iterable[Law],
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An Optax transformation that accounts for what training does to conservation laws.
 
@@ -91,18 +92,20 @@ def track(
         with one_set_of_weights(params):
             weights = eqx.filter(params, eqx.is_inexact_array)
         _refuse_unless_there(checked_laws, weights)
-        budget = LawBudget(checked_laws, None)
+        memory = inner.init(params)
+        parts, keeps_weights = None, False
         if optimizer is not None:
             keeps_weights = starts_from_weights(inner.init, weights)
             parts = _parts_of(inner, weights, keeps_weights)
-            budget = LawBudget(checked_laws, parts, keeps_weights)
+        unit = unit_of_rounding(weights, eqx.filter(memory, eqx.is_array))
+        budget = LawBudget(checked_laws, parts, unit, keeps_weights)
         return Tracked(
             budget,
             budget.values(weights),
             budget.start(weights),
             jnp.array(0),
             budget.size(weights),
-            inner.init(params),
+            memory,
         )
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra) -> Any:
@@ -175,7 +178,7 @@ def tracked(opt_state: PyTree, params: PyTree) -> Ledger:
         state.start,
         state.budget.values(weights),
         state.terms,
-        rounding=possible_rounding(size, state.steps, weights),
+        rounding=state.budget.possible_rounding(size, state.steps),
     )
 
 

@@ -51,17 +51,17 @@ class Account(eqx.Module):
         gradient: 0 to rounding for a law, whatever the multiple (schedules, clipping by
         the norm). What else it may be is the leak of an approximate law, or of one that
         is not a law of this loss.
-    - `momentum`: ⟨2Aw + b, u(0, m, 0)⟩ of what the optimizer's memory m alone adds, in
+    - `momentum`: ⟨2Aw + b, ·⟩ of what the optimizer's memory m alone adds to the step, in
         heavy ball −ημ times the old velocity. Decay that went into the memory at earlier
         steps counts here.
-    - `decay`: ⟨2Aw + b, u(0, 0, w)⟩ of what the present weights alone add: weight decay,
-        coupled (within the gradient) or decoupled.
+    - `decay`: ⟨2Aw + b, ·⟩ of what the present weights alone add: weight decay, coupled
+        (within the gradient) or decoupled.
     - `transformation`: ⟨2Aw + b, ·⟩ of the rest: of what turns the gradient off its
         direction, as Adam's preconditioner, signs and elementwise clipping do. The
         multiple of the gradient that is taken away first is its orthogonal projection.
         Different multiples for different arrays are in here too. So are memory and
         weights that do not simply add to the step (Adam's averages, decay ahead of Adam
-        or of clipping): `Ledger.note` says so.
+        or of clipping by element): `Ledger.note` says so.
     - `unattributed`: ⟨2Aw + b, ·⟩ of what comes of neither gradient, memory nor weights,
         such as noise that the optimizer adds: `Ledger.note` says so.
     - `observed`: h now minus h at the start.

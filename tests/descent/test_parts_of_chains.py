@@ -29,6 +29,10 @@ def from_step_3(transformation):
     return optax.conditionally_transform(transformation, lambda step: step >= 3)
 
 
+def late_rate(step):
+    return jnp.where(step >= 4, RATE, 0.0)
+
+
 def by_size(big, small):
     return optax.multi_transform({True: big, False: small}, is_big)
 
@@ -44,7 +48,7 @@ CHAINS = {
     "two averages": (chain(optax.trace(0.5), heavy), "momentum"),
     "corrected average": (chain(optax.ema(0.5), sgd), "momentum"),
     "single precision": (
-        optax.sgd(RATE, momentum=0.75, accumulator_dtype=jnp.float32), "momentum",
+        optax.sgd(RATE, momentum=0.5, accumulator_dtype=jnp.float32), "momentum",
     ),
     "four in one": (
         optax.MultiSteps(heavy, 3).gradient_transformation(), "momentum",
@@ -66,7 +70,7 @@ CHAINS = {
     "late signs": (chain(from_step_3(optax.scale_by_sign()), sgd), ""),
     "late start": (
         optax.sgd(
-            optax.join_schedules(map(optax.constant_schedule, (0.0, RATE)), [4]),
+            late_rate,
             momentum=0.75,
         ),
         "momentum",
@@ -86,7 +90,7 @@ CHAINS = {
     ),
     "AdamW": (optax.adamw(RATE, weight_decay=0.3), "decay"),
     "Lion": (optax.lion(RATE, weight_decay=0.3), "decay"),
-    "trust": (optax.lars(RATE), ""),
+    "trust": (optax.lars(RATE), "momentum"),
     "finite only": (optax.apply_if_finite(heavy, 3), "momentum"),
     "plateau": (
         chain(heavy, optax.contrib.reduce_on_plateau(factor=0.5, patience=1)), "momentum",

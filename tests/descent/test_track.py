@@ -221,7 +221,7 @@ def test_parts_that_come_late_are_told_apart(part):
             for a, c in zip(w, g, strict=True)
         ),
     }[part]
-    assert np.abs(expected).max() > 1e-4
+    assert np.abs(expected).max() > 1e-5
     np.testing.assert_allclose(getattr(mine, part), expected, rtol=0, atol=1e-14)
     assert np.abs(mine.rounding).max() < 1e-14
     assert np.abs(mine.gradient).max() < 1e-15
@@ -287,7 +287,12 @@ def test_a_rate_that_is_traced_is_accounted_for_as_well():
         (by_hand["clipped"][0], "transformation", ""),
         (by_hand["Adam"][0], "transformation", "its memory"),
         (by_hand["AdamW"][0], "decay transformation", "its memory"),
-        (others["decay, then clipping"], "transformation", "its weights"),
+        (others["decay, then clipping"], "decay", ""),
+        (
+            chained(optax.chain(optax.add_decayed_weights(DECAY), optax.clip(1.0))),
+            "transformation",
+            "its weights",
+        ),
         (optax.MultiSteps(optax.sgd(0.1), 3), "momentum", ""),
         (optax.MultiSteps(optax.adam(0.1), 3), "transformation", "its memory"),
         (optax.polyak_sgd(), "", ""),
