@@ -99,9 +99,10 @@ class Clock(eqx.Module):
         dtype = self.defects.between_arrays.dtype
         zero = jnp.zeros((), dtype)
         memory = Memory.start(self.num_memory, dtype)
-        if previous is not None and previous.memory.left.shape == memory.left.shape:
-            memory = previous.memory
-        return ClockState(zero, zero, memory, self.defects)
+        if previous is None or previous.memory.left.shape != memory.left.shape:
+            return ClockState(zero, zero, memory, self.defects)
+        # What came before was no flow time either, if something speaks against it.
+        return ClockState(zero, zero, previous.memory, previous.defects)
 
     def advance(
         self,

@@ -163,16 +163,16 @@ class _Builder:
         waiting = [form]
         while waiting:
             for source in waiting.pop().terms:
-                if source.kind == "memory" and source.index not in found:
-                    found[source.index] = None
-                    waiting.append(self._reading.memory.get(source.index, Form()))
+                if source.kind == "memory" and source.position not in found:
+                    found[source.position] = None
+                    waiting.append(self._reading.memory.get(source.position, Form()))
         return tuple(found)
 
     def _check(self, leaf: int, form: Form) -> None:
         for source in form.terms:
-            owner = source.index
+            owner = source.position
             if source.kind == "memory":
-                owner = self._reading.owners.get(source.index, -1)
+                owner = self._reading.owners.get(source.position, -1)
             if owner != leaf:
                 raise _NoFlowTime(MIXED)
             self.has_decay |= source.kind == "weights"

@@ -16,11 +16,11 @@ Kind = Literal["gradient", "memory", "weights"]
 class Source(NamedTuple):
     """An array that goes into an update.
 
-    `index` counts the leaves of the gradient or the weights, or of the optimizer's state.
+    `position` counts the leaves of the gradient, of the weights or of the state.
     """
 
     kind: Kind
-    index: int
+    position: int
 
 
 Sources = frozenset[Source]

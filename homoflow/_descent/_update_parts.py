@@ -149,7 +149,7 @@ def _pieces(
     pieces: dict[str, list] = {}
     for source, coefficient in form.terms.items():
         part = _part_of(source, leaf, keeps_weights)
-        array = _scaled(coefficient, leaves[source.kind][source.index], dtype)
+        array = _scaled(coefficient, leaves[source.kind][source.position], dtype)
         pieces.setdefault(_kept_as(part), []).append(array)
     for rest in form.rest:
         array = _scaled(rest.coefficient, rest.array, dtype)
@@ -163,7 +163,7 @@ def _kept_as(part: str) -> str:
 
 def _part_of(source: Source, leaf: int, keeps_weights: bool) -> str:
     if source.kind == "gradient":
-        return "gradient" if source.index == leaf else "transformation"
+        return "gradient" if source.position == leaf else "transformation"
     if source.kind == "memory" or keeps_weights:
         return "momentum"
     return "decay"
