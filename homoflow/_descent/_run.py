@@ -37,7 +37,9 @@ def run_descent(
 ) -> tuple[Trajectory, TimeUnit]:
     """The whole run: `plan.steps` steps, from the start or from where another ended."""
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
-        optimizer = optax.with_extra_args_support(plan.factory(learning_rate))
+        optimizer = optax.with_extra_args_support(
+            plan.factory(_in_full_precision(learning_rate))
+        )
         memory = optimizer.init(problem.weights)
     if previous is not None:
         memory = previous.optimizer_state
@@ -86,6 +88,13 @@ def _alone(tree: PyTree) -> PyTree:
 
 def _joined(pieces: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
+
+
+def _in_full_precision(learning_rate: Array | Callable) -> Array | Callable:
+    """A schedule that is not rounded to single precision by Optax's short counts."""
+    if not callable(learning_rate):
+        return learning_rate
+    return lambda count: learning_rate(jnp.asarray(count, jnp.arange(0).dtype))
 
 
 def _sums_of_rates(

@@ -114,40 +114,52 @@ def track(
                 "`homoflow.track` follows functions of the weights: call "
                 "`optimizer.update(gradients, state, params)` with `params`."
             )
-        gradient = eqx.filter(updates, eqx.is_inexact_array)
-        weights, others = eqx.partition(params, eqx.is_inexact_array)
-
-        given = eqx.filter(updates, eqx.is_inexact_array, inverse=True)
-        memory, settings = eqx.partition(state.inner, eqx.is_array)
-        kept: list[Any] = []
-
-        def update_inner(gradient, memory, weights, _):
-            options = extra | ({"grad": gradient} if "grad" in extra else {})
-            new_updates, new_memory = inner.update(
-                eqx.combine(gradient, given),
-                eqx.combine(memory, settings),
-                eqx.combine(weights, others),
-                **options,
-            )
-            moved, rest = eqx.partition(new_updates, eqx.is_inexact_array)
-            new_memory, new_settings = eqx.partition(new_memory, eqx.is_array)
-            kept[:] = rest, new_settings
-            return moved, new_memory
-
-        reading = read_update(update_inner, gradient, memory, weights, ())
-        step = Step(weights, gradient, memory, reading.update, reading)
-        budget = state.budget
-        tracked_state = Tracked(
-            budget,
-            state.start,
-            budget.add(state.terms, step),
-            state.steps + 1,
-            jnp.maximum(state.size, budget.size(weights)),
-            eqx.combine(reading.state, kept[1]),
-        )
-        return eqx.combine(reading.update, kept[0]), tracked_state
+        return _update(inner, updates, state, params, extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _update(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: Tracked,
+    params: PyTree,
+    extra: dict[str, Any],
+) -> tuple[PyTree, Tracked]:
+    """The update of the optimizer inside, and the account after it."""
+    gradient, given = eqx.partition(updates, eqx.is_inexact_array)
+    weights, others = eqx.partition(params, eqx.is_inexact_array)
+    memory, settings = eqx.partition(state.inner, eqx.is_array)
+    kept: list[Any] = []
+
+    def update_inner(gradient, memory, weights, _):
+        options = extra | ({"grad": gradient} if "grad" in extra else {})
+        new_updates, new_memory = inner.update(
+            eqx.combine(gradient, given),
+            eqx.combine(memory, settings),
+            eqx.combine(weights, others),
+            **options,
+        )
+        moved, rest = eqx.partition(new_updates, eqx.is_inexact_array)
+        new_memory, new_settings = eqx.partition(new_memory, eqx.is_array)
+        # What is no array does not go through a trace.
+        kept[:] = rest, new_settings
+        return moved, new_memory
+
+    reading = read_update(update_inner, gradient, memory, weights, ())
+    step, budget = (
+        Step(weights, gradient, memory, reading.update, reading),
+        state.budget,
+    )
+    after = Tracked(
+        budget,
+        state.start,
+        budget.add(state.terms, step),
+        state.steps + 1,
+        jnp.maximum(state.size, budget.size(weights)),
+        eqx.combine(reading.state, kept[1]),
+    )
+    return eqx.combine(reading.update, kept[0]), after
 
 
 def tracked(opt_state: PyTree, params: PyTree) -> Ledger:

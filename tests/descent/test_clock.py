@@ -252,7 +252,7 @@ def test_what_has_no_flow_time_says_so_and_why(name, quick_compilation):
             "flow time: a step of η takes time 10 η once momentum has settled.",
         ),
         (
-            WITH_FLOW_TIME["plateau"][0],
+            WITH_FLOW_TIME["a schedule behind"][0],
             "flow time: steps of η take between 0.125 η and 1 η.",
         ),
         (
