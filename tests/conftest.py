@@ -58,7 +58,9 @@ LONGEST = (
 #: Tests that took more than a few seconds, by `scripts/slow_tests.py`.
 SLOW = {
     line.split(maxsplit=1)[1]
-    for line in (Path(__file__).parent / "slow_tests.txt").read_text("utf-8").splitlines()
+    for line in (Path(__file__).parent / "slow_tests.txt")
+    .read_text("utf-8")
+    .splitlines()
 }
 
 

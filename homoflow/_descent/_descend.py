@@ -24,11 +24,9 @@ from .._results._continuation import start_of
 from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
-from ._clock import read_clock
 from ._factory import Factory, OptimizerFactory
-from ._law_budget import LawBudget
-from ._loop import Continuation, Plan, run_descent
-from ._update_parts import probe_update_parts
+from ._plan import Continuation, Plan
+from ._run import run_descent
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -56,9 +54,10 @@ def descend(
     """Gradient descent w ← w − η∇L(w) from `model`'s weights, on the flow's clock.
 
     With the default `optax.sgd` a step of learning rate η is a step of Euler's method
-    for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). For
-    optimizers without a gradient-flow limit (Adam) the clock adds up learning rates, and
-    `stats["time_unit"]` says so.
+    for `homoflow.flow`, and takes time η. With momentum μ it takes η/(1−μ). What it takes
+    is read off the updates of the run itself, schedules and searches along a line
+    included. For optimizers without a gradient-flow limit (Adam) the clock adds up
+    learning rates, and `stats["time_unit"]` says so, and why.
 
     **Arguments:**
 
@@ -78,13 +77,14 @@ def descend(
     - `ledger`: also account for every change of every law: `trajectory.ledger`, a
         `homoflow.Ledger`, splits it exactly into what discretization, momentum, weight
         decay and the optimizer's transformation of the gradient do, and with minibatches
-        into mean gradient and noise. Costs two to four sums over the weights in each
+        into mean gradient and noise. Costs a sum over the weights for each part in each
         step; for matrix laws as many matrix products, each about n/3m of a gradient's
         cost for layers of width n and batches of m.
 
     **Returns:** a `homoflow.Trajectory`. `losses`, `grad_norms` and laws are of the full
     data set also with minibatches. `stats` hold `steps`, `diverged_at_step` (−1 if it did
-    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `time_unit`.
+    not), `gradient_evaluations`, `time_reached`, `law_violation`, `optimizer`, `time_unit`,
+    `clock_defect`.
 
     If the loss becomes inf or NaN the result is `diverged`: `model` keeps the last weights
     with a finite loss and everything recorded afterwards is NaN.
@@ -108,26 +108,23 @@ def descend(
     _check_learning_rate(learning_rate)
     if not callable(learning_rate):
         learning_rate = jnp.asarray(learning_rate, dtype)
-    factory, weights = Factory.create(optimizer), problem.weights
+    factory = Factory.create(optimizer)
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
-    accountant = None
     if ledger:
         _refuse_without_laws(recorded)
-        accountant = LawBudget(recorded, probe_update_parts(factory, weights))
     plan = Plan(
         steps=steps,
         record_every=min(record_every, steps),
         batches=_checked_batches(problem, batch_size, key, previous),
         save_models=save_models,
         factory=factory,
-        clock=read_clock(factory, weights),
-        accountant=accountant,
+        laws=recorded if ledger else None,
         recorder=Recorder.create(recorded, {}, as_observables(observe, STANDARD)),
     )
     if previous is not None:
         _check_continuation(plan, problem, learning_rate, previous)
-    trajectory = run_descent(
+    trajectory, time_unit = run_descent(
         problem,
         plan,
         learning_rate,
@@ -136,7 +133,7 @@ def descend(
         previous,
         as_meter(progress),
     )
-    facts = (("optimizer", factory.name), ("time_unit", plan.clock.fact))
+    facts = (("optimizer", factory.name), ("time_unit", time_unit.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory
 

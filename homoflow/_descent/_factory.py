@@ -1,10 +1,12 @@
 """How an optimizer is made from a learning rate."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
+import jax
 import optax
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
@@ -41,12 +43,7 @@ class Factory(eqx.Module):
 
     def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
         made = self.function(*self.args, learning_rate, **dict(self.keywords))
-        if not isinstance(made, optax.GradientTransformation):
-            raise TypeError(
-                "`optimizer(learning_rate)` must return an Optax transformation; got "
-                f"{type(made).__name__}."
-            )
-        return made
+        return as_transformation(made)
 
     @property
     def name(self) -> str:
@@ -55,3 +52,54 @@ class Factory(eqx.Module):
         given = [repr(a) for a in self.args]
         given += [f"{k}={v!r}" for k, v in self.keywords]
         return f"{text}({', '.join(given)})" if given else text
+
+
+def as_transformation(made: Any) -> optax.GradientTransformation:
+    """An Optax transformation, or an error that says what was given instead."""
+    if isinstance(made, optax.MultiSteps):
+        made = made.gradient_transformation()
+    if not isinstance(made, optax.GradientTransformation):
+        raise TypeError(
+            "`optimizer(learning_rate)` must return an Optax transformation; got "
+            f"{type(made).__name__}."
+        )
+    return made
+
+
+def update_with_extras(update: Callable, loss_fn: Callable, **extras: Any) -> Any:
+    """`update(**extras)`, or with what else an optimizer asks for.
+
+    `grad_fn`, for gradients elsewhere, is not offered to all: some refuse what they do not
+    know.
+    """
+
+    def grad_fn(weights, _):
+        return jax.grad(loss_fn)(weights)
+
+    try:
+        return update(value_fn=loss_fn, **extras)
+    except ValueError as error:
+        if "grad_fn" not in str(error):
+            raise
+        return update(value_fn=loss_fn, grad_fn=grad_fn, **extras)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        return update(grad_fn=grad_fn)
+
+
+@contextlib.contextmanager
+def one_set_of_weights(params: Any = None) -> Iterator[None]:
+    """`TypeError` for `optax.lookahead`, which reads a pair of weights."""
+    sentence = (
+        "`optax.lookahead` keeps two sets of weights, and homoflow follows one: pass the "
+        "optimizer inside of it."
+    )
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(sentence)
+    try:
+        yield
+    except AttributeError as error:
+        if error.name not in optax.LookaheadParams._fields:
+            raise
+        raise TypeError(sentence) from error

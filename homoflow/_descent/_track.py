@@ -5,8 +5,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._jax._text import path_text
 from .._laws import Law, Laws
@@ -14,26 +15,32 @@ from .._laws._as_laws import as_laws
 from .._laws._bilinear_forms import LawValues
 from .._laws._law import leaf_at
 from .._results._ledger import Ledger
-from ._law_budget import BudgetTerms, LawBudget, Step
-from ._update_parts import UNKNOWN, UpdateParts, probe_update_parts
+from ._factory import as_transformation, one_set_of_weights
+from ._law_budget import BudgetTerms, LawBudget, Step, unit_of_rounding
+from ._read_update import read_update
+from ._update_parts import ALL_PARTS, UpdateParts, starts_from_weights, update_parts
 
 
 class Tracked(eqx.Module):
     """The state of `track`; `tracked` makes a `Ledger` of it.
 
     - `start`: the laws at the first weights.
-    - `terms`: the budget so far.
+    - `terms`: the budget so far; `steps`: how many; `size`: of the largest weights so
+        far, for what rounding can do.
     - `inner`: the state of the optimizer inside, if there is one.
     """
 
     budget: LawBudget
     start: LawValues
     terms: BudgetTerms
+    steps: Int[Array, ""]
+    size: Float[Array, ""]
     inner: Any
 
 
 def track(
-    laws: Iterable[Law], optimizer: optax.GradientTransformation | None = None
+    laws: Iterable[Law],
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An Optax transformation that accounts for what training does to conservation laws.
 
@@ -46,10 +53,8 @@ def track(
     **Arguments:**
 
     - `laws`: such as `homoflow.laws` returns.
-    - `optimizer`: the whole optimizer, if it is to be split by source. Which parts it has
-        is measured on a small copy when its state is made; of one whose settings are
-        being traced by jit or vmap less can be told, and all but the multiple of the
-        gradient is `transformation`.
+    - `optimizer`: the whole optimizer, if it is to be split by source. What each update is
+        made of is read off its program at that step.
 
     Parameters are the model that the laws are of, or what `eqx.filter(model,
     eqx.is_inexact_array)` leaves of it: laws find their arrays by their place in it.
@@ -80,16 +85,27 @@ def track(
     """
     checked_laws = as_laws(laws)
     inner = optax.with_extra_args_support(
-        optax.identity() if optimizer is None else optimizer
+        optax.identity() if optimizer is None else as_transformation(optimizer)
     )
 
     def init(params: PyTree) -> Any:
-        weights = eqx.filter(params, eqx.is_inexact_array)
+        with one_set_of_weights(params):
+            weights = eqx.filter(params, eqx.is_inexact_array)
         _refuse_unless_there(checked_laws, weights)
-        parts = None if optimizer is None else _parts_of(optimizer, weights)
-        budget = LawBudget(checked_laws, parts)
+        memory = inner.init(params)
+        parts, keeps_weights = None, False
+        if optimizer is not None:
+            keeps_weights = starts_from_weights(inner.init, weights)
+            parts = _parts_of(inner, weights, keeps_weights)
+        unit = unit_of_rounding(weights, eqx.filter(memory, eqx.is_array))
+        budget = LawBudget(checked_laws, parts, unit, keeps_weights)
         return Tracked(
-            budget, budget.values(weights), budget.start(weights), inner.init(params)
+            budget,
+            budget.values(weights),
+            budget.start(weights),
+            jnp.array(0),
+            budget.size(weights),
+            memory,
         )
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra) -> Any:
@@ -98,23 +114,52 @@ def track(
                 "`homoflow.track` follows functions of the weights: call "
                 "`optimizer.update(gradients, state, params)` with `params`."
             )
-        gradient = eqx.filter(updates, eqx.is_inexact_array)
-        weights, others = eqx.partition(params, eqx.is_inexact_array)
-
-        def update_inner(gradient, memory, weights):
-            options = extra | ({"grad": gradient} if "grad" in extra else {})
-            with jax.numpy_dtype_promotion("standard"):
-                return inner.update(
-                    gradient, memory, eqx.combine(weights, others), **options
-                )
-
-        new_updates, memory = update_inner(updates, state.inner, weights)
-        arrays = eqx.filter(new_updates, eqx.is_inexact_array)
-        step = Step(weights, gradient, state.inner, arrays)
-        terms = state.budget.add(state.terms, step, update_inner)
-        return new_updates, Tracked(state.budget, state.start, terms, memory)
+        return _update(inner, updates, state, params, extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _update(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: Tracked,
+    params: PyTree,
+    extra: dict[str, Any],
+) -> tuple[PyTree, Tracked]:
+    """The update of the optimizer inside, and the account after it."""
+    gradient, given = eqx.partition(updates, eqx.is_inexact_array)
+    weights, others = eqx.partition(params, eqx.is_inexact_array)
+    memory, settings = eqx.partition(state.inner, eqx.is_array)
+    kept: list[Any] = []
+
+    def update_inner(gradient, memory, weights, _):
+        options = extra | ({"grad": gradient} if "grad" in extra else {})
+        new_updates, new_memory = inner.update(
+            eqx.combine(gradient, given),
+            eqx.combine(memory, settings),
+            eqx.combine(weights, others),
+            **options,
+        )
+        moved, rest = eqx.partition(new_updates, eqx.is_inexact_array)
+        new_memory, new_settings = eqx.partition(new_memory, eqx.is_array)
+        # What is no array does not go through a trace.
+        kept[:] = rest, new_settings
+        return moved, new_memory
+
+    reading = read_update(update_inner, gradient, memory, weights, ())
+    step, budget = (
+        Step(weights, gradient, memory, reading.update, reading),
+        state.budget,
+    )
+    after = Tracked(
+        budget,
+        state.start,
+        budget.add(state.terms, step),
+        state.steps + 1,
+        jnp.maximum(state.size, budget.size(weights)),
+        eqx.combine(reading.state, kept[1]),
+    )
+    return eqx.combine(reading.update, kept[0]), after
 
 
 def tracked(opt_state: PyTree, params: PyTree) -> Ledger:
@@ -139,24 +184,42 @@ def tracked(opt_state: PyTree, params: PyTree) -> Ledger:
             "`homoflow.track`; it takes one to read."
         )
     (state,) = states
-    now = state.budget.values(eqx.filter(params, eqx.is_inexact_array))
-    return state.budget.ledger(state.start, now, state.terms)
+    weights = eqx.filter(params, eqx.is_inexact_array)
+    size = jnp.maximum(state.size, state.budget.size(weights))
+    return state.budget.ledger(
+        state.start,
+        state.budget.values(weights),
+        state.terms,
+        rounding=state.budget.possible_rounding(size, state.steps),
+    )
 
 
-class _ConstantFactory(eqx.Module):
-    """A factory of one optimizer, equal to another of the same."""
+def _parts_of(
+    optimizer: optax.GradientTransformationExtraArgs,
+    weights: PyTree,
+    keeps_weights: bool,
+) -> UpdateParts:
+    """The parts of the optimizer, or all that there are if it wants to know more."""
 
-    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    def update_fn(gradient, memory, weights, value):
+        return optimizer.update(
+            gradient, memory, weights, value=value, grad=gradient, value_fn=_norm
+        )
 
-    def __call__(self, _: Any) -> optax.GradientTransformation:
-        return self.optimizer
+    def read(weights):
+        state = optimizer.init(weights)
+        reading = read_update(update_fn, weights, state, weights, jnp.zeros(()))
+        return update_parts(reading, keeps_weights)
+
+    with one_set_of_weights():
+        try:
+            return eqx.filter_eval_shape(read, weights)
+        except (TypeError, ValueError):
+            return ALL_PARTS
 
 
-def _parts_of(optimizer: optax.GradientTransformation, weights: PyTree) -> UpdateParts:
-    try:
-        return probe_update_parts(_ConstantFactory(optimizer), weights)
-    except (jax.errors.TracerArrayConversionError, jax.errors.UnexpectedTracerError):
-        return UNKNOWN
+def _norm(weights: PyTree) -> Any:
+    return sum(jnp.sum(w**2) for w in jax.tree.leaves(weights))
 
 
 def _refuse_unless_there(laws: Laws, weights: PyTree) -> None:

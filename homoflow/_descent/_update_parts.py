@@ -1,161 +1,201 @@
-"""What an optimizer's step is made of, so far as its parts can be told apart.
-
-An update is a function u(g, m, w) of the gradient, the optimizer's memory and the
-weights. What the memory contributes is u(0, m, 0) only if it adds to the rest, as in
-momentum, and not if it scales the gradient, as in Adam. Which of these holds is measured.
-"""
+"""What an optimizer's step is made of: gradient, memory, weights, and what turns them."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from ._optimizer_probe import NUM_STEPS, OptimizerProbe, read_by_probe
+from .._jax._dtypes import widen_half_precision
+from ._linear_form import Form, Source, is_number
+from ._read_update import Reading
 
-#: Sizes of gradients, next to weights of size 1.
-_SCALES = (2.0**-20, 1.0, 2.0**20)
-_RTOL = 1e-9
-
-Effect = Literal["none", "additive", "coupled"]
+#: What adds to a step by itself, whatever the gradient does.
+SEPARATE = ("momentum", "decay", "unattributed")
 
 
 class UpdateParts(eqx.Module):
-    """How memory and weights enter an update u(g, m, w).
+    """Which parts an optimizer's updates have; all of it is known before the first step.
 
-    - `memory`: `"additive"` if u(g, m, w) = u(g, 0, w) + u(0, m, 0).
-    - `weights`: `"additive"` if u(g, m, w) = u(g, m, 0) + u(0, 0, w).
+    - `separate`: those of `SEPARATE` that there are.
     - `is_multiple`: whether what is left is a multiple of the gradient.
-    - `keeps_scalars`: whether numbers in the optimizer's state are settings of it, such as
-        an injected learning rate, and not memory.
+    - `coupled`: what cannot be told from the gradient's effect.
     """
 
-    memory: Effect = eqx.field(static=True)
-    weights: Effect = eqx.field(static=True)
+    separate: tuple[str, ...] = eqx.field(static=True)
     is_multiple: bool = eqx.field(static=True)
-    keeps_scalars: bool = eqx.field(static=True)
+    coupled: tuple[str, ...] = eqx.field(static=True)
 
     @property
-    def coupled(self) -> tuple[str, ...]:
-        """What cannot be told from the rest of the update."""
-        effects = {"memory": self.memory, "weights": self.weights}
-        return tuple(name for name, effect in effects.items() if effect == "coupled")
+    def names(self) -> tuple[str, ...]:
+        """The parts, in the order in which they are shown."""
+        turned = () if self.is_multiple else ("transformation",)
+        first = tuple(name for name in self.separate if name != "unattributed")
+        last = tuple(name for name in self.separate if name == "unattributed")
+        return ("discretization", "gradient", *first, *turned, *last)
 
     @property
     def note(self) -> str:
-        """What `transformation` holds that cannot be told apart; empty if nothing."""
-        if not self.coupled or self.is_multiple:
-            return ""
-        return (
-            f"What the optimizer makes of its {' and '.join(self.coupled)} cannot be told "
-            "from the rest of the step: it is in `transformation`."
-        )
-
-    def clear_memory(self, state: PyTree) -> PyTree:
-        """An optimizer's state with zeros for its memory; step counts stay."""
-
-        def clear(leaf):
-            is_memory = eqx.is_inexact_array(leaf)
-            if is_memory and not (self.keeps_scalars and leaf.ndim == 0):
-                return jnp.zeros_like(leaf)
-            return leaf
-
-        return jax.tree.map(clear, state)
+        """What is put together, or has no source; empty if nothing."""
+        sentences = []
+        if self.coupled and not self.is_multiple:
+            sentences.append(
+                f"What the optimizer makes of its {' and '.join(self.coupled)} cannot be "
+                "told from the rest of the step: it is in `transformation`."
+            )
+        if "unattributed" in self.separate:
+            sentences.append(
+                "The optimizer adds what comes of neither gradient, memory nor weights, "
+                "such as noise: it is in `unattributed`."
+            )
+        return " ".join(sentences)
 
 
-#: What is assumed of an optimizer that cannot be measured: exact, but less detailed.
-UNKNOWN = UpdateParts("coupled", "coupled", False, False)
+#: Of an optimizer that cannot be read before the first step.
+ALL_PARTS = UpdateParts(SEPARATE, False, ())
 
 
-def probe_update_parts(make_optimizer: Callable, weights: PyTree) -> UpdateParts:
-    """The parts of `make_optimizer(1.0)`'s updates of weights of this structure."""
-    return _read(make_optimizer, weights)
+class Split(NamedTuple):
+    """An update by its parts.
 
-
-@read_by_probe
-def _read(probe: OptimizerProbe) -> UpdateParts:
-    parts = _measure(probe, keeps_scalars=False)
-    has_scalars = any(
-        eqx.is_inexact_array(leaf) and leaf.ndim == 0
-        for leaf in jax.tree.leaves(probe.init())
-    )
-    if parts.coupled and has_scalars:
-        with_scalars = _measure(probe, keeps_scalars=True)
-        if len(with_scalars.coupled) < 2:
-            return with_scalars
-    return parts
-
-
-def _measure(probe: OptimizerProbe, *, keeps_scalars: bool) -> UpdateParts:
-    u = _partial_updates(probe, keeps_scalars)
-    memory = _effect(u["gmw"], u["gw"], u["m"])
-    weights = _effect(u["gmw"], u["gm"], u["w"])
-    remainder = u["gmw"] - (u["m"] if memory == "additive" else 0)
-    remainder = remainder - (u["w"] if weights == "additive" else 0)
-    is_multiple = _is_multiple(remainder, u["gradient"])
-    return UpdateParts(memory, weights, is_multiple, keeps_scalars)
-
-
-def _partial_updates(
-    probe: OptimizerProbe, keeps_scalars: bool
-) -> dict[str, Float[np.ndarray, "updates size"]]:
-    """Updates with some of gradient g, memory m and weights w left out.
-
-    Along a run of random gradients and weights; one row for each update.
+    - `separate`: part → what it adds to the weights.
+    - `multiple`: of the gradient, if that is all of the rest.
+    - `turned`: the rest, otherwise.
     """
-    separate = UpdateParts("additive", "additive", False, keeps_scalars)
 
-    def step(state, row):
-        gradient, weights, value = row
-        empty, zeros = separate.clear_memory(state), jnp.zeros_like(weights)
-        arguments = {
-            "gmw": (gradient, state, weights),
-            "gw": (gradient, empty, weights),
-            "gm": (gradient, state, zeros),
-            "m": (zeros, state, zeros),
-            "w": (zeros, empty, weights),
-        }
-        results = {
-            name: probe.update(*given, value=value, value_fn=_quadratic)
-            for name, given in arguments.items()
-        }
-        updates = {name: update for name, (update, _) in results.items()}
-        return results["gmw"][1], updates | {"gradient": gradient}
-
-    @jax.jit
-    @jax.vmap
-    def run(gradients, weights, values):
-        return jax.lax.scan(step, probe.init(), (gradients, weights, values))[1]
-
-    random = np.random.default_rng(0)
-    shape = (len(_SCALES), NUM_STEPS, probe.size)
-    gradients, weights = random.standard_normal((2, *shape))
-    scales = np.reshape(_SCALES, (-1, 1, 1))
-    updates = run(scales * gradients, weights, 1 + random.random(shape[:2]))
-    return {name: np.asarray(u).reshape(-1, probe.size) for name, u in updates.items()}
+    separate: dict[str, PyTree]
+    multiple: Any
+    turned: PyTree | None
 
 
-def _quadratic(weights: PyTree) -> Any:
-    """A loss, for optimizers that search along a line."""
-    return 1 + sum(jnp.sum(w**2) for w in jax.tree.leaves(weights))
+def update_parts(reading: Reading, keeps_weights: bool) -> UpdateParts:
+    """Which parts the updates that were read have.
+
+    `keeps_weights`: whether the optimizer's memory starts from the weights. What it makes
+    of the distance between the two is its memory's doing, and no decay.
+    """
+    present: dict[str, None] = {}
+    coupled: dict[str, None] = {}
+    for i, form in enumerate(reading.updates):
+        for source in form.terms:
+            present[_part_of(source, i, keeps_weights)] = None
+        for rest in form.rest:
+            part = _part_of_rest(rest.kinds)
+            present[part] = None
+            if part == "transformation":
+                kinds = sorted(rest.kinds - {"gradient"})
+                coupled |= dict.fromkeys(kinds)
+    separate = tuple(name for name in SEPARATE if name in present)
+    is_multiple = (
+        "transformation" not in present and _common_multiple(reading) is not None
+    )
+    return UpdateParts(separate, is_multiple, tuple(sorted(coupled)))
 
 
-def _effect(whole: np.ndarray, without: np.ndarray, alone: np.ndarray) -> Effect:
-    if _is_close(whole, without):
-        return "none"
-    return "additive" if _is_close(whole, without + alone) else "coupled"
+def starts_from_weights(init: Callable, weights: PyTree) -> bool:
+    """Whether an optimizer's first memory is a copy of the weights."""
+    with jax.numpy_dtype_promotion("standard"):
+        traced = jax.make_jaxpr(init)(weights).jaxpr
+    copies = set(traced.invars)
+    for eqn in traced.eqns:
+        is_copy = eqn.primitive.name in ("copy", "convert_element_type")
+        if is_copy and eqn.invars[0] in copies:
+            copies.add(eqn.outvars[0])
+    return any(out in copies for out in traced.outvars if not hasattr(out, "val"))
 
 
-def _is_multiple(updates: np.ndarray, gradients: np.ndarray) -> bool:
-    square = np.sum(gradients**2, axis=1, keepdims=True)
-    along = np.sum(updates * gradients, axis=1, keepdims=True) / square
-    return _is_close(updates, along * gradients)
+def split_update(
+    reading: Reading,
+    gradient: PyTree,
+    state: PyTree,
+    weights: PyTree,
+    *,
+    keeps_weights: bool,
+) -> Split:
+    """The update that was read, by its parts, in at least single precision."""
+    leaves = {
+        kind: jax.tree.leaves(tree)
+        for kind, tree in (
+            ("gradient", gradient),
+            ("memory", state),
+            ("weights", weights),
+        )
+    }
+    parts = update_parts(reading, keeps_weights)
+    wanted = (*parts.separate, *(() if parts.is_multiple else ("turned",)))
+    sums: dict[str, list] = {name: [] for name in wanted}
+    for i, form in enumerate(reading.updates):
+        pieces = _pieces(form, i, leaves, keeps_weights)
+        for name, arrays in sums.items():
+            zeros = jnp.zeros_like(leaves["weights"][i])
+            arrays.append(sum(pieces.get(name, []), start=widen_half_precision(zeros)))
+    structure = jax.tree.structure(weights)
+    trees = {
+        name: jax.tree.unflatten(structure, arrays) for name, arrays in sums.items()
+    }
+    turned = trees.pop("turned", None)
+    return Split(
+        trees, None if turned is not None else _common_multiple(reading), turned
+    )
 
 
-def _is_close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether every row is the same, to rounding."""
-    size = np.abs(a).max(axis=1, keepdims=True)
-    return bool(np.all(np.abs(a - b) <= _RTOL * size))
+def _pieces(
+    form: Form, leaf: int, leaves: dict[str, list], keeps_weights: bool
+) -> dict[str, list]:
+    """Part → the arrays that it is the sum of, for one array of weights."""
+    dtype = widen_half_precision(leaves["weights"][leaf]).dtype
+    pieces: dict[str, list] = {}
+    for source, coefficient in form.terms.items():
+        part = _part_of(source, leaf, keeps_weights)
+        array = _scaled(coefficient, leaves[source.kind][source.position], dtype)
+        pieces.setdefault(_kept_as(part), []).append(array)
+    for rest in form.rest:
+        array = _scaled(rest.coefficient, rest.array, dtype)
+        pieces.setdefault(_kept_as(_part_of_rest(rest.kinds)), []).append(array)
+    return pieces
+
+
+def _kept_as(part: str) -> str:
+    return part if part in SEPARATE else "turned"
+
+
+def _part_of(source: Source, leaf: int, keeps_weights: bool) -> str:
+    if source.kind == "gradient":
+        return "gradient" if source.position == leaf else "transformation"
+    if source.kind == "memory" or keeps_weights:
+        return "momentum"
+    return "decay"
+
+
+def _part_of_rest(kinds: frozenset[str]) -> str:
+    if not kinds:
+        return "unattributed"
+    if kinds == {"memory"}:
+        return "momentum"
+    return "decay" if kinds == {"weights"} else "transformation"
+
+
+def _common_multiple(reading: Reading) -> Any:
+    """The multiple of the gradient in every array's update; `None` if it differs."""
+    multiples = [
+        form.terms.get(Source("gradient", i), 0.0)
+        for i, form in enumerate(reading.updates)
+    ]
+    first = multiples[0] if multiples else 0.0
+    is_common = all(
+        m is first or (is_number(m) and is_number(first) and m == first)
+        for m in multiples
+    )
+    return first if is_common else None
+
+
+def _scaled(coefficient: Any, array: Any, dtype: Any) -> Any:
+    """Their product; memory may be kept in another dtype than weights."""
+    with jax.numpy_dtype_promotion("standard"):
+        scaled = coefficient * array.astype(dtype)
+        # What is not chosen may be NaN.
+        if not is_number(coefficient):
+            scaled = jnp.where(coefficient == 0, 0, scaled)
+        return scaled.astype(dtype)

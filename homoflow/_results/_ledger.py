@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 from .._jax._tracing import is_concrete
 
 #: The parts of an account, as they are shown.
-PARTS = ("discretization", "gradient", "momentum", "decay", "transformation")
+PARTS = (
+    "discretization", "gradient", "momentum", "decay", "transformation", "unattributed",
+)  # fmt: skip
 #: In place of all but the first, where the gradient is not known.
 FIRST_ORDER = "first_order"
 
@@ -49,23 +51,25 @@ class Account(eqx.Module):
         gradient: 0 to rounding for a law, whatever the multiple (schedules, clipping by
         the norm). What else it may be is the leak of an approximate law, or of one that
         is not a law of this loss.
-    - `momentum`: ⟨2Aw + b, u(0, m, 0)⟩ of what the optimizer's memory m alone adds, in
+    - `momentum`: ⟨2Aw + b, ·⟩ of what the optimizer's memory m alone adds to the step, in
         heavy ball −ημ times the old velocity. Decay that went into the memory at earlier
         steps counts here.
-    - `decay`: ⟨2Aw + b, u(0, 0, w)⟩ of what the present weights alone add: weight decay,
-        coupled (within the gradient) or decoupled.
+    - `decay`: ⟨2Aw + b, ·⟩ of what the present weights alone add: weight decay, coupled
+        (within the gradient) or decoupled.
     - `transformation`: ⟨2Aw + b, ·⟩ of the rest: of what turns the gradient off its
         direction, as Adam's preconditioner, signs and elementwise clipping do. The
         multiple of the gradient that is taken away first is its orthogonal projection.
-        Memory and weights that do not simply add to the step (Adam's averages, decay
-        ahead of Adam or of clipping) are in here: `Ledger.note` says so.
+        Different multiples for different arrays are in here too. So are memory and
+        weights that do not simply add to the step (Adam's averages, decay ahead of Adam
+        or of clipping by element): `Ledger.note` says so.
+    - `unattributed`: ⟨2Aw + b, ·⟩ of what comes of neither gradient, memory nor weights,
+        such as noise that the optimizer adds: `Ledger.note` says so.
     - `observed`: h now minus h at the start.
-    - `explained`: the sum of the five parts.
+    - `explained`: the sum of all parts.
     - `rounding`: `observed` − `explained`. Of the order of the dtype's rounding of h times
-        the square root of the number of steps; anything larger means that something
-        else moved the weights, or that the optimizer came to be another than it was in
-        the first steps, where it is measured (decay that sets in later). In float32 it
-        may well exceed the discretization.
+        the square root of the number of steps. In float32 it may well exceed the
+        discretization. What is larger than `largest_rounding`, a bound, means that
+        something else moved the weights: `Ledger.note` says so.
 
     An account by `homoflow.track(laws)`, which sees no gradients, has only
     `discretization` and `first_order`, the sum of all others.
@@ -74,6 +78,7 @@ class Account(eqx.Module):
     observed: Float[Array, "..."]
     parts: dict[str, Float[Array, "..."]]
     batch: BatchSplit | None = None
+    largest_rounding: Float[Array, "..."] | None = None
 
     @property
     def discretization(self) -> Float[Array, "..."]:
@@ -96,6 +101,10 @@ class Account(eqx.Module):
         return self._part("transformation")
 
     @property
+    def unattributed(self) -> Float[Array, "..."]:
+        return self._part("unattributed")
+
+    @property
     def first_order(self) -> Float[Array, "..."]:
         """⟨2Aw + b, u⟩ of the whole step: everything but `discretization`."""
         others = (v for k, v in self.parts.items() if k != "discretization")
@@ -108,6 +117,16 @@ class Account(eqx.Module):
     @property
     def rounding(self) -> Float[Array, "..."]:
         return self.observed - self.explained
+
+    @property
+    def excess(self) -> Float[Array, ""]:
+        """How much of `rounding` cannot be rounding; 0 if it all can."""
+        bound = self.largest_rounding
+        if bound is None:
+            return jnp.zeros(())
+        axes = (1,) * (self.rounding.ndim - bound.ndim)
+        excess = jnp.abs(self.rounding) - bound.reshape(bound.shape + axes)
+        return jnp.max(jnp.where(jnp.isnan(excess), 0, excess), initial=0)
 
     def _part(self, name: str) -> Float[Array, "..."]:
         if FIRST_ORDER in self.parts:
@@ -135,9 +154,11 @@ class Ledger(eqx.Module, Mapping):
 
     `homoflow.descend(..., ledger=True)` returns it as `trajectory.ledger`, and
     `homoflow.track` keeps it in any training loop. Only parts that the optimizer can
-    have are in `Account.parts`; which those are was measured on the optimizer itself.
+    have are in `Account.parts`; which those are was read off the optimizer itself.
 
-    - `note`: which of its effects cannot be told apart, in a sentence; empty if all can.
+    - `parts_note`: which of its effects cannot be told apart, in a sentence; empty if all
+        can.
+    - `note`: that, and whether something else moved the weights.
 
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))
@@ -150,7 +171,24 @@ class Ledger(eqx.Module, Mapping):
     """
 
     accounts: dict[str, Account]
-    note: str = eqx.field(static=True, default="")
+    parts_note: str = eqx.field(static=True, default="")
+
+    @property
+    def note(self) -> str:
+        """What to know before believing the numbers; empty if there is nothing."""
+        sentences = [self.parts_note] if self.parts_note else []
+        # Of numbers that are being traced nothing can be said yet.
+        if is_concrete(self.accounts):
+            moved = {name: float(self[name].excess) for name in self}
+            moved = {name: excess for name, excess in moved.items() if excess > 0}
+            if moved:
+                worst = max(moved, key=lambda name: moved[name])
+                sentences.append(
+                    f"The parts do not add up to the change of {', '.join(moved)}: "
+                    f"{_largest(self[worst].rounding):.3g} is left of {worst}, more than "
+                    "rounding can be. Something else moved the weights."
+                )
+        return " ".join(sentences)
 
     def __getitem__(self, name: str) -> Account:
         if name not in self.accounts:

@@ -95,6 +95,12 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
             ("descend",),
             "The step at which the loss became inf or NaN; −1 if none.",
         ),
+        "clock_defect": Statistic(
+            "number",
+            ("descend",),
+            "How far the steps are from steps of the flow, as a part of a step: 0 where "
+            "the times are flow time.",
+        ),
         "law_violation": Statistic(
             "number",
             ROUTES,

@@ -145,6 +145,7 @@ def _known_accounts(ledger: Ledger, valid: Array) -> dict[str, Account]:
             nan_unless(valid, account.parts),
             # Of the steps that start at these times: none starts at the last.
             nan_unless(valid[:-1], account.batch),
+            account.largest_rounding,
         )
         for name, account in ledger.items()
     }

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
+import optax.contrib
 import oracles
 import pytest
 from oracles import CLIP, DECAY, MOMENTUM, RATE, account, laws_and_others, network
 from problems import arrays_of
 
 import homoflow as hf
-from homoflow._descent._update_parts import probe_update_parts
 
 STEPS = 5
 LAWS = laws_and_others()[2:]
@@ -193,22 +193,73 @@ def test_what_else_moves_the_weights_shows():
     mine = hf.tracked(state, pushed)["matrix[1]"]
     np.testing.assert_allclose(mine.rounding, extra, rtol=1e-11)
     assert np.abs(hf.tracked(state, moved)["matrix[1]"].rounding).max() < 1e-14
+    assert hf.tracked(state, moved).note == ""
+    assert "Something else moved the weights" in hf.tracked(state, pushed).note
 
 
-def test_an_optimizer_that_is_another_later_is_found_out():
-    """Decay that sets in after the steps at which the optimizer is measured."""
-    late = optax.conditionally_transform(
-        optax.add_decayed_weights(DECAY), lambda step: step >= 8
-    )
-    weights, ledger = train(hf.track(LAWS[:1], chained(late)), steps=9)
+@pytest.mark.parametrize("part", ["decay", "momentum", "transformation"])
+def test_parts_that_come_late_are_told_apart(part):
+    """For eight steps this is gradient descent."""
+    extra = {
+        "decay": optax.add_decayed_weights(DECAY),
+        "momentum": optax.trace(MOMENTUM),
+        "transformation": optax.scale_by_sign(),
+    }[part]
+    late = optax.conditionally_transform(extra, lambda step: step >= 8)
+    weights, ledger = train(hf.track(LAWS[:1], chained(late)), steps=10)
     mine = ledger["matrix[1]"]
-    missing = oracles.rate(weights[8], oracles.times(-RATE * DECAY, weights[8]))
-    assert np.abs(mine.rounding).max() > 1e-4
-    np.testing.assert_allclose(mine.rounding, missing["matrix[1]"], rtol=0, atol=1e-14)
+    w, g = weights[8:10], [oracles.gradient(w) for w in weights[8:10]]
+    expected = {
+        "decay": sum(
+            oracles.rate(a, oracles.times(-RATE * DECAY, a))["matrix[1]"] for a in w
+        ),
+        "momentum": oracles.rate(w[1], oracles.times(-RATE * MOMENTUM, g[0]))[
+            "matrix[1]"
+        ],
+        "transformation": sum(
+            oracles.rate(a, [-RATE * np.sign(b) for b in c])["matrix[1]"]
+            for a, c in zip(w, g, strict=True)
+        ),
+    }[part]
+    assert np.abs(expected).max() > 1e-5
+    np.testing.assert_allclose(getattr(mine, part), expected, rtol=0, atol=1e-14)
+    assert np.abs(mine.rounding).max() < 1e-14
     assert np.abs(mine.gradient).max() < 1e-15
 
 
-def test_a_rate_that_is_traced_is_accounted_for_in_less_detail():
+def test_noise_is_not_attributed():
+    optimizer = optax.chain(optax.sgd(RATE), optax.add_noise(1e-4, 0.0, 0))
+    _, ledger = train(hf.track(LAWS, optimizer))
+    mine = ledger["matrix[1]"]
+    assert set(mine.parts) == {"discretization", "gradient", "unattributed"}
+    assert np.abs(mine.unattributed).max() > 1e-4
+    assert np.abs(mine.gradient).max() < 1e-15
+    assert np.abs(mine.rounding).max() < 1e-14
+    assert "noise" in ledger.note
+
+
+def test_different_rates_turn_the_gradient():
+    """The gradient's own part is its projection; the rest is told from it by size."""
+    small = optax.multi_transform(
+        {True: optax.sgd(RATE / 8), False: optax.sgd(RATE)},
+        lambda params: jax.tree.map(lambda a: a.size > 10, params),
+    )
+    weights, ledger = wrapped(small)
+    expected = {"gradient": 0, "transformation": 0}
+    for w in weights[:-1]:
+        g = oracles.gradient(w)
+        u = [-RATE * a / (8 if a.size > 10 else 1) for a in g]
+        multiple = sum((a * b).sum() for a, b in zip(u, g, strict=True))
+        along = oracles.times(multiple / sum((a**2).sum() for a in g), g)
+        rest = [a - b for a, b in zip(u, along, strict=True)]
+        for part, moved in (("gradient", along), ("transformation", rest)):
+            expected[part] = expected[part] + oracles.rate(w, moved)["entries"]
+    for part, value in expected.items():
+        assert np.abs(value) > 1e-4
+        np.testing.assert_allclose(getattr(ledger["entries"], part), value, atol=1e-14)
+
+
+def test_a_rate_that_is_traced_is_accounted_for_as_well():
     def final(rate):
         params = eqx.filter(network(), eqx.is_inexact_array)
         optimizer = hf.track(LAWS[:1], optax.sgd(rate, momentum=MOMENTUM))
@@ -222,38 +273,39 @@ def test_a_rate_that_is_traced_is_accounted_for_in_less_detail():
     assert sweep.rounding.shape == (2, 4, 4)
     assert np.abs(sweep.rounding).max() < 1e-14
     known = train(hf.track(LAWS[:1], by_hand["heavy ball"][0]), 2)[1]["matrix[1]"]
-    np.testing.assert_allclose(sweep.transformation[1], known.momentum, atol=1e-14)
+    np.testing.assert_allclose(sweep.momentum[1], known.momentum, atol=1e-14)
     assert np.abs(known.momentum).max() > 1e-4
-    assert "momentum" not in sweep.parts
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "memory", "weights", "is_multiple"),
+    ("optimizer", "parts", "word"),
     [
-        (by_hand["sgd"][0], "none", "none", True),
-        (by_hand["schedule"][0], "none", "none", True),
-        (by_hand["heavy ball"][0], "additive", "none", True),
-        (by_hand["injected rate"][0], "additive", "none", True),
-        (by_hand["coupled decay"][0], "additive", "additive", True),
-        (by_hand["clipped norm"][0], "none", "none", True),
-        (by_hand["clipped"][0], "none", "none", False),
-        (by_hand["Adam"][0], "coupled", "none", False),
-        (by_hand["AdamW"][0], "coupled", "additive", False),
-        (others["decay, then clipping"], "none", "coupled", False),
-        (optax.MultiSteps(optax.sgd(0.1), 3), "additive", "none", True),
-        (optax.polyak_sgd(), "none", "none", True),
+        (by_hand["schedule"][0], "", ""),
+        (by_hand["injected rate"][0], "momentum", ""),
+        (by_hand["coupled decay"][0], "momentum decay", ""),
+        (by_hand["clipped norm"][0], "", ""),
+        (by_hand["clipped"][0], "transformation", ""),
+        (by_hand["Adam"][0], "transformation", "its memory"),
+        (by_hand["AdamW"][0], "decay transformation", "its memory"),
+        (others["decay, then clipping"], "decay", ""),
+        (
+            chained(optax.chain(optax.add_decayed_weights(DECAY), optax.clip(1.0))),
+            "transformation",
+            "its weights",
+        ),
+        (optax.MultiSteps(optax.sgd(0.1), 3), "momentum", ""),
+        (optax.MultiSteps(optax.adam(0.1), 3), "transformation", "its memory"),
+        (optax.polyak_sgd(), "", ""),
+        (optax.lbfgs(0.1), "transformation", "its memory"),
+        (optax.contrib.schedule_free_sgd(0.1), "momentum", ""),
     ],
 )
-def test_sources_are_measured(optimizer, memory, weights, is_multiple):
-    if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
-    read = probe_update_parts(
-        lambda _: optimizer, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-    )
-    assert (read.memory, read.weights) == (memory, weights)
-    assert read.is_multiple == is_multiple
-    mixed = "coupled" in (memory, weights)
-    assert (read.note != "") == mixed
+def test_parts_are_read_off_the_optimizer(optimizer, parts, word):
+    params = eqx.filter(network(), eqx.is_inexact_array)
+    budget = hf.track(LAWS, optimizer).init(params).budget
+    assert set(budget.parts) == {"discretization", "gradient", *parts.split()}
+    note = budget.update_parts.note
+    assert word in note if word else note == ""
 
 
 # Bad input. -----------------------------------------------------------------------------
@@ -285,3 +337,14 @@ def test_laws_must_be_laws(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match="law objects"):
         hf.track(["neurons[1]"])  # pyright: ignore
+
+
+def test_two_sets_of_weights_are_refused():
+    both = optax.LookaheadParams.init_synced(network())
+    with pytest.raises(TypeError, match=r"lookahead.*two sets of weights"):
+        hf.track(LAWS, optax.lookahead(optax.sgd(0.1), 5, 0.5)).init(both)
+    with pytest.raises(TypeError, match=r"lookahead.*two sets of weights"):
+        hf.descend(
+            network(), (X, Y), 2, learning_rate=0.1,
+            optimizer=lambda rate: optax.lookahead(optax.sgd(rate), 5, 0.5),
+        )  # fmt: skip
