@@ -1,6 +1,7 @@
 """Interpreters that read a traced function: smoothness, affinity, kinks, softplus."""
 
 from ._affine import Degree as Degree, degree_in as degree_in
+from ._dependence import outputs_without_inputs as outputs_without_inputs
 from ._fast_softplus import (
     has_softplus as has_softplus,
     use_fast_softplus as use_fast_softplus,

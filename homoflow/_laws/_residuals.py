@@ -1,7 +1,8 @@
 """Whether a quantity is conserved: its residual ⟨2Aw + b, ∇L(w)⟩ has to be 0."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,8 +19,14 @@ from ._law import Law
 _NUM_POINTS = 3
 
 
-#: The largest residual, relative to the terms that cancel, that rounding explains.
-MAX_RESIDUAL = 1e-12
+#: The largest residual, relative to the terms that cancel, that rounding explains; and
+#: relative to terms with the largest gradient of all.
+MAX_RESIDUAL, _ROUNDING = 1e-12, 2e-15
+#: The same where so little of the gradient is left that its own rounding counts.
+_WEAK_RESIDUAL, _WEAK_ROUNDING = 1e-6, 1e-10
+#: A point is telling of a law if its terms are not smaller than this, relative to the
+#: largest gradient and to what is usual; and so many telling points it takes.
+_TELLING, MIN_TELLING = 1e-3, 3
 
 
 def time_derivative(law: Law, weights: PyTree, velocity: PyTree) -> Array:
@@ -61,6 +68,66 @@ def max_relative_residual(law: Law, points: Iterable[tuple[PyTree, PyTree]]) -> 
         if largest > 0:
             worst = max(worst, float(np.max(np.abs(difference)) / largest))
     return worst
+
+
+class Evidence(NamedTuple):
+    """What one probe says of a law.
+
+    - `error`: its residual, `terms`: the size of the terms that cancel in it.
+    - `whole`: the size that terms would have if all gradients were as large as the largest.
+    """
+
+    error: float
+    terms: float
+    whole: float
+
+
+def is_conserved(law: Law, points: Iterable[tuple[PyTree, PyTree]]) -> bool:
+    """Whether a quantity is conserved at all points that say something of it.
+
+    Where next to no gradient flows to what the law is made of, as behind a saturated
+    softmax, what is left of it is rounding: such a point cannot refute a law by little,
+    and cannot confirm one. It takes at least `MIN_TELLING` points that can.
+    """
+    return shows_conservation([collect_evidence(law, *point) for point in points])
+
+
+def shows_conservation(evidence: Sequence[Evidence]) -> bool:
+    """Whether residuals are rounding at all telling points, of which there are enough."""
+    limits = residual_limits(evidence)
+    return limits is not None and all(
+        e.error <= limit for e, limit in zip(evidence, limits, strict=True)
+    )
+
+
+def residual_limits(evidence: Sequence[Evidence]) -> list[float] | None:
+    """Up to where rounding explains the residual at each point.
+
+    `None` if there are too few points that say anything.
+    """
+    reaches = [e.terms / e.whole if e.whole > 0 else 0.0 for e in evidence]
+    usual = sorted(reaches)[-MIN_TELLING] if len(reaches) >= MIN_TELLING else 0.0
+    if usual == 0:
+        return None
+    return [
+        MAX_RESIDUAL * max(terms, usual * whole) + _ROUNDING * whole
+        if reach >= _TELLING * usual
+        else max(_WEAK_RESIDUAL * terms, _WEAK_ROUNDING * whole)
+        for reach, (_, terms, whole) in zip(reaches, evidence, strict=True)
+    ]
+
+
+def collect_evidence(law: Law, weights: PyTree, gradient: PyTree) -> Evidence:
+    """What the gradient at one point says of a law."""
+    difference, scale = residual_and_scale(law, weights, gradient)
+    largest = max(np.abs(g).max(initial=0.0) for g in jax.tree.leaves(gradient))
+    everywhere = jax.tree.map(lambda g: np.full_like(g, largest), gradient)
+    sizes = jax.tree.map(np.abs, weights)
+    return Evidence(
+        float(np.max(np.abs(difference), initial=0.0)),
+        float(np.max(scale, initial=0.0)),
+        float(np.max(residual(_absolute(law), sizes, everywhere), initial=0.0)),
+    )
 
 
 def relative_violation(

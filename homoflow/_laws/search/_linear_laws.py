@@ -6,13 +6,18 @@ subtracts a mean, leaves sums over an axis of the arrays before it alone.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .._law import Law, leaf_at
-from .._residuals import MAX_RESIDUAL, max_relative_residual
+from .._residuals import (
+    MAX_RESIDUAL,
+    Evidence,
+    is_conserved,
+    shows_conservation,
+)
 from ..symmetry import Leaf, OrbitBlock
 from ._candidates import make_term
 from ._formula import Formula, SumOverAxes, path_text
@@ -36,47 +41,68 @@ class AxisSum(NamedTuple):
 Relation = list[tuple[int, AxisSum]]
 
 
-def linear_laws(leaves: Sequence[Leaf], points: Sequence[Point]) -> list[Law]:
+def linear_laws(
+    leaves: Sequence[Leaf],
+    points: Sequence[Point],
+    is_untouched: Callable[[Leaf], bool],
+) -> list[Law]:
     """Σ over some axes of an array, or of several arrays together, that are conserved.
 
     Only what holds at every index of the other axes counts, so that no unit that happens
-    to be dead makes a law.
+    to be dead makes a law. Where a gradient was 0 at every point it may be that the points
+    have missed what reaches it: it counts only if `is_untouched` knows that nothing does.
     """
-    gradients = [[leaf_at(g, leaf.path) for leaf in leaves] for _, g in points]
+    gradients = [
+        _relative([leaf_at(g, leaf.path) for leaf in leaves]) for _, g in points
+    ]
     if not gradients:
         return []
-    vanishing = list(_vanishing_sums(leaves, gradients))
+    vanishing = list(_vanishing_sums(leaves, gradients, is_untouched))
     laws = [_make_law(leaves, [(1, s)]) for s in vanishing]
     relations = _relations(leaves, gradients, vanishing)
     joint = [_make_law(leaves, relation) for relation in relations]
-    return laws + [
-        law for law in joint if max_relative_residual(law, points) <= MAX_RESIDUAL
-    ]
+    return laws + [law for law in joint if is_conserved(law, points)]
 
 
-def _vanishing_sums(leaves, gradients) -> Iterator[AxisSum]:
+def _relative(gradients: list[np.ndarray]) -> list[np.ndarray]:
+    """The gradients of one point, relative to the largest entry of all."""
+    largest = max(np.abs(g).max(initial=0.0) for g in gradients)
+    return [g / (largest or 1.0) for g in gradients]
+
+
+def _vanishing_sums(leaves, gradients, is_untouched) -> Iterator[AxisSum]:
     """The sums over as few axes as possible that are 0 of every gradient."""
-    largest = [max(np.abs(g).max(initial=0.0) for g in point) for point in gradients]
     for k, leaf in enumerate(leaves):
         found: list[set[int]] = []
         for axes in _subsets_of_axes(leaf.shape):
             if any(f <= set(axes) for f in found):
                 continue
-            if all(
-                _is_zero(point[k], axes, scale)
-                for point, scale in zip(gradients, largest, strict=True)
-            ):
+            own = [point[k] for point in gradients]
+            if _vanish(own, axes, lambda leaf=leaf: is_untouched(leaf)):
                 found.append(set(axes))
                 yield AxisSum(k, axes)
 
 
-def _is_zero(gradient: np.ndarray, axes: tuple[int, ...], largest: float) -> bool:
+def _vanish(
+    gradients: list[np.ndarray], axes: tuple[int, ...], is_untouched: Callable[[], bool]
+) -> bool:
+    """Whether the sums over these axes are 0; of single entries if there are no axes."""
+    sizes = [np.abs(g) for g in gradients]
     if not axes:
-        size = np.abs(gradient).max(initial=0.0)
-        return bool(size <= _ZERO_TOLERANCE * largest)
-    total = np.abs(gradient.sum(axis=axes)).max(initial=0.0)
-    scale = np.abs(gradient).sum(axis=axes).max(initial=0.0)
-    return bool(total <= MAX_RESIDUAL * scale)
+        if max(size.max(initial=0.0) for size in sizes) > _ZERO_TOLERANCE:
+            return False
+        return any(size.any() for size in sizes) or is_untouched()
+    count = math.prod(gradients[0].shape[a] for a in axes)
+    return shows_conservation(
+        [
+            Evidence(
+                float(np.abs(g.sum(axis=axes)).max(initial=0.0)),
+                float(size.sum(axis=axes).max(initial=0.0)),
+                float(count),
+            )
+            for g, size in zip(gradients, sizes, strict=True)
+        ]
+    )
 
 
 def _relations(leaves, gradients, vanishing: list[AxisSum]) -> Iterator[Relation]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._law import Law, leaf_at, rows_of
-from .._residuals import MAX_RESIDUAL, residual_and_scale
+from .._residuals import collect_evidence, residual, residual_limits
 from ._candidates import Candidate
 from ._random_points import Point
 
@@ -26,10 +26,12 @@ def extend_to_pairs(candidate: Candidate, points: Sequence[Point]) -> Law:
         return candidate.law()
     (units,) = counts
     matrix = candidate.matrix_law(blocks=1)
+    limits = residual_limits([collect_evidence(matrix, *point) for point in points])
+    if limits is None:
+        return candidate.law()
     holds = np.ones((units, units), bool)
-    for point in points:
-        residual, scale = residual_and_scale(matrix, *point)
-        holds &= np.abs(residual) <= MAX_RESIDUAL * np.max(scale, initial=0.0)
+    for point, limit in zip(points, limits, strict=True):
+        holds &= np.abs(residual(matrix, *point)) <= limit
     for blocks in range(1, units // 2 + 1):
         if units % blocks == 0 and _hold_within_blocks(holds, blocks):
             return candidate.matrix_law(blocks)

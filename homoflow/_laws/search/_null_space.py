@@ -20,6 +20,8 @@ def null_space(rows: np.ndarray, tolerance: float) -> np.ndarray:
     There are at least as many rows as unknowns. Singular values up to `tolerance` times
     the largest count as zero.
     """
+    if not rows.size:
+        return np.zeros((0, rows.shape[1]))
     _, values, directions = np.linalg.svd(rows, full_matrices=False)
     return directions[values <= tolerance * values[0]]
 
@@ -37,9 +39,9 @@ def reduce_rows(rows: np.ndarray) -> np.ndarray:
         k, pivot = np.unravel_index(np.argmax(np.abs(rows[left])), rows[left].shape)
         k = left[int(k)]
         rows[k] /= rows[k, pivot]
-        for other in range(len(rows)):
-            if other != k:
-                rows[other] -= rows[other, pivot] * rows[k]
+        factors = rows[:, pivot].copy()
+        factors[k] = 0
+        rows -= factors[:, None] * rows[k]
         done.append(k)
     rows[np.abs(rows) < _MIN_ENTRY] = 0
     denominator = math.lcm(*range(1, _MAX_DENOMINATOR + 1))

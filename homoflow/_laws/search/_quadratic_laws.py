@@ -1,10 +1,14 @@
 """Quadratic and linear laws of a small model, from the null space of many gradients."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
 from .._law import Entries, Law, Path
-from .._residuals import MAX_RESIDUAL, max_relative_residual
+from .._residuals import is_conserved
+from ._ansatz import Ansatz, Polynomial, every_product, joined_axes
 from ._formula import path_text, write_polynomial
 from ._null_space import (
     normalize_rows,
@@ -13,109 +17,134 @@ from ._null_space import (
     reduce_rows,
     to_whole_numbers,
 )
-from ._random_points import MAX_GRADIENT, MIN_POINTS, drop_degenerate_points
+from ._random_points import MAX_GRADIENT, Point
 from ._vectorized import VectorizedProblem
 
-#: The most parameters for which the search is tried.
-MAX_PARAMETERS = 60
+#: The most parameters for which every product of two weights is tried.
+MAX_EXHAUSTIVE = 40
 #: Singular values below this, relative to the largest, are zeros.
 _NULL_TOLERANCE = 1e-9
 #: Conditions that are so much smaller than usual are left out.
 _MIN_SIZE = 1e-4
+#: A gradient of a law that is larger than this outside of those of others is a new one.
+_MIN_NEW = 1e-6
 #: The most terms of a formula that are written out.
 _MAX_WRITTEN = 6
-#: How many weights and data, other than those of the null space, laws are certified at,
-#: and how many weights tell whether laws are independent.
-_NUM_CERTIFIED, _NUM_GENERIC = 8, 3
+#: How many weights tell whether laws are independent.
+_NUM_GENERIC = 3
+
+
+class Found(NamedTuple):
+    """What a numerical search has found.
+
+    - `laws`: those that are not functions of known ones.
+    - `is_searched`: whether there was a search, `is_exhaustive`: of all quadratic ones.
+    - `has_unreached`: whether there are weights to which no gradient came.
+    """
+
+    laws: tuple[Law, ...] = ()
+    is_searched: bool = False
+    is_exhaustive: bool = False
+    has_unreached: bool = False
 
 
 def quadratic_laws(
-    problem: VectorizedProblem, known: tuple[Law, ...]
-) -> tuple[Law, ...]:
+    problem: VectorizedProblem,
+    known: Sequence[Law],
+    points: Sequence[Point],
+    *,
+    max_exhaustive: int = MAX_EXHAUSTIVE,
+) -> Found:
     """The laws wᵀAw + bᵀw that are no functions of `known` ones.
 
-    The condition ⟨2Aw + b, ∇L(w)⟩ = 0 at more random weights and data than A and b have
-    entries is a linear system; what solves it is certified at others.
+    The condition ⟨2Aw + b, ∇L(w)⟩ = 0 at more random weights and data than there are
+    unknown coefficients is a linear system; what solves it is certified at `points`.
     """
-    if problem.size > MAX_PARAMETERS:
-        return ()
-    n = problem.size
-    unknowns = n * (n + 1) // 2 + n
-    weights, data = problem.draw(_NUM_CERTIFIED + unknowns * 4 // 3 + 40, seed=21)
-    gradients = problem.gradients(weights, data)
-    rows = _conditions(weights[_NUM_CERTIFIED:], gradients[_NUM_CERTIFIED:])
-    if len(rows) < unknowns:
-        return ()  # Too few usable gradients: the null space would be spurious.
-    triangle = np.asarray(np.linalg.qr(rows, mode="r"))
-    null = null_space(triangle, _NULL_TOLERANCE)
-    if not len(null):
-        return ()
-    points = drop_degenerate_points(
-        [
-            (problem.unflatten(w), problem.unflatten(g))
-            for w, g in zip(
-                weights[:_NUM_CERTIFIED], gradients[:_NUM_CERTIFIED], strict=True
-            )
-        ]
+    ansatz: Ansatz | None
+    if problem.size <= max_exhaustive:
+        ansatz = every_product(problem.size)
+    else:
+        leaves = jax.tree.leaves(problem.template)
+        ansatz = joined_axes([leaf.shape for leaf in leaves])
+    if ansatz is None:
+        return Found()
+    weights, gradients = problem.probe.draw_vectors(
+        len(ansatz.kept) * 5 // 4 + 40, seed=21
     )
-    if len(points) < MIN_POINTS:
-        return ()
-    generic = weights[:_NUM_GENERIC]
-    spans = [_span(problem.jacobian(known, w)) for w in generic]
-    found: list[Law] = []
-    for candidate in reduce_rows(null):
-        larger = [
-            _span(np.vstack([span, _law_gradient(candidate, w)]))
-            for span, w in zip(spans, generic, strict=True)
-        ]
-        # The product of two linear laws is a quadratic one, but says nothing new.
-        if max(map(len, larger)) > max(map(len, spans)):
-            law = _make_law(problem, candidate, len(found) + 1)
-            if max_relative_residual(law, points) <= MAX_RESIDUAL:
-                found.append(law)
-                spans = larger
-    return tuple(found)
+    clear = np.abs(gradients).max(axis=1, initial=0.0) < MAX_GRADIENT  # So not NaN.
+    weights, gradients = weights[clear], gradients[clear]
+    is_unreached = ~gradients.any(axis=0)
+    if is_unreached.all():
+        return Found()
+    ansatz.drop_unreached(is_unreached)
+    rows = _usable(ansatz.conditions(weights, gradients))
+    if len(rows) < ansatz.kept.sum():
+        return Found()  # Too few usable gradients: the null space would be spurious.
+    candidates = [ansatz.polynomial(x) for x in _solutions(rows)]
+    generic, _ = problem.draw(_NUM_GENERIC, seed=23)
+    found = _choose_new(problem, known, candidates, generic, points)
+    return Found(tuple(found), True, ansatz.is_exhaustive, bool(is_unreached.any()))
 
 
-def _span(rows: np.ndarray) -> np.ndarray:
-    return orthonormal_basis(normalize_rows(rows))
+def _solutions(rows: np.ndarray) -> np.ndarray:
+    """What solves all equations, in whole numbers where that is possible."""
+    sizes = np.linalg.norm(rows, axis=0)
+    sizes = np.where(sizes > 0, sizes, 1.0)
+    triangle = np.asarray(np.linalg.qr(rows / sizes, mode="r"))
+    null = null_space(triangle, _NULL_TOLERANCE)
+    return reduce_rows(normalize_rows(null / sizes)) if len(null) else null
 
 
-def _law_gradient(candidate: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """2Aw + b."""
-    n = len(w)
-    i, j = np.triu_indices(n)
-    matrix = np.zeros((n, n))
-    matrix[i, j] = matrix[j, i] = candidate[: len(i)]
-    return 2 * matrix @ w + candidate[len(i) :]
-
-
-def _conditions(weights: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    """The equations ⟨2Aw + b, g⟩ = 0, one in each row, for the entries of A and b."""
-    n = weights.shape[1]
-    usable = np.abs(gradients).max(axis=1) < MAX_GRADIENT  # And so not NaN.
-    weights, gradients = weights[usable], gradients[usable]
-    i, j = np.triu_indices(n)
-    quadratic = weights[:, i] * gradients[:, j] + weights[:, j] * gradients[:, i]
-    quadratic[:, i == j] /= 2
-    rows = np.concatenate([2 * quadratic, gradients], axis=1)
+def _usable(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1)
     # Where a loss saturates, what is left of a gradient is rounding.
     clear = norms > _MIN_SIZE * np.median(norms)
     return rows[clear] / norms[clear, None]
 
 
-def _make_law(problem: VectorizedProblem, candidate: np.ndarray, number: int) -> Law:
+def _choose_new(problem, known, candidates, generic, points) -> list[Law]:
+    """The candidates that are conserved, and no functions of the known laws or of others.
+
+    The product of two linear laws is a quadratic one, but says nothing new.
+    """
+    spans = [_span(problem.jacobian(tuple(known), w)) for w in generic]
+    found: list[Law] = []
+    for candidate in candidates:
+        new = []
+        for span, w in zip(spans, generic, strict=True):
+            slope = candidate.gradient(w)
+            length = np.linalg.norm(slope)
+            rest = slope - span.T @ (span @ slope)
+            rest = rest - span.T @ (span @ rest)
+            size = np.linalg.norm(rest)
+            new.append(rest / size if size > _MIN_NEW * length else None)
+        if all(direction is None for direction in new):
+            continue
+        law = _make_law(problem, candidate, len(found) + 1)
+        if is_conserved(law, points):
+            found.append(law)
+            spans = [
+                span if direction is None else np.vstack([span, direction])
+                for span, direction in zip(spans, new, strict=True)
+            ]
+    return found
+
+
+def _span(rows: np.ndarray) -> np.ndarray:
+    return orthonormal_basis(normalize_rows(rows))
+
+
+def _make_law(problem: VectorizedProblem, candidate: Polynomial, number: int) -> Law:
     coordinates = _coordinates(problem)
-    whole = to_whole_numbers(candidate)
-    candidate = candidate if whole is None else whole
-    i, j = np.triu_indices(problem.size)
-    quadratic, linear = candidate[: len(i)], candidate[len(i) :]
+    i, j, quadratic, linear = candidate
+    whole = to_whole_numbers(np.concatenate([quadratic, linear]))
+    if whole is not None:
+        quadratic, linear = whole[: len(i)], whole[len(i) :]
     shares: dict[tuple[Path, Path | None], list[tuple[int, int, float]]] = {}
     terms: list[tuple[float, str]] = []
     for k in np.flatnonzero(quadratic):
         (p, a), (q, b) = coordinates[i[k]], coordinates[j[k]]
-        c = float(quadratic[k]) * (1 if i[k] == j[k] else 2)
+        c = float(quadratic[k])
         shares.setdefault((p, q), []).append((a, b, c))
         terms.append((c, _product_text(_entry_text(p, a), _entry_text(q, b))))
     for k in np.flatnonzero(linear):

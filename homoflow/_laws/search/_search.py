@@ -1,7 +1,8 @@
 """The laws of any model: rescalings from its jaxpr, sums from its gradients."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,20 +11,25 @@ from jaxtyping import PyTree
 
 from ..._problem._losses import LossLike
 from .._law import Law, Laws
-from .._residuals import MAX_RESIDUAL, max_relative_residual
+from .._residuals import MAX_RESIDUAL, is_conserved, max_relative_residual
 from ..symmetry import Leaf, find_rescalings
 from ._candidates import Candidate, make_names_unique, propose_laws
 from ._linear_laws import linear_laws
 from ._matrix_laws import extend_to_pairs
-from ._quadratic_laws import quadratic_laws
-from ._random_points import MIN_POINTS, Point, Probe, probe_loss, probe_objective
+from ._quadratic_laws import Found, quadratic_laws
+from ._random_points import (
+    MIN_POINTS,
+    Point,
+    Probe,
+    is_usual,
+    probe_loss,
+    probe_objective,
+)
 from ._vectorized import VectorizedProblem
 
 #: How many (point, sample) pairs laws are certified at, and in how many samples a point.
 _NUM_DRAWS, _NUM_SAMPLES = 32, 8
 _MIN_USUAL, _MAX_USUAL = 4, 16
-#: The most parameters for which every quadratic law is searched for.
-_MAX_SEARCHED = 40
 #: The residual above which a quantity is not even approximately conserved.
 _MAX_APPROXIMATE = 1e-2
 
@@ -53,37 +59,54 @@ def search(
     batched: bool,
 ) -> Laws:
     """Every law that the structure of the model shows, certified numerically."""
-    probe = make_probe(model, mask, x_example, loss, objective, batched=batched)
-    points = probe.draw_points(_count_points(probe, x_example, batched=batched))
-    if len(points) < MIN_POINTS:
+    probes = make_probes(model, mask, x_example, loss, objective, batched=batched)
+    probe = probes[0]
+    if not probe.size:
+        return Laws((), "No weights are trained: the trained arrays are all empty.")
+    count = _count_points(probe, x_example, batched=batched)
+    by_kind = [p.draw_points(count) for p in probes]
+    points = [point for points in by_kind for point in points]
+    if min(map(len, by_kind)) < MIN_POINTS:
         return Laws(
             (),
             "No law can be certified: at hardly any random weights and data is the "
-            "gradient finite and not 0.",
+            "gradient finite and not 0. There may be laws all the same.",
         )
     structure = _analyze_structure(probe, objective)
-    certified = [c for c in structure.candidates if _is_conserved(c.law(), points)]
-    found = [extend_to_pairs(candidate, points) for candidate in certified]
-    found += linear_laws(structure.leaves, points)
+    candidates = [c for c in structure.candidates if is_conserved(c.law(), points)]
+    found = [extend_to_pairs(candidate, points) for candidate in candidates]
+    found += linear_laws(structure.leaves, points, _find_untouched(probe))
     found = make_names_unique(found)
-    found += _laws_without_structure(probe, tuple(found))
+    searched = quadratic_laws(VectorizedProblem(probe), found, points)
+    found += searched.laws
     approximate = ()
     if structure.has_small_constants:
         approximate = _approximate_laws(probe, objective, structure, points)
-    return Laws(tuple(found), _note(structure, found), approximate)
+    return Laws(tuple(found), _note(probe, structure, found, searched), approximate)
 
 
-def _is_conserved(law: Law, points: list[Point]) -> bool:
-    return max_relative_residual(law, points) <= MAX_RESIDUAL
-
-
-def make_probe(model, mask, x_example, loss, objective, *, batched: bool) -> Probe:
-    """The training problem to certify laws against."""
+def make_probes(model, mask, x_example, loss, objective, *, batched: bool):
+    """The training problem to certify laws against, for each kind of targets."""
     if objective is not None:
-        return probe_objective(model, mask, x_example, objective)
+        return [probe_objective(model, mask, x_example, objective)]
     return probe_loss(
         model, mask, x_example, loss, batched=batched, samples=_NUM_SAMPLES
     )
+
+
+def _find_untouched(probe: Probe) -> Callable[[Leaf], bool]:
+    """Whether no derivative flows to an array, as the traced gradient shows it."""
+
+    @functools.cache
+    def untouched() -> list[tuple]:
+        paths = jax.tree_util.tree_flatten_with_path(probe.trained)[0]
+        unused = probe.find_unused()
+        return [path for (path, _), u in zip(paths, unused, strict=True) if u]
+
+    def is_untouched(leaf: Leaf) -> bool:
+        return any(leaf.path[: len(path)] == path for path in untouched())
+
+    return is_untouched
 
 
 def _analyze_structure(
@@ -121,17 +144,10 @@ def _approximate_laws(
         if (candidate.terms, candidate.slices) in known:
             continue
         law = candidate.law()
-        residual = max_relative_residual(law, points)
+        residual = max_relative_residual(law, filter(is_usual, points))
         if MAX_RESIDUAL < residual <= _MAX_APPROXIMATE:
             result.append(dataclasses.replace(law, violation=residual))
     return tuple(make_names_unique(result))
-
-
-def _laws_without_structure(probe: Probe, known: tuple[Law, ...]) -> tuple[Law, ...]:
-    """What the structure does not show, in a model that is small enough to search."""
-    single = dataclasses.replace(probe, samples=min(probe.samples, 1))
-    problem = VectorizedProblem(single)
-    return quadratic_laws(problem, known) if problem.size <= _MAX_SEARCHED else ()
 
 
 def _count_points(probe: Probe, x_example, *, batched: bool) -> int:
@@ -145,19 +161,47 @@ def _count_rows(x_example) -> int:
     return max((s[0] for s in shapes if s), default=1)
 
 
-def _note(structure: Structure, found: list[Law]) -> str:
+def _note(
+    probe: Probe, structure: Structure, found: Sequence[Law], searched: Found
+) -> str:
     notes = []
-    quadratic = sum(bool(law.quadratic_terms) for law in found)
+    shown = len(found) - len(searched.laws)
+    quadratic = sum(bool(law.quadratic_terms) for law in found[:shown])
     if (lost := len(structure.candidates) - quadratic) > 0:
         notes.append(
             f"Left out: {lost} of the structure's laws, not conserved by the gradients "
             "that JAX computes in float64. A derivative rule that is not that of the "
             "function, or lower precision inside the model, breaks a law."
         )
-    if not found and not structure.candidates:
-        names = ", ".join(sorted(structure.opaque))
-        because = f": the scale of what enters {names} is fixed" if names else ""
+    if searched.has_unreached:
         notes.append(
-            f"No rescaling of the weights leaves the function unchanged{because}."
+            "To some weights no gradient came at any random weights and data, so that "
+            "nothing is said of them."
         )
+    if searched.is_exhaustive:
+        if not found:
+            notes.append(f"No quadratic law was found{_because(structure)}.")
+        return " ".join(notes)
+    if not found:
+        notes.append(f"No law was found{_because(structure)}.")
+    notes.append(
+        f"More may exist: of {probe.size} weights not every quadratic law was looked "
+        "for, only "
+        + (
+            "those of the structure, of sums, and of arrays joined along an axis."
+            if searched.is_searched
+            else "those of the structure and of sums."
+        )
+    )
     return " ".join(notes)
+
+
+def _because(structure: Structure) -> str:
+    """What the structure says of why there is no rescaling."""
+    if structure.candidates:
+        return ""
+    names = ", ".join(sorted(structure.opaque))
+    because = f", as the scale of what enters {names} is taken to be fixed"
+    return ": no rescaling of whole units leaves the function unchanged" + (
+        because if names else ""
+    )

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from ..._jax._precision import full_matmul_precision
 from .._law import Law
 from .._residuals import residual
-from ._random_points import LARGE_SIZES, SIZES, Probe
+from ._random_points import LARGE_SIZES, SIZES, Probe, flatten_rows
 
 
 class VectorizedProblem:
@@ -37,17 +37,9 @@ class VectorizedProblem:
     def draw(self, count: int, seed: int) -> tuple[np.ndarray, Any]:
         """Random weights and data, stacked; some of the data are very large."""
         sizes = (*SIZES, *LARGE_SIZES)
-        draws = [
-            self.probe.draw(np.random.default_rng((seed, i)), *sizes[i % len(sizes)])
-            for i in range(count)
-        ]
-        weights = np.stack([_flatten(w) for w, _ in draws])
-        return weights, stack_trees([data for _, data in draws])
-
-    def gradients(self, weights: np.ndarray, data: Any) -> np.ndarray:
-        """∇L at many weights and data, one in each row."""
-        with jax.enable_x64(True):
-            return np.asarray(jax.jit(jax.vmap(self.gradient))(weights, data))
+        chosen = np.array([sizes[i % len(sizes)] for i in range(count)])
+        weights, data = self.probe.draw(np.random.default_rng(seed), chosen)
+        return flatten_rows(weights), data
 
     def unflatten(self, vector: np.ndarray) -> PyTree:
         """A vector as a pytree of NumPy arrays of the weights' shapes."""
@@ -65,15 +57,3 @@ class VectorizedProblem:
             slopes = [np.ravel(residual(h, weights, direction)) for h in laws]
             columns.append(np.concatenate([np.zeros(0), *slopes]))
         return np.stack(columns, axis=1)
-
-
-def stack_trees(trees: list[Any]) -> Any:
-    """Pytrees of arrays as one, with a new first axis."""
-    return jax.tree.map(
-        lambda *leaves: np.stack(leaves) if hasattr(leaves[0], "shape") else leaves[0],
-        *trees,
-    )
-
-
-def _flatten(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
