@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
 from .._jax._tracing import is_concrete
-from .._models import (
-    AbstractNetwork,
-    MatrixFactorization,
-    factorization_objective,
-)
+from .._models import MatrixFactorization, factorization_objective
 from .._problem._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
 from ._law import Laws
-from ._layer_laws import factorization_laws, network_laws, output_sum_laws
+from ._layer_laws import (
+    factorization_laws,
+    follows_layers,
+    network_laws,
+    output_sum_laws,
+)
 from ._residuals import threshold, violations_at_random_weights
 from .search._search import search
 
@@ -82,7 +83,7 @@ def laws(
         print(law.name, law.value(model).shape)  # rows[layers[0].weight] (8,)
     ```
     """
-    if isinstance(model, AbstractNetwork | MatrixFactorization) and not batched:
+    if follows_layers(model) and not batched:
         return known_laws(
             model, x_example, loss, objective=objective, trainable=trainable
         )
@@ -122,14 +123,14 @@ def known_laws(
 
 
 def _laws_of_layers(model: PyTree, loss: LossLike | None) -> Laws:
-    if isinstance(model, MatrixFactorization):
-        return Laws(factorization_laws(model))
-    if not isinstance(model, AbstractNetwork):
+    if not follows_layers(model):
         return Laws(
             (),
             f"The laws of {type(model).__name__} are not known: find them with "
             "`homoflow.laws`, and pass them as `laws`.",
         )
+    if isinstance(model, MatrixFactorization):
+        return Laws(factorization_laws(model))
     items, note = network_laws(model)
     if isinstance(loss, SoftmaxCrossEntropy):
         items += output_sum_laws(model)

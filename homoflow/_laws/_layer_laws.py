@@ -1,17 +1,62 @@
 """The laws of layered networks, read off their layers [Du, Hu & Lee 2018, §2]."""
 
+from typing import Any
+
 import equinox as eqx
 from jax.tree_util import GetAttrKey, SequenceKey
 
-from .._models import AbstractNetwork, MatrixFactorization, SharedLinear
+from .._models import (
+    AbstractActivation,
+    AbstractNetwork,
+    MatrixFactorization,
+    SharedLinear,
+)
 from ._law import Law, Path, Term
+
+#: Where homoflow's own classes are defined.
+_OWN = "homoflow."
+
+
+def follows_layers(model: Any) -> bool:
+    """Whether a model computes what its layers say, so that laws can be read off them.
+
+    A subclass with a forward pass of its own, or other layers put in place of those of
+    the class, may compute anything.
+    """
+    if isinstance(model, MatrixFactorization):
+        return _definer(model, "__call__").__module__.startswith(_OWN)
+    if not isinstance(model, AbstractNetwork):
+        return False
+    is_own = _definer(model, "__call__").__module__.startswith(_OWN)
+    return is_own and all(map(_is_known_layer, model.layers))
+
+
+def _is_known_layer(layer: Any) -> bool:
+    if not isinstance(layer, eqx.nn.Linear | eqx.nn.Conv | SharedLinear):
+        return False
+    module = _definer(layer, "__call__").__module__
+    is_plain = getattr(layer, "groups", 1) == 1
+    return is_plain and module.startswith((_OWN, "equinox."))
+
+
+def _definer(thing: Any, name: str) -> type:
+    """The class that a method of an object is defined in."""
+    return next((c for c in type(thing).__mro__ if name in vars(c)), type(thing))
+
+
+def _degree(activation: AbstractActivation) -> int | None:
+    """An activation's degree; `None` if a subclass changes the function only."""
+    classes = type(activation).__mro__
+    says = next(c for c in classes if "degree" in c.__dict__.get("__annotations__", ()))
+    is_changed = classes.index(_definer(activation, "__call__")) < classes.index(says)
+    return None if is_changed else activation.degree
 
 
 def network_laws(model: AbstractNetwork) -> tuple[tuple[Law, ...], str]:
     """Every law between consecutive layers, and a note on the interfaces without one."""
     laws, without_law = [], []
     for h, activation in enumerate(model.activations):
-        if activation.degree is None:
+        if _degree(activation) is None:
             without_law.append(h + 1)
         else:
             laws.extend(_interface_laws(model, h))

@@ -26,7 +26,7 @@ def extend_to_pairs(candidate: Candidate, points: Sequence[Point]) -> Law:
         return candidate.law()
     (units,) = counts
     matrix = candidate.matrix_law(blocks=1)
-    limits = residual_limits([collect_evidence(matrix, *point) for point in points])
+    limits = residual_limits(collect_evidence(matrix, points))
     if limits is None:
         return candidate.law()
     holds = np.ones((units, units), bool)

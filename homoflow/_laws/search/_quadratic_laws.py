@@ -26,6 +26,8 @@ MAX_EXHAUSTIVE = 40
 _NULL_TOLERANCE = 1e-9
 #: Conditions that are so much smaller than usual are left out.
 _MIN_SIZE = 1e-4
+#: Up to this size, relative to the largest, a column of conditions is rounding.
+_MIN_COLUMN = 1e-12
 #: A gradient of a law that is larger than this outside of those of others is a new one.
 _MIN_NEW = 1e-6
 #: The most terms of a formula that are written out.
@@ -89,7 +91,9 @@ def quadratic_laws(
 def _solutions(rows: np.ndarray) -> np.ndarray:
     """What solves all equations, in whole numbers where that is possible."""
     sizes = np.linalg.norm(rows, axis=0)
-    sizes = np.where(sizes > 0, sizes, 1.0)
+    largest = sizes.max(initial=0.0)
+    # A column of rounding is a law by itself, and stays small.
+    sizes = np.where(sizes > _MIN_COLUMN * largest, sizes, largest)
     triangle = np.asarray(np.linalg.qr(rows / sizes, mode="r"))
     null = null_space(triangle, _NULL_TOLERANCE)
     return reduce_rows(normalize_rows(null / sizes)) if len(null) else null

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..._problem._losses import ExponentialLoss, LogisticLoss, SoftmaxCrossEntropy
+from ..._problem._losses import (
+    AbstractLoss,
+    ExponentialLoss,
+    HuberLoss,
+    LogisticLoss,
+    SoftmaxCrossEntropy,
+    SquaredLoss,
+)
 
 #: Random targets, given a generator and the leading axes (samples, rows of a batch).
 DrawTargets = Callable[[np.random.Generator, tuple[int, ...]], PyTree]
@@ -37,10 +44,17 @@ def target_kinds(loss: Callable, prediction: PyTree) -> list[DrawTargets]:
     Of a loss that turns targets into one-hot vectors, real targets are accepted too, but
     its gradient is then 0: such a kind proves nothing, and is not among them.
     """
+    if isinstance(loss, AbstractLoss) and not hasattr(prediction, "shape"):
+        raise ValueError(
+            f"{type(loss).__name__} takes a prediction that is one array, and this model "
+            "returns several: write a loss of your own for them."
+        )
     if isinstance(loss, SoftmaxCrossEntropy):
         return [_integers(prediction.shape[:-1], prediction.shape[-1])]
     if isinstance(loss, LogisticLoss | ExponentialLoss):
         return [_signs(prediction.shape)]
+    if isinstance(loss, SquaredLoss | HuberLoss):
+        return [_reals(prediction.shape)]
     found: dict[bool, DrawTargets] = {}
     for is_integer, draw in _candidates(prediction):
         if is_integer not in found and _has_gradient(loss, prediction, draw):

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ..._jax._precision import full_matmul_precision
 from .._law import Law
-from .._residuals import residual
+from ._jacobian import jacobian_of_laws
 from ._random_points import LARGE_SIZES, SIZES, Probe, flatten_rows
 
 
@@ -51,9 +51,4 @@ class VectorizedProblem:
 
     def jacobian(self, laws: tuple[Law, ...], w: np.ndarray) -> np.ndarray:
         """The gradients 2Aw + b of all laws at w, one in each row."""
-        weights = self.unflatten(w)
-        columns = []
-        for direction in map(self.unflatten, np.eye(self.size)):
-            slopes = [np.ravel(residual(h, weights, direction)) for h in laws]
-            columns.append(np.concatenate([np.zeros(0), *slopes]))
-        return np.stack(columns, axis=1)
+        return jacobian_of_laws(laws, self.unflatten(w))
