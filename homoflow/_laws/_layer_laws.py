@@ -1,5 +1,6 @@
 """The laws of layered networks, read off their layers [Du, Hu & Lee 2018, §2]."""
 
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -47,7 +48,7 @@ def _definer(thing: Any, name: str) -> type:
 def _degree(activation: AbstractActivation) -> int | None:
     """An activation's degree; `None` if a subclass changes the function only."""
     classes = type(activation).__mro__
-    says = next(c for c in classes if "degree" in c.__dict__.get("__annotations__", ()))
+    says = next(c for c in classes if "degree" in inspect.get_annotations(c))
     is_changed = classes.index(_definer(activation, "__call__")) < classes.index(says)
     return None if is_changed else activation.degree
 

@@ -13,6 +13,7 @@ from .._jax._tracing import is_concrete, known_finite
 from .._laws import Law, laws
 from .._laws._law import Path, contract, leaf_at, rows_of
 from ._balanced_factors import balance_chain, balance_factors
+from ._balanced_newton import balance_by_newton, meets_itself
 from ._balanced_scales import balance_scales
 from ._generating_laws import generating_laws
 
@@ -84,6 +85,8 @@ def _balance(laws: Sequence[Law], arrays: dict) -> dict:
     chain = _chain(laws, arrays)
     if chain is not None:
         return dict(zip(chain, balance_chain([arrays[p] for p in chain]), strict=True))
+    if any(map(meets_itself, mixing)):
+        return balance_by_newton(laws, arrays, _Stalled(laws))
     scaling = [law for law in laws if law.contraction != "matrix"]
     worst = np.inf
     for _ in range(_MAX_SWEEPS):
@@ -97,6 +100,18 @@ def _balance(laws: Sequence[Law], arrays: dict) -> dict:
         f"The weights cannot be balanced: after {_MAX_SWEEPS} sweeps over the laws one is "
         f"still violated by {worst:.1g}."
     )
+
+
+class _Stalled:
+    """Whether laws are 0 to rounding, or as near to it as further steps come."""
+
+    def __init__(self, laws: Sequence[Law]):
+        self.laws, self.before = laws, np.inf
+
+    def __call__(self, arrays: dict) -> bool:
+        worst = _imbalance(self.laws, arrays)
+        before, self.before = self.before, worst
+        return worst <= _BALANCED or (worst <= _STALLED and worst > 0.5 * before)
 
 
 def _chain(laws: Sequence[Law], arrays: dict) -> list[Path] | None:

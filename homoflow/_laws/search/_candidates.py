@@ -45,6 +45,27 @@ class Candidate:
         )
         return dataclasses.replace(law, blocks=blocks)
 
+    def restrict(self, units: Sequence[int]) -> "Candidate":
+        """The same for some of the units only."""
+        is_range = list(units) == list(range(units[0], units[-1] + 1))
+        which = f"{units[0]}:{units[-1] + 1}" if is_range else "part"
+        place = f"part {UNIT}"
+        if is_range:
+            place = f"{units[0]}+{UNIT}" if units[0] else UNIT
+        return Candidate(
+            self.kind,
+            f"{self.label}[{which}]",
+            tuple(_restrict_term(term, units) for term in self.terms),
+            tuple(
+                dataclasses.replace(
+                    s,
+                    places=s.places and tuple(p.replace(UNIT, place) for p in s.places),
+                )
+                for s in self.slices
+            ),
+            has_units=True,
+        )
+
     def _make_law(self, kind: str, contraction: Contraction, formula: Formula) -> Law:
         return Law(
             kind + self.label,
@@ -116,6 +137,15 @@ def _kind(block: OrbitBlock, leaf: Leaf) -> str:
     if block.axes == (0,):
         return "channels" if rank > 2 else "rows"
     return "columns" if block.axes == (1,) else "units"
+
+
+def _restrict_term(term: Term, units: Sequence[int]) -> Term:
+    if term.index is None:
+        return dataclasses.replace(term, index=tuple(units), units=len(units))
+    rows = np.asarray(term.index).reshape(term.units, -1)[list(units)]
+    return dataclasses.replace(
+        term, index=tuple(rows.reshape(-1).tolist()), units=len(units)
+    )
 
 
 def make_term(block: OrbitBlock, leaf: Leaf, units: int) -> Term:

@@ -25,6 +25,7 @@ from ._random_points import (
     probe_loss,
     probe_objective,
 )
+from ._slices import refer_to_arrays
 from ._vectorized import VectorizedProblem
 
 #: How many (point, sample) pairs laws are certified at, and in how many samples a point.
@@ -74,15 +75,20 @@ def search(
         )
     structure = _analyze_structure(probe, objective)
     candidates = [c for c in structure.candidates if is_conserved(c.law(), points)]
-    found = [extend_to_pairs(candidate, points) for candidate in candidates]
+    found = [law for c in candidates for law in extend_to_pairs(c, points)]
     found += linear_laws(structure.leaves, points, _find_untouched(probe))
-    found = make_names_unique(found)
+    shapes = {
+        path: tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(probe.trained)[0]
+    }
+    found = [refer_to_arrays(law, shapes) for law in make_names_unique(found)]
     searched = quadratic_laws(VectorizedProblem(probe), found, points)
     found += searched.laws
     approximate = ()
     if structure.has_small_constants:
         approximate = _approximate_laws(probe, objective, structure, points)
-    return Laws(tuple(found), _note(probe, structure, found, searched), approximate)
+    note = _note(probe, structure, len(candidates), found, searched)
+    return Laws(tuple(found), note, approximate)
 
 
 def make_probes(model, mask, x_example, loss, objective, *, batched: bool):
@@ -162,12 +168,14 @@ def _count_rows(x_example) -> int:
 
 
 def _note(
-    probe: Probe, structure: Structure, found: Sequence[Law], searched: Found
+    probe: Probe,
+    structure: Structure,
+    num_certified: int,
+    found: Sequence[Law],
+    searched: Found,
 ) -> str:
     notes = []
-    shown = len(found) - len(searched.laws)
-    quadratic = sum(bool(law.quadratic_terms) for law in found[:shown])
-    if (lost := len(structure.candidates) - quadratic) > 0:
+    if (lost := len(structure.candidates) - num_certified) > 0:
         notes.append(
             f"Left out: {lost} of the structure's laws, not conserved by the gradients "
             "that JAX computes in float64. A derivative rule that is not that of the "

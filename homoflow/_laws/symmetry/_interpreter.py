@@ -13,6 +13,7 @@ import jax.core
 from jax.extend.core import ClosedJaxpr
 
 from ..._jaxpr import inner_jaxprs, interpret
+from ._constant import Constant
 from ._linear_equations import LinearEquations
 from ._log_scale import LogScale, TooLarge
 from ._tracked_array import Leaf, TrackedArray, track_constant, track_parameter
@@ -131,14 +132,11 @@ def _record_constant(eqn, operands: Arrays, results: Arrays) -> None:
     if eqn.primitive.multiple_results or len(results) != 1:
         return
     if results[0].constant is None:
-        thunks = [v.constant for v in operands]
         params = eqn.params
-
-        def evaluate():
-            arrays = [thunk() for thunk in thunks if thunk is not None]
-            return eqn.primitive.bind(*arrays, **params)
-
-        results[0].constant = evaluate
+        results[0].constant = Constant(
+            [v.constant for v in operands if v.constant is not None],
+            lambda *arrays: eqn.primitive.bind(*arrays, **params),
+        )
 
 
 def _track_constant(value: Any) -> TrackedArray:

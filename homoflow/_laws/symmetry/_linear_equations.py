@@ -104,7 +104,8 @@ class LinearEquations:
         self._solved[youngest] = {v: c / pivot for v, c in equation.items()}
 
     def _substitute(self, equation: Combination) -> Combination:
-        """The equation in terms of free unknowns."""
+        """The equation in terms of free unknowns, without those that cancel."""
+        equation = {v: c for v, c in equation.items() if c}
         while any(v in self._solved for v in equation):
             result: Combination = {}
             for v, c in equation.items():

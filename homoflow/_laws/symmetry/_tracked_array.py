@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
 
+from ._constant import Constant
 from ._linear_equations import LinearEquations
 from ._log_scale import FIXED, Component, LogScale, permute_axes, simplify
 
@@ -45,14 +46,14 @@ class TrackedArray:
     - `untouched_leaf`: the parameter that it is, apart from its shape, and which axis of
         the array each axis of the parameter is.
     - `has_any_scale`: zero, infinite or NaN everywhere, so that every scale suits it.
-    - `constant`: computes its value, if no parameter and no data enter it.
+    - `constant`: its value, if no parameter and no data enter it.
     """
 
     shape: tuple[int, ...]
     scale: LogScale = FIXED
     untouched_leaf: tuple[Leaf, tuple[int | None, ...]] | None = None
     has_any_scale: bool = False
-    constant: Callable[[], Any] | None = None
+    constant: Constant | None = None
 
     @property
     def is_undetermined(self) -> bool:
@@ -70,10 +71,7 @@ class TrackedArray:
 
     def value(self) -> np.ndarray | None:
         """The value, if it is constant."""
-        if self.constant is None:
-            return None
-        with jax.ensure_compile_time_eval():
-            return np.asarray(self.constant())
+        return None if self.constant is None else np.asarray(self.constant.value())
 
 
 def track_parameter(leaf: Leaf) -> TrackedArray:
@@ -87,7 +85,9 @@ def track_constant(value: Any) -> TrackedArray:
     array = np.asarray(value) if not _is_key(value) else None
     shape = tuple(getattr(value, "shape", ()))
     return TrackedArray(
-        shape, has_any_scale=suits_any_scale(array), constant=lambda: value
+        shape,
+        has_any_scale=suits_any_scale(array),
+        constant=Constant((), lambda: value),
     )
 
 
