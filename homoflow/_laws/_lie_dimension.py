@@ -30,7 +30,10 @@ _CLEAR_BRACKETS, _ROUNDING_BRACKETS = 1e-7, 1e-10
 _CANCELLATION = 1e-5
 #: and up to this size, relative to the usual one, a row is left out.
 _MIN_SIZE = 1e-6
-_NUM_SCALINGS = 3
+#: How often rows and columns are scaled, and from which size on columns are.
+_NUM_SCALINGS, _MIN_COLUMN = 3, 1e-6
+#: Which share of the weights is made positive at every other point.
+_POSITIVE = 0.6
 
 
 class LieDimension(NamedTuple):
@@ -99,7 +102,9 @@ def numerical_rank(
         return 0, True
     for _ in range(_NUM_SCALINGS):
         sizes = np.linalg.norm(rows, axis=0)
-        rows = normalize_rows(rows / np.where(sizes > 0, sizes, 1.0))
+        # What is rounding must not be blown up.
+        is_clear = sizes > _MIN_COLUMN * sizes.max()
+        rows = normalize_rows(rows / np.where(is_clear, sizes, sizes.max()))
     values = np.linalg.svd(rows, compute_uv=False)
     is_clear = values > clear * values[0]
     return int(is_clear.sum()), bool((values[~is_clear] <= rounding * values[0]).all())
@@ -108,8 +113,11 @@ def numerical_rank(
 def _weights(
     problem: VectorizedProblem, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
+    """Generic weights; every other with mostly positive ones, so that units are active."""
     weights, _ = problem.draw(count, seed=12)
-    yield from enumerate(weights)
+    flipped = np.random.default_rng(13).random(weights.shape) < _POSITIVE
+    for i, (w, is_positive) in enumerate(zip(weights, flipped, strict=True)):
+        yield i, np.where(is_positive, np.abs(w), w) if i % 2 else w
 
 
 def _is_smooth(problem: VectorizedProblem) -> bool:

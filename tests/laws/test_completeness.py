@@ -156,3 +156,63 @@ def test_arguments_are_checked():
         hf.certify(hf.MLP((10, 20, 1), key=KEY), jnp.ones(10))
     with pytest.raises(ValueError, match="Pass `x_example`"):
         hf.certify(hf.MLP((2, 2, 1), key=KEY))
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 3, 3, 2), (3, 3, 3, 3, 1), (2, 3, 2, 3, 2), (3, 4, 4, 4, 2)]
+)
+def test_deep_networks_have_one_law_for_each_hidden_unit(sizes):
+    """Most weights leave units inactive: many are tried before one is said to be missing."""
+    certificate = certify(sizes)
+    hidden = sum(sizes[1:-1])
+    assert (certificate.rank, certificate.bound) == (hidden, hidden)
+    assert certificate.is_complete
+
+
+@pytest.mark.parametrize("units", [1, 2, 3])
+def test_units_of_the_fourth_power(units):
+    """V(Wx + b)⁴ + c: one law for each unit, though monomials are of all sizes."""
+
+    class Quartic(eqx.Module):
+        V: jax.Array
+        W: jax.Array
+        b: jax.Array
+        c: jax.Array
+
+        def __call__(self, x):
+            return self.V @ (self.W @ x + self.b) ** 4 + self.c
+
+    arrays = [
+        jax.random.normal(jax.random.key(k), shape)
+        for k, shape in enumerate([(1, units), (units, 2), (units,), (1,)])
+    ]
+    certificate = hf.certify(Quartic(*arrays), jnp.ones(2))
+    assert certificate.rank == units
+    assert certificate.verdict.startswith(("complete", "undecided"))
+    assert certificate.bound >= units
+
+
+def test_kinks_leave_a_certificate_undecided():
+    """One number in, one out: within each region of activity only products move."""
+    certificate = certify((1, 2, 2, 1), activation="leaky_relu")
+    assert certificate.rank == 4
+    assert certificate.bound >= 4
+    assert certificate.verdict.startswith(("undecided", "complete"))
+
+
+def test_known_laws_that_were_left_out_are_proof_enough():
+    model = hf.MLP((2, 3, 1), key=KEY)
+    certificate = hf.certify(model, jnp.ones(2), laws=hf.Laws(()))
+    assert certificate.existing == 3
+    assert certificate.verdict.startswith("incomplete: ")
+
+
+def test_without_a_gradient_nothing_is_certified():
+    model = hf.MLP((2, 3, 1), key=KEY)
+
+    def constant(m, data):
+        return jnp.sum(jax.lax.stop_gradient(m(data)))
+
+    certificate = hf.certify(model, jnp.ones(2), objective=constant)
+    assert not certificate.is_complete
+    assert "no random weights and data does a gradient flow" in certificate.verdict

@@ -17,7 +17,7 @@ from ._null_space import (
     reduce_rows,
     to_whole_numbers,
 )
-from ._random_points import MAX_GRADIENT, Point
+from ._random_points import MAX_GRADIENT, Point, Probe
 from ._vectorized import VectorizedProblem
 
 #: The most parameters for which every product of two weights is tried.
@@ -86,6 +86,13 @@ def quadratic_laws(
     generic, _ = problem.draw(_NUM_GENERIC, seed=23)
     found = _choose_new(problem, known, candidates, generic, points)
     return Found(tuple(found), True, ansatz.is_exhaustive, bool(is_unreached.any()))
+
+
+def _unused_weights(probe: Probe) -> np.ndarray:
+    """The weights from which no derivative flows: each of them is constant, as is known."""
+    leaves = jax.tree.leaves(probe.trained)
+    unused = zip(probe.find_unused(), leaves, strict=True)
+    return np.concatenate([np.full(leaf.size, u) for u, leaf in unused])
 
 
 def _solutions(rows: np.ndarray) -> np.ndarray:

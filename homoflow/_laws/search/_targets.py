@@ -78,6 +78,8 @@ def _candidates(prediction: PyTree) -> Iterator[tuple[bool, DrawTargets]]:
     for combination in itertools.islice(itertools.product(*kinds), _MAX_COMBINATIONS):
         draws = [draw for _, draw in combination]
         yield all(i for i, _ in combination), _together(structure, draws)
+    if len(leaves) > 1:  # One target for all.
+        yield from (kind for of_leaf in kinds for kind in of_leaf)
 
 
 def _kinds_of_array(shape: Shape) -> Iterator[tuple[bool, DrawTargets]]:
