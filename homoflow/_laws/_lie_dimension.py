@@ -28,10 +28,10 @@ _CLEAR, _ROUNDING = 1e-9, 1e-12
 _CLEAR_BRACKETS, _ROUNDING_BRACKETS = 1e-7, 1e-10
 #: Up to this size, relative to the terms that cancel in it, a bracket is rounding;
 _CANCELLATION = 1e-5
-#: and up to this size, relative to the usual one, a row is left out.
-_MIN_SIZE = 1e-6
+#: and up to these sizes, relative to the usual ones, gradients and brackets are left out.
+_MIN_GRADIENT, _MIN_SIZE = 1e-3, 1e-6
 #: How often rows and columns are scaled, and from which size on columns are.
-_NUM_SCALINGS, _MIN_COLUMN = 3, 1e-6
+_NUM_SCALINGS, _MIN_COLUMN = 2, 1e-2
 #: Which share of the weights is made positive at every other point.
 _POSITIVE = 0.6
 
@@ -102,7 +102,7 @@ def numerical_rank(
         return 0, True
     for _ in range(_NUM_SCALINGS):
         sizes = np.linalg.norm(rows, axis=0)
-        # What is rounding must not be blown up.
+        # Rounding must not be blown up.
         is_clear = sizes > _MIN_COLUMN * sizes.max()
         rows = normalize_rows(rows / np.where(is_clear, sizes, sizes.max()))
     values = np.linalg.svd(rows, compute_uv=False)
@@ -159,7 +159,7 @@ def _usable(rows: np.ndarray) -> np.ndarray:
     sizes = np.linalg.norm(rows, axis=1)
     if not sizes.any():
         return rows[:0]
-    return rows[sizes > _MIN_SIZE * np.median(sizes[sizes > 0])]
+    return rows[sizes > _MIN_GRADIENT * np.median(sizes[sizes > 0])]
 
 
 def _brackets(

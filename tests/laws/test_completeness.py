@@ -162,7 +162,7 @@ def test_arguments_are_checked():
     "sizes", [(2, 3, 3, 2), (3, 3, 3, 3, 1), (2, 3, 2, 3, 2), (3, 4, 4, 4, 2)]
 )
 def test_deep_networks_have_one_law_for_each_hidden_unit(sizes):
-    """Most weights leave units inactive: many are tried before one is said to be missing."""
+    """Most weights leave units inactive: many are tried before a law is missed."""
     certificate = certify(sizes)
     hidden = sum(sizes[1:-1])
     assert (certificate.rank, certificate.bound) == (hidden, hidden)
