@@ -24,9 +24,9 @@ ACTIVATIONS: dict[str, Callable] = {
     "linear": lambda z: z,
     "exp": lambda z: jnp.exp(0.3 * z),
     "softplus": jax.nn.softplus,
-    "relu by product": lambda z: z * (z > 0),
+    "relu by product": lambda z: z * (z > 0).astype(z.dtype),
     "half linear": lambda z: jnp.concatenate([z[:1], jax.nn.relu(z[1:])]),
-    "powers": lambda z: jnp.abs(z) ** (1.0 + jnp.arange(z.shape[0])),
+    "powers": lambda z: jnp.abs(z) ** jnp.arange(1.0, 1.0 + z.shape[0]),
 }
 
 
@@ -141,7 +141,9 @@ def _stages(n: int, k: int, act: Callable) -> dict[str, tuple[dict, Callable, in
         "gathered": ({"W": (n, n)}, lambda p, h: act((p["W"] @ h)[swap]), n),
         "complex gain": (
             {"a": (n,), "b": (n,)},
-            lambda p, h: jnp.real((p["a"] + 1j * p["b"]) * (h + 1j * h[::-1])),
+            lambda p, h: jnp.real(
+                jax.lax.complex(p["a"], p["b"]) * jax.lax.complex(h, h[::-1])
+            ),
             n,
         ),
         "top unit": (
@@ -221,11 +223,18 @@ class Oracle:
 
         self.along = jax.jit(jax.vmap(gradient))
 
-    def sample(self, count: int, weights: np.ndarray | None = None, size=1.0):
-        """(w, gradient) in rows, where the gradient is finite and not small."""
+    def sample(self, count: int, weights: np.ndarray | None = None):
+        """(w, gradient) in rows, where the gradient is finite and not small.
+
+        Some weights are so large that they leave the region of a clip.
+        """
         rng = self.rng
         w = np.empty((count, self.size))
-        w[:] = size * rng.standard_normal(w.shape) if weights is None else weights
+        if weights is None:
+            size = rng.choice([1.0, 1.0, 1.0, 30.0], (count, 1))
+            w[:] = size * rng.standard_normal(w.shape)
+        else:
+            w[:] = weights
         x = rng.choice([0.5, 1.0, 2.0], (count, 1)) * rng.standard_normal(
             (count, INPUTS)
         )

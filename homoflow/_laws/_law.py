@@ -1,6 +1,7 @@
 """What a conservation law is: a quadratic (or linear) function of the weights."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -266,7 +267,8 @@ def rows_of(term: Term, array):
     others = [a for a in range(array.ndim) if a != term.axis]
     if array.ndim == 0:
         return array.reshape(1, 1)
-    rows = array.transpose([term.axis, *others]).reshape(array.shape[term.axis], -1)
+    width = math.prod(array.shape[a] for a in others)
+    rows = array.transpose([term.axis, *others]).reshape(array.shape[term.axis], width)
     if term.index is None:
         return rows
     return rows[np.asarray(term.index)].reshape(term.units, -1)

@@ -188,7 +188,7 @@ class Risk(eqx.Module):
     loss: LossLike
 
     def __call__(
-        self, model: PyTree, data: tuple[PyTree[Array], Array]
+        self, model: PyTree, data: tuple[PyTree[Array], PyTree[Array]]
     ) -> Float[Array, ""]:
         x, y = data
         losses = jax.vmap(lambda xi, yi: self.loss(model(xi), yi))(x, y)

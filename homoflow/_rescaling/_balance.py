@@ -85,7 +85,7 @@ def _balance(laws: Sequence[Law], arrays: dict) -> dict:
     chain = _chain(laws, arrays)
     if chain is not None:
         return dict(zip(chain, balance_chain([arrays[p] for p in chain]), strict=True))
-    if any(map(meets_itself, mixing)):
+    if any(meets_itself(law, arrays) for law in mixing):
         return balance_by_newton(laws, arrays, _Stalled(laws))
     scaling = [law for law in laws if law.contraction != "matrix"]
     worst = np.inf

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._laws._law import Law, Path, rows_of
-from ._units import replace_rows
+from ._units import owned_entries, replace_rows
 
 Arrays = dict[Path, np.ndarray]
 
@@ -25,10 +25,17 @@ _RANK_TOLERANCE = 1e-13
 _MAX_SIZE = 20_000_000
 
 
-def meets_itself(law: Law) -> bool:
-    """Whether one array has the units of a law on two of its axes."""
-    paths = [term.path for term in law.quadratic_terms]
-    return law.contraction == "matrix" and len(set(paths)) < len(paths)
+def meets_itself(law: Law, arrays: Arrays) -> bool:
+    """Whether units of a law have entries in common, along two axes of one array."""
+    if law.contraction != "matrix":
+        return False
+    seen: dict[Path, np.ndarray] = {}
+    for term in law.quadratic_terms:
+        own = owned_entries(term, arrays[term.path].shape)
+        if np.isin(own, seen.get(term.path, [])).any():
+            return True
+        seen[term.path] = np.concatenate([seen.get(term.path, []), own.reshape(-1)])
+    return False
 
 
 def balance_by_newton(

@@ -1,5 +1,6 @@
 """What probes prove, and what they do not: targets, regions, saturation, dead weights."""
 
+# pyright: reportCallIssue=false
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import homoflow as hf
@@ -68,7 +70,9 @@ def log_probabilities(prediction):
     [
         lambda f, y: -jnp.sum(jax.nn.one_hot(y, 3) * log_probabilities(f)),
         lambda f, y: -jnp.sum(jnp.where(jnp.arange(3) == y, log_probabilities(f), 0)),
-        lambda f, y: -jnp.sum(log_probabilities(f) * jnp.equal(jnp.arange(3), y)),
+        lambda f, y: (
+            -log_probabilities(f) @ jnp.equal(jnp.arange(3), y).astype(f.dtype)
+        ),
         lambda f, y: -jnp.eye(3)[y] @ log_probabilities(f),
     ],
     ids=["one-hot", "where", "equal", "row of the identity"],
@@ -152,7 +156,9 @@ def test_predictions_of_other_kinds():
 def test_random_keys_among_the_data():
     def dropped(p, data):
         x, key = data
-        return p["V"] @ (relu(p["W"] @ x) * jax.random.bernoulli(key, 0.7, (3,)))
+        return p["V"] @ (
+            relu(p["W"] @ x) * jax.random.bernoulli(key, 0.7, (3,)).astype(x.dtype)
+        )
 
     made = model(dropped, W=(3, 2), V=(2, 3))
     for key in (jax.random.key(1), jax.random.PRNGKey(1)):
@@ -297,15 +303,16 @@ HIDDEN_LAWS = {
     ),
     "complex weights as pairs": (
         lambda p, x: jnp.real(
-            (p["a"] + 1j * p["b"]) @ ((p["c"] + 1j * p["d"]) @ (x[0] + 1j * x[1]))
+            lax.complex(p["a"], p["b"])
+            @ (lax.complex(p["c"], p["d"]) @ lax.complex(x[0], x[1]))
         ),
-        {"a": (3, 2), "b": (3, 2), "c": (2, 5), "d": (2, 5)},
+        {"a": (3, 3), "b": (3, 3), "c": (3, 5), "d": (3, 5)},
         (2, 5),
         lambda p: jnp.concatenate(
             [
                 upper(gram(p["c"]) + gram(p["d"]) - gram(p["a"], 1) - gram(p["b"], 1)),
-                (p["d"] @ p["c"].T - p["c"] @ p["d"].T)[np.triu_indices(2, 1)]
-                + (p["a"].T @ p["b"] - p["b"].T @ p["a"])[np.triu_indices(2, 1)],
+                (p["d"] @ p["c"].T - p["c"] @ p["d"].T)[np.triu_indices(3, 1)]
+                + (p["a"].T @ p["b"] - p["b"].T @ p["a"])[np.triu_indices(3, 1)],
             ]
         ),
     ),

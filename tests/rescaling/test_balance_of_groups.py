@@ -56,7 +56,8 @@ def mixed(p, x):
 
 def move_mixed(p: Arrays, g: np.ndarray) -> Arrays:
     """Three linear units; the diagonal of another matrix is for the ReLU units."""
-    full = scipy.linalg.block_diag(g, np.eye(2))
+    full = np.eye(5)
+    full[:3, :3] = g
     return {"W": full @ p["W"], "V": p["V"] @ np.linalg.inv(full)}
 
 
@@ -108,7 +109,9 @@ def test_units_that_one_array_meets_twice_or_that_are_few(name):
             arrays["W"][i] *= np.sqrt(v / w)
             arrays["V"][:, i] *= np.sqrt(w / v)
     balanced = hf.balance(made, x)
-    assert square(balanced.p) == pytest.approx(least_square(arrays, move), rel=1e-8)
+    least = least_square(arrays, move)
+    assert square(balanced.p) == pytest.approx(least, rel=1e-5)
+    assert square(balanced.p) < least * (1 + 1e-9)
     np.testing.assert_allclose(balanced(x), made(x), rtol=1e-10, atol=1e-12)
     for law in hf.laws(made, x):
         assert np.abs(law.value(balanced)).max() < 1e-12

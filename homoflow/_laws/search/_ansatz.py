@@ -66,8 +66,8 @@ class Pattern(NamedTuple):
     def touches(self, entries: np.ndarray) -> np.ndarray:
         """For each unknown, whether any of these entries comes in."""
         b, i, j = self.pairs()
-        left, right = entries[self.left].any(axis=2), entries[self.right].any(axis=2)
-        return left[b, i] | right[b, j]
+        places = np.concatenate([self.left[b, i], self.right[b, j]], axis=1)
+        return np.count_nonzero(entries[places], axis=1) > 0
 
 
 class Ansatz:
@@ -83,7 +83,7 @@ class Ansatz:
         self.patterns, self.size, self.is_exhaustive = patterns, size, is_exhaustive
         self.kept = np.ones(sum(p.size for p in patterns) + size, bool)
 
-    def drop_unreached(self, is_unreached: np.ndarray) -> None:
+    def drop_unreached(self, is_unreached) -> None:
         """Leave out what involves weights to which no gradient flows."""
         touched = [p.touches(is_unreached) for p in self.patterns]
         self.kept = ~np.concatenate([*touched, is_unreached])

@@ -75,8 +75,8 @@ def quadratic_laws(
     )
     clear = np.abs(gradients).max(axis=1, initial=0.0) < MAX_GRADIENT  # So not NaN.
     weights, gradients = weights[clear], gradients[clear]
-    is_unreached = ~gradients.any(axis=0)
-    if is_unreached.all():
+    is_unreached = np.all(gradients == 0, axis=0)
+    if np.all(is_unreached):
         return Found()
     ansatz.drop_unreached(is_unreached)
     rows = _usable(ansatz.conditions(weights, gradients))
@@ -85,7 +85,10 @@ def quadratic_laws(
     candidates = [ansatz.polynomial(x) for x in _solutions(rows)]
     generic, _ = problem.draw(_NUM_GENERIC, seed=23)
     found = _choose_new(problem, known, candidates, generic, points)
-    return Found(tuple(found), True, ansatz.is_exhaustive, bool(is_unreached.any()))
+    has_unreached = is_unreached.any() and np.any(
+        is_unreached & ~_unused_weights(problem.probe)
+    )
+    return Found(tuple(found), True, ansatz.is_exhaustive, bool(has_unreached))
 
 
 def _unused_weights(probe: Probe) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Random targets of the kinds that a loss takes."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 
 import equinox as eqx
@@ -126,13 +127,21 @@ def _has_gradient(loss: Callable, prediction: PyTree, draw: DrawTargets) -> bool
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), prediction
     )
     try:
-        target = jax.eval_shape(lambda y: jax.tree.map(lambda a: a[0], y), targets)
-        if eqx.filter_eval_shape(loss, guess, target).shape != ():
-            return False
-        gradients = jax.jit(jax.vmap(jax.grad(loss)))(guesses, targets)
+        with warnings.catch_warnings():
+            # Of targets that it will not get, a user need not hear.
+            warnings.simplefilter("ignore")
+            gradients = _gradients_of_loss(loss, guess, guesses, targets)
     except _REFUSALS:
         return False
     return any(
         bool(np.any(np.isfinite(g) & (g != 0)))
         for g in map(np.asarray, jax.tree.leaves(gradients))
     )
+
+
+def _gradients_of_loss(loss: Callable, guess, guesses, targets) -> PyTree:
+    """The loss's gradients with respect to predictions; nothing if it is no number."""
+    target = jax.eval_shape(lambda y: jax.tree.map(lambda a: a[0], y), targets)
+    if eqx.filter_eval_shape(loss, guess, target).shape != ():
+        return ()
+    return jax.jit(jax.vmap(jax.grad(loss)))(guesses, targets)

@@ -95,7 +95,7 @@ def suits_any_scale(array: np.ndarray | None) -> bool:
     """Whether every entry is zero, infinite or NaN."""
     if array is None or not is_inexact(array.dtype):
         return False
-    array = array.astype(np.float64)
+    array = np.abs(array).astype(np.float64)
     return bool(np.all((array == 0) | ~np.isfinite(array)))
 
 
