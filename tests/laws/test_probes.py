@@ -312,7 +312,7 @@ HIDDEN_LAWS = {
             [
                 upper(gram(p["c"]) + gram(p["d"]) - gram(p["a"], 1) - gram(p["b"], 1)),
                 (p["d"] @ p["c"].T - p["c"] @ p["d"].T)[np.triu_indices(3, 1)]
-                + (p["a"].T @ p["b"] - p["b"].T @ p["a"])[np.triu_indices(3, 1)],
+                - (p["a"].T @ p["b"] - p["b"].T @ p["a"])[np.triu_indices(3, 1)],
             ]
         ),
     ),
