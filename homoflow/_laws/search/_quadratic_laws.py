@@ -41,12 +41,15 @@ class Found(NamedTuple):
 
     - `laws`: those that are not functions of known ones.
     - `is_searched`: whether there was a search, `is_exhaustive`: of all quadratic ones.
+    - `has_refuted`: whether candidates failed at other points, which may hide laws that
+        the null space has mixed with them.
     - `has_unreached`: whether there are weights to which no gradient came.
     """
 
     laws: tuple[Law, ...] = ()
     is_searched: bool = False
     is_exhaustive: bool = False
+    has_refuted: bool = False
     has_unreached: bool = False
 
 
@@ -84,11 +87,13 @@ def quadratic_laws(
         return Found()  # Too few usable gradients: the null space would be spurious.
     candidates = [ansatz.polynomial(x) for x in _solutions(rows)]
     generic, _ = problem.draw(_NUM_GENERIC, seed=23)
-    found = _choose_new(problem, known, candidates, generic, points)
+    found, refuted = _choose_new(problem, known, candidates, generic, points)
     has_unreached = is_unreached.any() and np.any(
         is_unreached & ~_unused_weights(problem.probe)
     )
-    return Found(tuple(found), True, ansatz.is_exhaustive, bool(has_unreached))
+    return Found(
+        tuple(found), True, ansatz.is_exhaustive, refuted > 0, bool(has_unreached)
+    )
 
 
 def _unused_weights(probe: Probe) -> np.ndarray:
@@ -116,13 +121,15 @@ def _usable(rows: np.ndarray) -> np.ndarray:
     return rows[clear] / norms[clear, None]
 
 
-def _choose_new(problem, known, candidates, generic, points) -> list[Law]:
+def _choose_new(problem, known, candidates, generic, points) -> tuple[list[Law], int]:
     """The candidates that are conserved, and no functions of the known laws or of others.
 
-    The product of two linear laws is a quadratic one, but says nothing new.
+    And how many are not conserved. The product of two linear laws is a quadratic one, but
+    says nothing new.
     """
     spans = [_span(problem.jacobian(tuple(known), w)) for w in generic]
     found: list[Law] = []
+    refuted = 0
     for candidate in candidates:
         new = []
         for span, w in zip(spans, generic, strict=True):
@@ -135,13 +142,15 @@ def _choose_new(problem, known, candidates, generic, points) -> list[Law]:
         if all(direction is None for direction in new):
             continue
         law = _make_law(problem, candidate, len(found) + 1)
-        if is_conserved(law, points):
+        if not is_conserved(law, points):
+            refuted += 1
+        else:
             found.append(law)
             spans = [
                 span if direction is None else np.vstack([span, direction])
                 for span, direction in zip(spans, new, strict=True)
             ]
-    return found
+    return found, refuted
 
 
 def _span(rows: np.ndarray) -> np.ndarray:

@@ -186,6 +186,11 @@ def _note(
             "To some weights no gradient came at any random weights and data, so that "
             "nothing is said of them."
         )
+    if searched.has_refuted:
+        notes.append(
+            "More may exist: what the numerical search has proposed did not all hold at "
+            "other weights and data, and may have hidden laws that do."
+        )
     if searched.is_exhaustive:
         if not found:
             notes.append(f"No quadratic law was found{_because(structure)}.")
