@@ -12,15 +12,15 @@ from .._problem._trainable import Trainable, trainable_mask
 from ._law import Law, Laws
 from ._laws import laws as find_laws
 from ._lie_dimension import lie_dimension, numerical_rank
-from .search._quadratic_laws import quadratic_laws
+from .search._quadratic_laws import MAX_EXHAUSTIVE, quadratic_laws
 from .search._random_points import probe_loss, probe_objective
 from .search._vectorized import VectorizedProblem
 
 #: The most parameters for which a certificate is within reach, and for which every
 #: quadratic law is searched for.
 _MAX_PARAMETERS, _MAX_EXHAUSTIVE = 100, 60
-#: How many generic weights laws are counted at, and certified at.
-_NUM_POINTS, _NUM_CERTIFIED = 4, 12
+#: How many generic weights laws are counted at, and certified at, with so many samples.
+_NUM_POINTS, _NUM_CERTIFIED, _NUM_SAMPLES = 4, 12, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,8 @@ def certify(
     )
     existing = functional_rank(problem, found.items)
     dimension = lie_dimension(problem, enough=problem.size - existing)
-    if existing < problem.size - dimension.at_least:
+    was_exhaustive = data is None and problem.size <= MAX_EXHAUSTIVE
+    if existing < problem.size - dimension.at_least and not was_exhaustive:
         found = _search_further(problem, found)
         existing = functional_rank(problem, found.items)
     known = found if laws is None else laws
@@ -179,10 +180,13 @@ def certify(
 
 def _search_further(problem: VectorizedProblem, found: Laws) -> Laws:
     """The laws with other quadratic ones that a larger search finds."""
+    # Of several samples some still have a gradient where others saturate.
+    samples = _NUM_SAMPLES if problem.probe.samples else 0
+    probe = dataclasses.replace(problem.probe, samples=samples)
     more = quadratic_laws(
         problem,
         found.items,
-        problem.probe.draw_points(_NUM_CERTIFIED),
+        probe.draw_points(_NUM_CERTIFIED),
         max_exhaustive=_MAX_EXHAUSTIVE,
     ).laws
     names = {law.name for law in found}
