@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "slow_tests.txt"
 #: Tests that take longer are slow.
-MAX_SECONDS = 5.0
+MAX_SECONDS = 3.0
 
 
 def durations(paths: list[str]) -> dict[str, float]:

@@ -109,6 +109,7 @@ def descend(
     if not callable(learning_rate):
         learning_rate = jnp.asarray(learning_rate, dtype)
     factory = Factory.create(optimizer)
+    factory(learning_rate)  # An error here if what it makes is no transformation.
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
     if ledger:

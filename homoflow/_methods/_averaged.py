@@ -39,7 +39,7 @@ class Averaged(AbstractMethod):
     ```python
     model = hf.MLP((3, 8, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (20, 3))
-    run = hf.flow(model, (x, x[:, :1]), 1.0, rtol=1e-6, solver=hf.Averaged())
+    run = hf.flow(model, (x, x[:, :1]), 1.0, solver=hf.Averaged())
     print(run.stats["error_estimate"])
     ```
     """

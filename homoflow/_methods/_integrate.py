@@ -40,6 +40,8 @@ _TOLERATED_DRIFT = 1.0
 _MAX_REMOVED_DRIFT = 0.05
 #: By how many tolerances, relative to ‖w‖², the gradient itself may change a law.
 _MAX_BROKEN, _USUAL_TOLERANCE = 10.0, 1e-6
+#: The drift of a few steps, in tolerances, that is theirs and not the law's.
+_MAX_STEP_DRIFT = 1000.0
 #: Where a solver remembers more numbers than this, one more pass through them is what
 #: restoring steps costs, each of them: then only what is recorded is restored.
 _MAX_REMEMBERED = 2**20
@@ -135,8 +137,8 @@ def _solve(
     final = equation.weights(records.final)
     result, valid, reached = _ending(grid, error, solution, records, final)
     if equation.orbit is not None:
-        values = records.values
-        result = _judge_projection(result, costs, values, grid, settings.rtol)
+        result = _judge_projection(result, costs, records.values, grid, settings.rtol)
+        result = _judge_single_steps(result, solution, settings)
     numbers = costs | {"time_reached": reached}
     return make_trajectory(
         problem,
@@ -258,6 +260,22 @@ def _judge_projection(
     judged = RESULTS.where(is_law, RESULTS.successful, RESULTS.law_broken)
     is_near = costs["projected_drift"] <= _MAX_REMOVED_DRIFT
     judged = RESULTS.where(is_law & ~is_near, RESULTS.inaccurate, judged)
+    return RESULTS.where(result == RESULTS.successful, judged, result)
+
+
+def _judge_single_steps(
+    result: RESULTS, solution: dfx.Solution, settings: Settings
+) -> RESULTS:
+    """The result, or an error code where a few steps changed a law by more than they err.
+
+    That is seen also between the times that are recorded. Over kinks steps may err more.
+    """
+    state, rtol = solution.solver_state, settings.rtol
+    is_known = isinstance(state, ProjectedState) and rtol is not None
+    if settings.is_averaging or not is_known:
+        return result
+    is_error = state.largest_drift <= _MAX_STEP_DRIFT * rtol
+    judged = RESULTS.where(is_error, RESULTS.successful, RESULTS.law_broken)
     return RESULTS.where(result == RESULTS.successful, judged, result)
 
 

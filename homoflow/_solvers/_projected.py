@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._rescaling import Rescaling, RescalingGroup
+from .._rescaling._gram import max_magnitude
 from ._base import AbstractFlowSolver, as_flow_solver
 
 #: Where some drift may wait, laws are checked after so many steps: for square layers, to
@@ -23,12 +24,15 @@ class ProjectedState(NamedTuple):
     - `inner`: the wrapped solver's own state.
     - `targets`: the laws at the start.
     - `removed_drift`: by how much they had drifted when they were restored, summed up.
+    - `largest_drift`: the largest that was removed at one time, relative to ‖w‖². Of a
+        law it is the error of a few steps.
     - `steps_since_check`: how many steps were taken since laws were last checked.
     """
 
     inner: PyTree
     targets: tuple[Array, ...]
     removed_drift: tuple[Array, ...]
+    largest_drift: Float[Array, ""]
     steps_since_check: Int[Array, ""]
 
 
@@ -114,10 +118,11 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
             )
         targets = self.orbit.values(y0)
         zeros = jax.tree.map(jnp.zeros_like, targets)
-        return ProjectedState(inner, targets, zeros, jnp.zeros((), jnp.int32))
+        largest = jnp.zeros_like(self.orbit.size(y0))
+        return ProjectedState(inner, targets, zeros, largest, jnp.zeros((), jnp.int32))
 
     def step(self, terms, t0, t1, y0, args, solver_state: ProjectedState, made_jump):
-        inner, targets, removed_drift, steps_since_check = solver_state
+        inner, targets, removed_drift, largest_drift, steps_since_check = solver_state
         is_due = jnp.asarray(self.max_drift == 0)
         is_due = eqxi.unvmap_any(is_due | (steps_since_check + 1 >= CHECK_EVERY))
 
@@ -136,6 +141,11 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
             jnp.where(rescaling.is_identity, old, old + new)
             for old, new in zip(removed_drift, rescaling.residual, strict=True)
         )
+        drift = max_magnitude(rescaling.residual) / self.orbit.size(y1)
+        drift = lax.stop_gradient(jnp.where(rescaling.is_identity, 0, drift))
+        largest_drift = jnp.fmax(largest_drift, drift)
         steps_since_check = jnp.where(is_due, 0, steps_since_check + 1)
-        state = ProjectedState(inner, targets, removed_drift, steps_since_check)
+        state = ProjectedState(
+            inner, targets, removed_drift, largest_drift, steps_since_check
+        )
         return y1, error, dense, state, result

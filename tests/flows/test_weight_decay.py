@@ -84,6 +84,7 @@ def test_bad_weight_decay_is_refused(options, message):
         hf.flow(*relu_regression(), 1.0, **options)
 
 
+@pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_with_kinks_it_is_averaged_and_says_so():
     model, data = relu_regression()
     flow = hf.flow(model, data, 1.0, weight_decay=DECAY, rtol=1e-6, ts=[0.0, 1.0])

@@ -67,18 +67,20 @@ def counted(w):
     )
 
 
-TABLE = jnp.linspace(-2.0, 2.0, 5)
+def knots(w):
+    return jnp.linspace(-2.0, 2.0, 5, dtype=w.dtype)
+
 
 KINKED = {
     "root of a square": (lambda w: jnp.sqrt(w**2), "sqrt"),
-    "root of a product": (lambda w: jnp.sqrt(3 * w * w), "sqrt"),
+    "root of a product": (lambda w: jnp.sqrt(3 * (w * w)), "sqrt"),
     "power 1/2 of a square": (lambda w: (w**2) ** 0.5, "pow"),
     "straight-through sign": (straight_through, "sign"),
     "straight-through rounding": (rounded_through, "round"),
     "own rule that jumps": (half_square, "half_square"),
-    "table": (lambda w: jnp.interp(w, TABLE, jnp.abs(TABLE)), "gather"),
+    "table": (lambda w: jnp.interp(w, knots(w), jnp.abs(knots(w))), "gather"),
     "place found by search": (
-        lambda w: TABLE[jnp.searchsorted(TABLE, w)] * w, "gather",
+        lambda w: knots(w)[jnp.searchsorted(knots(w), w)] * w, "gather",
     ),
     "relu": (jax.nn.relu, "relu"),
     "relu6": (jax.nn.relu6, "relu6"),
@@ -135,7 +137,7 @@ SMOOTH = {
     "scan over times": lambda w: lax.scan(
         lambda h, t: (jnp.tanh(h + t), None), w, jnp.arange(3.0)
     )[0],
-    "table of the data": lambda w: w * jnp.interp(0.5, TABLE, TABLE**2),
+    "table of the data": lambda w: w * jnp.interp(0.5, knots(w), knots(w) ** 2),
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
     "softplus": jax.nn.softplus,

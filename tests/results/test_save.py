@@ -1,6 +1,7 @@
 """Trajectories in files: bit by bit, or an error that says what is wrong."""
 
 import dataclasses
+import functools
 import json
 from typing import NamedTuple
 
@@ -47,9 +48,16 @@ def trainable(model):
     return eqx.tree_at(lambda m: m.net, frozen, every)
 
 
+@functools.cache
+def laws():
+    model = keyed()
+    return hf.laws(model, DATA[0][0], trainable=trainable(model))
+
+
 def descend(seed=0, **options):
     model = keyed(seed)
     options = {"save_models": True, "ledger": True, "throw": False, **options}
+    options = {"laws": laws(), **options}
     return hf.descend(
         model, DATA, 6, trainable=trainable(model),
         **{"learning_rate": 0.01, **options},
