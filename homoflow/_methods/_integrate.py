@@ -271,8 +271,7 @@ def _judge_single_steps(
     That is seen also between the times that are recorded. Over kinks steps may err more.
     """
     state, rtol = solution.solver_state, settings.rtol
-    is_known = isinstance(state, ProjectedState) and rtol is not None
-    if settings.is_averaging or not is_known:
+    if settings.is_averaging or rtol is None or not isinstance(state, ProjectedState):
         return result
     is_error = state.largest_drift <= _MAX_STEP_DRIFT * rtol
     judged = RESULTS.where(is_error, RESULTS.successful, RESULTS.law_broken)
