@@ -242,10 +242,16 @@ class Oracle:
         g = np.asarray(self.along(w, x, y))
         usable = np.isfinite(g).all(1)
         w, g = w[usable], g[usable]
-        norms = np.linalg.norm(g, axis=1)
-        # Where a softmax saturates, what is left of a gradient is rounding.
-        large = (norms > 1e-4 * np.median(norms)) & (norms > 1e-6)
-        return w[large], g[large] / norms[large, None]
+        # Scaled first: of gradients beyond 1e154 the squares overflow.
+        largest = np.max(np.abs(g), axis=1, initial=0.0)
+        w, g, largest = w[largest > 0], g[largest > 0], largest[largest > 0]
+        g = g / largest[:, None]
+        lengths = np.linalg.norm(g, axis=1)
+        norms = largest * lengths
+        # Where a softmax saturates, what is left of a gradient is rounding: it is of size
+        # 1e-16, and no more than 1e-12 of what is kept.
+        large = (norms > 1e-4 * np.median(norms)) & (norms > 1e-4)
+        return w[large], g[large] / lengths[large, None]
 
     def null_laws(self) -> tuple[np.ndarray, np.ndarray]:
         """All (A, b) with ⟨2Aw + b, g⟩ = 0, as coefficients of w_i w_j and of w_i."""
