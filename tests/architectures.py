@@ -250,7 +250,8 @@ class Oracle:
         norms = largest * lengths
         # Where a softmax saturates, what is left of a gradient is rounding: it is of size
         # 1e-16, and no more than 1e-12 of what is kept.
-        large = (norms > 1e-4 * np.median(norms)) & (norms > 1e-4)
+        usual = np.median(norms) if len(norms) else 0.0
+        large = (norms > 1e-4 * usual) & (norms > 1e-4)
         return w[large], g[large] / lengths[large, None]
 
     def null_laws(self) -> tuple[np.ndarray, np.ndarray]:
@@ -309,9 +310,10 @@ class Oracle:
             if len(g):
                 cancel = (np.abs(slopes) @ np.abs(g).T).max(1, initial=0.0)
                 error = np.abs(slopes @ g.T).max(1, initial=0.0)
-                worst = max(
-                    worst, float((error / np.where(cancel > 0, cancel, 1)).max())
-                )
+                # Rounding of a gradient of length 1 is 1e-15: below 1e-4 it may show.
+                least = 1e-4 * np.linalg.norm(slopes, axis=1)
+                scale = np.maximum(cancel, least)
+                worst = max(worst, float((error / np.where(scale > 0, scale, 1)).max()))
         return max(ranks), worst
 
 

@@ -156,7 +156,8 @@ def _data(problem: VectorizedProblem, count: int, *seed: int) -> Any:
 def _usable(rows: np.ndarray) -> np.ndarray:
     """The rows that are finite and not so small that rounding is much of them."""
     rows = rows[np.isfinite(rows).all(axis=1)]
-    sizes = np.linalg.norm(rows, axis=1)
+    # Largest entries: squares of gradients beyond 1e154 overflow.
+    sizes = np.max(np.abs(rows), axis=1, initial=0.0)
     if not sizes.any():
         return rows[:0]
     return rows[sizes > _MIN_GRADIENT * np.median(sizes[sizes > 0])]

@@ -24,6 +24,9 @@ SIZES = ((1.0, 1.0), (0.5, 3.0), (1.5, 0.3), (1.0, 8.0), (0.8, 1.0), (2.0, 2.0))
 LARGE_SIZES = ((0.7, 100.0), (1.0, 30.0), (1.0, 1e4))
 #: Weights far from those of a usual network: clipping and bounds on norms act there.
 FAR_SIZES = ((30.0, 1.0), (1e3, 0.1), (1e6, 1e-3), (0.02, 1.0), (300.0, 3.0))
+#: Points at which each array has a size of its own, between these powers of ten: one layer
+#: may be clipped while the next one is not.
+_NUM_UNEVEN, _UNEVEN = 6, (-1.0, 2.0)
 #: Weights with an entry beyond this are far from usual.
 _FAR = 20.0
 _MAX_TRIES = 3
@@ -75,12 +78,15 @@ class Probe:
         left out: a probe at which no gradient flows proves nothing.
         """
         usual = [SIZES[i % len(SIZES)] for i in range(count)]
-        sizes = np.array([*usual, *LARGE_SIZES, *FAR_SIZES])
+        uneven = [(1.0, 1.0)] * _NUM_UNEVEN
+        sizes = np.array([*usual, *LARGE_SIZES, *FAR_SIZES, *uneven])
         points: list[Point | None] = [None] * len(sizes)
         left = np.arange(len(sizes))
         for attempt in range(_MAX_TRIES):
             rng = np.random.default_rng((seed, attempt))
             weights, data = self.draw(rng, sizes[left])
+            is_uneven = left >= len(sizes) - _NUM_UNEVEN
+            weights = jax.tree.map(functools.partial(_resize, rng, is_uneven), weights)
             if attempt:  # Logarithms and roots need positive weights.
                 weights = jax.tree.map(abs, weights)
             gradients = self.gradients(weights, data)
@@ -181,6 +187,14 @@ class Probe:
         if self.target is None:
             return weights, x
         return weights, (x, self.target(rng, leading))
+
+
+def _resize(
+    rng: np.random.Generator, is_uneven: np.ndarray, leaf: np.ndarray
+) -> np.ndarray:
+    """An array of stacked weights, with a random size in the rows that are marked."""
+    factors = np.where(is_uneven, 10 ** rng.uniform(*_UNEVEN, len(leaf)), 1.0)
+    return leaf * factors.reshape(-1, *(1,) * (leaf.ndim - 1))
 
 
 def is_usual(point: Point) -> bool:
