@@ -72,5 +72,8 @@ def orthonormal_basis(rows: np.ndarray) -> np.ndarray:
 def normalize_rows(rows: np.ndarray) -> np.ndarray:
     """The rows that are finite and not 0, each at length one."""
     rows = rows[np.isfinite(rows).all(axis=1)]
+    # Scaled first: squares of what is beyond 1e154 overflow.
+    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0.0)
+    rows = rows / np.where(largest > 0, largest, 1)
     norms = np.linalg.norm(rows, axis=1)
     return rows[norms > 0] / norms[norms > 0, None]
