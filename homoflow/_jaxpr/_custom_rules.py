@@ -57,17 +57,19 @@ def _trace_rule(eqn) -> ClosedJaxpr:
     return jax.make_jaxpr(derivative)(*shapes)
 
 
+def is_step(eqn) -> bool:
+    """Whether numbers are made from truth values or integers, or integers from them."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
+    before, after = (v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0]))
+    return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
+
+
 def _has_jump(closed: ClosedJaxpr) -> bool:
     for eqn in closed.jaxpr.eqns:
         name = eqn.primitive.name
-        if name in JUMPS or name in ("cond", "select_n"):
+        if name in JUMPS or name in ("cond", "select_n") or is_step(eqn):
             return True
-        if name == "convert_element_type":
-            before, after = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
-            if jnp.issubdtype(after, jnp.inexact) != jnp.issubdtype(
-                before, jnp.inexact
-            ):
-                return True
         if any(_has_jump(inner) for inner in inner_jaxprs(eqn)):
             return True
     return False

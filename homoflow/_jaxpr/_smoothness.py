@@ -23,7 +23,7 @@ from ._constants_and_signs import (
     has_constant_sign,
     has_root_kink,
 )
-from ._custom_rules import jumps_of_custom_rule
+from ._custom_rules import is_step, jumps_of_custom_rule
 from ._interpreter import (
     Site,
     function_name,
@@ -137,7 +137,7 @@ def find_kinks(
         return set(), results
     abstracts = [t.abstract for t in operands]
     is_jump = name in JUMPS and not has_constant_sign(eqn, abstracts)
-    if is_jump or _is_step(eqn) or _is_lookup(eqn, operands):
+    if is_jump or is_step(eqn) or _is_lookup(eqn, operands):
         # The gradient jumps also where no derivative goes through: the value does.
         return {name}, results
     if is_smooth_call(eqn, operands):
@@ -233,14 +233,6 @@ def is_smooth_call(eqn, operands: list[Dependence]) -> bool:
         return False
     is_elu = label == "elu" and all(t.abstract.constant == 1 for t in operands[1:])
     return is_elu or label == "celu"
-
-
-def _is_step(eqn) -> bool:
-    """Whether numbers are made from truth values or integers, or integers from them."""
-    if eqn.primitive.name != "convert_element_type":
-        return False
-    before, after = (v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0]))
-    return jnp.issubdtype(before, jnp.inexact) != jnp.issubdtype(after, jnp.inexact)
 
 
 def _is_lookup(eqn, operands: list[Dependence]) -> bool:

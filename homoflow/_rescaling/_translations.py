@@ -12,8 +12,6 @@ from .._laws._law import Law
 
 #: Up to so many values of linear laws their Gram matrix is inverted.
 _MAX_VALUES = 512
-#: Translations and a rescaling commute if this is not exceeded, relative to the weights.
-_ROUNDING = 1e-4
 
 
 class Translations(eqx.Module):

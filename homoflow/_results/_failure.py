@@ -15,7 +15,7 @@ from .._jax._tracing import is_concrete
 from ._status import RESULTS
 from ._trajectory import Trajectory
 
-#: So many runs are named of those that end in one way.
+#: Of the runs that failed in the same way at most this many are listed.
 _MAX_NAMED = 10
 
 

@@ -81,7 +81,7 @@ def series_of(run: Trajectory, values: Any) -> Series:
 
 
 def _quantiles(values: np.ndarray, at: tuple[float, ...]) -> np.ndarray:
-    """Quantiles over runs at each time, of those that are known there."""
+    """Quantiles at each time over the runs that have a finite value there."""
     quantiles = np.full((len(at), values.shape[1]), np.nan)
     for i, column in enumerate(values.T):
         known = column[np.isfinite(column)]

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import OPTIONS, Call, Case
+from cases import LOSSES, OPTIONS, Call, Case
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from scipy.integrate import solve_ivp
@@ -50,7 +49,7 @@ def judge(case: Case) -> Judgement:
         warnings.simplefilter("always")
         try:
             run = hf.flow(
-                call.model, (call.x, call.y), call.t1, ts=ts, loss=_loss(case.loss),
+                call.model, (call.x, call.y), call.t1, ts=ts, loss=LOSSES[case.loss],
                 save_models=True, throw=False, **options,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
@@ -188,7 +187,6 @@ class _Field:
 def _field(case: Case, call: Call) -> tuple[_Field, np.ndarray]:
     weights, frozen = eqx.partition(call.model, eqx.is_inexact_array)
     flat, _ = ravel_pytree(weights)
-    shapes = jax.tree.map(lambda w: w.shape, weights)
     decay = OPTIONS[case.options].get("weight_decay", 0.0)
     leaves, structure = jax.tree.flatten(weights)
     static = (
@@ -198,7 +196,6 @@ def _field(case: Case, call: Call) -> tuple[_Field, np.ndarray]:
         tuple(jax.tree.leaves(frozen, is_leaf=callable)),
         jax.tree.structure(frozen, is_leaf=callable),
     )
-    del shapes
     return _Field(static, (flat, call.x, call.y, jnp.asarray(decay))), np.asarray(flat)
 
 
@@ -237,12 +234,6 @@ def _risk(loss: str, f: Array, y: Array) -> Array:
             pieces = jnp.where(r <= 0.5, r**2 / 2, 0.5 * (r - 0.25))
             return jnp.mean(jnp.sum(pieces, axis=1))
     raise ValueError(loss)
-
-
-def _loss(name: str) -> Callable:
-    from cases import LOSSES
-
-    return LOSSES[name]
 
 
 def _states(models, count: int) -> np.ndarray:
