@@ -96,6 +96,25 @@ def redrawn(model, seed=0, std=0.7):
     )
 
 
+# Models as functions of a dictionary of parameters.
+
+
+class Model(eqx.Module):
+    """A function of parameters and one sample (or batch), as users write them."""
+
+    p: dict[str, Any]
+    fn: Callable = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.fn(self.p, x)
+
+
+def model(fn, **shapes) -> Model:
+    rng = np.random.default_rng(0)
+    arrays = {name: jnp.asarray(rng.standard_normal(s)) for name, s in shapes.items()}
+    return Model(arrays, fn)
+
+
 # What tests read.
 
 

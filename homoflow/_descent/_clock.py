@@ -58,7 +58,7 @@ class ClockState(eqx.Module):
 
 
 class Clock(eqx.Module):
-    """How the time of a run is told.
+    """How flow time is read off the steps of a run.
 
     - `reason`: why there is no flow time; empty if there may be.
     - `has_decay`, `has_memory`: whether weights, and earlier gradients, add to a step.

@@ -10,27 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import model
 
 import homoflow as hf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(3)
-
-
-class Model(eqx.Module):
-    """A function of parameters and one sample (or batch), as users write them."""
-
-    p: dict[str, Any]
-    fn: Callable = eqx.field(static=True)
-
-    def __call__(self, x):
-        return self.fn(self.p, x)
-
-
-def model(fn, **shapes) -> Model:
-    rng = np.random.default_rng(0)
-    arrays = {name: jnp.asarray(rng.standard_normal(s)) for name, s in shapes.items()}
-    return Model(arrays, fn)
 
 
 class SelfAttention(eqx.Module):

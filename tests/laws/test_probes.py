@@ -2,7 +2,6 @@
 
 # pyright: reportCallIssue=false
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,28 +10,13 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from problems import model
 
 import homoflow as hf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(3)
 relu = jax.nn.relu
-
-
-class Model(eqx.Module):
-    """A function of parameters and one sample, as users write them."""
-
-    p: dict[str, Any]
-    fn: Callable = eqx.field(static=True)
-
-    def __call__(self, x):
-        return self.fn(self.p, x)
-
-
-def model(fn, **shapes) -> Model:
-    rng = np.random.default_rng(0)
-    arrays = {name: jnp.asarray(rng.standard_normal(s)) for name, s in shapes.items()}
-    return Model(arrays, fn)
 
 
 def classifier() -> eqx.nn.MLP:
