@@ -58,7 +58,7 @@ def judge(case: Case) -> Judgement:
             )
             kind: Outcome = "failed honestly" if is_sentence else "CRASHED"
             return Judgement(kind, detail=f"{type(error).__name__}: {error}")
-        except Exception as error:  # noqa: BLE001  (any is a finding)
+        except Exception as error:
             return Judgement("CRASHED", detail=f"{type(error).__name__}: {error}")
     if not bool(run.result == hf.RESULTS.successful):
         return _judge_failure(case, call, ts, str(hf.RESULTS[run.result])[:60])
