@@ -3,6 +3,7 @@
     python scripts/bench.py --out results/bench              # everything: an hour or more
     python scripts/bench.py --only a-1000-100 d --seconds 10
     python scripts/bench.py --only descend ledger flow import
+    python scripts/bench.py --only latency
     python scripts/bench.py --quick
 
 Solves smooth gradient flows by `homoflow.flow`, Diffrax, SciPy, CVODE, torchdiffeq,
@@ -16,7 +17,9 @@ the initial weights. Compilation is not counted. A later run adds to what is in 
 and Ctrl-C keeps what there is.
 
 `descend`, `ledger`, `flow`, `projection` and `import` are ratios to bare loops, or to runs
-without it, in one and the same run (`ratios.json`).
+without it, in one and the same run (`ratios.json`). `latency` is the time of first and
+second calls, each in a process of its own (`latency.json`, `latency.md`); `--cases` names
+some of them.
 
 The peers come with `pip install '.[bench]'` (and `pip install torchode`); those that are
 missing are left out.
@@ -26,6 +29,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems, ratios = _chosen(args)
     interrupted = False
     try:
+        is_all = args.only is None and not (args.quick or args.draw_only)
+        if is_all or "latency" in (args.only or ()):
+            _run_latency(args)
         _run_ratios(ratios, args)
         if problems and not args.draw_only:
             _run_study(problems, args)
@@ -52,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from benchmark.latency import cases
     from benchmark.problems import PROBLEMS
     from benchmark.ratios import BENCHES
     from benchmark.study import METHODS
@@ -65,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         told = f"of {', '.join(of)}"
         p.add_argument(flag, nargs="+", choices=of, metavar="NAME", help=told)
 
-    choice("--only", [*PROBLEMS, *BENCHES])
+    choice("--only", ["latency", *PROBLEMS, *BENCHES])
+    choice("--cases", list(cases()))
     choice("--methods", names)
     p.add_argument("--out", type=Path, default=Path("results/bench"), help="a folder")
     p.add_argument(
@@ -93,6 +102,27 @@ def _chosen(args) -> tuple[dict[str, Callable[[], Any]], list[str]]:
     only = args.only or [*BENCHES, *PROBLEMS]
     problems = {name: PROBLEMS[name] for name in only if name in PROBLEMS}
     return problems, [name for name in only if name in BENCHES]
+
+
+def _run_latency(args) -> None:
+    from benchmark.latency import cases, markdown, measure_apart
+    from workprecision.study import write
+
+    path = args.out / "latency.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name in args.cases or cases():
+        with tempfile.TemporaryDirectory() as cache:
+            first = measure_apart(name, cache)
+            again = measure_apart(name, cache)
+        rows[name] = {
+            **first._asdict(), "tracing": first.tracing, "cached": again.first
+        }  # fmt: skip
+        print(name, rows[name], flush=True)
+        write(rows, path)
+    ordered = {name: rows[name] for name in cases() if name in rows}
+    table = markdown(ordered)
+    print(table)
+    (args.out / "latency.md").write_text(table + "\n", encoding="utf-8")
 
 
 def _run_ratios(names: list[str], args) -> None:

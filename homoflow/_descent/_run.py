@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable
 
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._jax._arrays import all_finite
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD
@@ -24,7 +24,7 @@ from ._plan import Continuation, Plan
 from ._time_unit import TimeUnit, time_unit_of
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def run_descent(
     problem: Problem,

@@ -51,9 +51,9 @@ def flow(
     L(w) = (1/m) Σ_i ℓ(f_w(x_i), y_i) [Du, Hu & Lee 2018, eqs. 4–5], or `objective`. For a
     smooth model this is an ordinary differential equation, solved to the tolerance. With
     kinks (ReLU, |·|, max) it is a differential inclusion, whose solutions slide along
-    kinks: an `rtol` of 1e-5 or less gets the exact one where `homoflow.Filippov` can
-    follow it; otherwise the answer is an average (`homoflow.Averaged`), approximate, with
-    an error estimate. `stats["solver_reason"]` says which it was and why.
+    kinks: the answer is the exact one where `homoflow.Filippov` can follow it, with at
+    most 20,000 pairs of a sample and a kink; otherwise an average (`homoflow.Averaged`),
+    approximate, with an error estimate. `stats["solver_reason"]` says which, and why.
 
     **Arguments:**
 
@@ -73,9 +73,9 @@ def flow(
     - `laws`: laws to record, of `homoflow.laws` (known ones of homoflow's models).
     - `save_models`: also keep the model at every time of `ts`.
     - `rtol`, `atol`: tolerances of the local error. Default `rtol`: 1e-10 for smooth
-        models in float64, 1e-5 in float32 (a little less with `ExponentialAdams`), 1e-4
-        averaged over kinks, 1e-8 for `Filippov`. Default `atol`: `rtol` times the root
-        mean square of the initial weights.
+        models in float64, 1e-5 in float32 (a little less with `ExponentialAdams`), 1e-8
+        along kinks, 1e-4 averaged over them. Default `atol`: `rtol` times the root mean
+        square of the initial weights; 0 along kinks.
     - `solver`: the method, `homoflow.Auto()` by default; `homoflow.Filippov()`,
         `homoflow.Averaged()`, or a Diffrax solver, with its options `atol`,
         `stepsize_controller`, `dt0` and `adjoint` here or in `homoflow.Diffrax(…)`.

@@ -1,8 +1,8 @@
 """`sharpness`: the largest eigenvalue of the Hessian of a loss."""
 
-import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._observe._sharpness import hessian_eigenvalues, random_vectors
 from .._problem._losses import LossLike, SquaredLoss
@@ -48,7 +48,7 @@ def sharpness(
     return _sharpness(problem)
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def _sharpness(problem: Problem) -> Float[Array, ""]:
     start = random_vectors(problem.weights, 1)

@@ -10,14 +10,16 @@ import jax
 
 from ._tracing import is_concrete_call
 
-#: XLA's newer generator of CPU code takes twice as long to compile a function of
-#: hundreds of small kernels, which then run no faster.
-_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+#: XLA's newer generator of CPU code takes twice as long to compile a function of hundreds
+#: of small kernels, which then run no faster; LLVM's higher levels of optimization take
+#: half as long again, and what they compile runs no faster either: matrix products are
+#: library calls.
+_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class FastCompileJit:
-    """A compiled function, and the same compiled with XLA's older generator of CPU code.
+    """A compiled function, and the same compiled with less optimization.
 
     `fast_compile` is called on CPUs where this version of XLA has the choice, and not
     inside of jit, vmap or grad: JAX takes compiler options for a function that is

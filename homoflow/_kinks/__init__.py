@@ -1,6 +1,10 @@
 """The exact flow of networks with kinks, sliding included."""
 
-from ._from_problem import as_system as as_system, kinked_function as kinked_function
+from ._from_problem import (
+    as_system as as_system,
+    kinked_function as kinked_function,
+    num_pairs as num_pairs,
+)
 from ._system import System as System
 from .averaging._midpoint import (
     AveragedMidpoint as AveragedMidpoint,

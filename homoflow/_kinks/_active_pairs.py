@@ -40,6 +40,12 @@ class ActivePairs(NamedTuple):
         is_used = index < mask.size
         return ActivePairs(jnp.where(is_used, index, 0), is_used, slot)
 
+    def first(self, capacity: int) -> "ActivePairs":
+        """The list cut to its first slots."""
+        few = slice(capacity)
+        slot = jnp.minimum(self.slot, capacity)
+        return ActivePairs(self.flat_index[few], self.is_used[few], slot)
+
     def scatter(
         self,
         table: Array,

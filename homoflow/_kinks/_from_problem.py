@@ -20,6 +20,12 @@ def kinked_function(problem: Problem) -> PiecewiseSmoothFunction:
     return _expose(problem)[0]
 
 
+def num_pairs(problem: Problem) -> int:
+    """How many pairs of a sample and a kink the exact flow of a problem follows."""
+    assert problem.num_samples is not None
+    return problem.num_samples * kinked_function(problem).count
+
+
 def as_system(problem: Problem) -> System:
     """The problem in the form that the exact flow needs."""
     function, constants = _expose(problem)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .._jax._arrays import tree_norm
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from ._law import Law
 
@@ -146,7 +147,7 @@ def relative_violation(
     return jnp.stack(worst) / jnp.where(scale > 0, scale, 1)
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def violations_at_random_weights(
     laws: tuple[Law, ...],

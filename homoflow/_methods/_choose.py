@@ -22,11 +22,16 @@ from .._results._trajectory import Trajectory
 from .._solvers import as_flow_solver
 from ._averaged import Averaged
 from ._base import AbstractMethod
-from ._defaults import MAX_EXPLICIT_STEPS
-from ._diffrax import Diffrax, check_options, check_values, run_diffrax
+from ._diffrax import (
+    Diffrax,
+    check_options,
+    check_values,
+    run_diffrax,
+    with_error_estimate_of,
+)
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
-from ._rules import RULES, AutoOptions, Facts
+from ._rules import RULES, AutoOptions, Facts, num_trial_steps
 from ._sample_reduction import reduce_samples
 from ._task import Task, is_infinite
 
@@ -47,20 +52,21 @@ class Auto(AbstractMethod):
     The rules, of which the first that applies takes the flow (`stats["solver_reason"]` has
     its code, and the numbers that decided):
 
-    - `nonsmooth_exact`: kinks that can be followed, an `rtol` of 1e-5 or less, and at most
-        20,000 pairs of a sample and a kink: `homoflow.Filippov`.
+    - `nonsmooth_exact`: kinks that can be followed, at most 20,000 pairs of a sample and a
+        kink: `homoflow.Filippov`.
     - `nonsmooth_many_pairs`, `nonsmooth_averaged`: other kinks: `homoflow.Averaged`.
     - `nonsmooth_controller`: kinks, and a step size control of your own: Heun's method.
     - `few_weights_steady_state`: `t1=inf` and at most 500 weights: `homoflow.Rodas5P`.
     - `stiff_restart`: an explicit solver took 1,000 steps and was not at the end:
         `homoflow.ExponentialAdams`, from the start. (Not inside of jit or vmap, where no
         number decides.)
-    - `many_products`: 30,000 products of samples and weights: `homoflow.ExponentialAdams`,
-        which takes the fewest gradients.
+    - `many_products`: a million products of samples and weights (inside of jit and vmap,
+        where nothing can be tried first, 30,000): `homoflow.ExponentialAdams`, which takes
+        the fewest gradients, and ten seconds or more to compile.
     - `smooth_float32`, `loose_tolerance` (an `rtol` of 1e-5 or more): `diffrax.Tsit5`.
     - `smooth_float64`: `diffrax.Dopri8`.
 
-    **Arguments:** as for `homoflow.Diffrax`, for the solver that is taken; `atol`,
+    **Arguments:** as for `homoflow.Diffrax`, for the solver that is taken;
     `stepsize_controller`, `dt0` and `adjoint` rule out the exact flow, which does not know
     them. So does `follow_kinks=False`.
 
@@ -116,10 +122,7 @@ class Auto(AbstractMethod):
     ) -> Selection:
         """The method for a task, perhaps after another one has failed."""
         _refuse_noise(task)
-        options = AutoOptions(
-            *(getattr(self, field.name) for field in dataclasses.fields(AutoOptions))
-        )
-        facts = Facts(options, task, exact_failure, stalled_at)
+        facts = self._facts(task, exact_failure, stalled_at)
         for rule in RULES:
             why = rule.applies(facts)
             if why is not None:
@@ -130,9 +133,20 @@ class Auto(AbstractMethod):
                 return Selection(method, Reason(rule.code, why))
         raise AssertionError("the last rule applies to every task")
 
+    def _facts(
+        self,
+        task: Task,
+        exact_failure: str | None = None,
+        stalled_at: float | None = None,
+    ) -> Facts:
+        options = AutoOptions(
+            *(getattr(self, field.name) for field in dataclasses.fields(AutoOptions))
+        )
+        return Facts(options, task, exact_failure, stalled_at)
+
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         del reason  # The rule's own says more.
-        task = reduce_samples(task)
+        task = with_error_estimate_of(reduce_samples(task), self.error_estimate)
         selection = self.select_for(task)
         if isinstance(selection.method, Filippov):
             trajectory = selection.method.run(task, selection.reason)
@@ -149,9 +163,12 @@ class Auto(AbstractMethod):
 
         The second begins at the start again: what the first did is lost, and counted.
         """
-        if not self._may_restart(task, selection):
+        method = selection.method
+        assert isinstance(method, Diffrax)
+        is_explicit = as_flow_solver(method.solver).is_explicit
+        if not is_explicit or not self._facts(task).can_begin_again:
             return self._run_diffrax(task, selection)
-        short = dataclasses.replace(task, max_steps=_num_trial_steps(task))
+        short = dataclasses.replace(task, max_steps=num_trial_steps(task))
         first = self._run_diffrax(short, selection)
         if first.result != RESULTS.max_steps_reached:
             return first
@@ -172,26 +189,6 @@ class Auto(AbstractMethod):
             adjoint=self.adjoint,
         )
         return run_diffrax(task, method, plan, reason)
-
-    def _may_restart(self, task: Task, selection: Selection) -> bool:
-        method = selection.method
-        assert isinstance(method, Diffrax)
-        return (
-            as_flow_solver(method.solver).is_explicit
-            and self.stepsize_controller is None
-            and not isinstance(self.adjoint, dfx.BacksolveAdjoint)
-            and task.dynamics.is_gradient_flow
-            and not kinks_of(task.given)
-            and task.max_steps > _num_trial_steps(task)
-            and task.is_untraced
-            and is_concrete((self.atol, self.dt0))
-        )
-
-
-def _num_trial_steps(task: Task) -> int:
-    """Steps after which a smooth flow counts as stiff: one ends on each recorded time."""
-    assert task.grid is not None
-    return MAX_EXPLICIT_STEPS + task.grid.times().size
 
 
 def as_method(
@@ -216,22 +213,26 @@ def as_method(
             "(`homoflow.Filippov()`, `homoflow.Averaged()`, `homoflow.Diffrax(…)`); got "
             f"{solver!r}."
         )
-    if not given:
-        return solver
-    name, others = next(iter(given)), type(solver).__name__
-    if isinstance(solver, Filippov):
-        raise ValueError(
-            f"`{name}` is for Diffrax's solvers: `homoflow.Filippov` takes `rtol` and "
-            "`max_steps` only."
-        )
     fields = {field.name for field in dataclasses.fields(solver)}
+    for name in given:
+        _check_option(solver, name, fields)
+    return dataclasses.replace(solver, **given) if given else solver
+
+
+def _check_option(solver: AbstractMethod, name: str, fields: set[str]) -> None:
+    """`ValueError` unless a method has an option, and was not given it before."""
+    method = type(solver).__name__
+    if isinstance(solver, Filippov) and name not in fields:
+        raise ValueError(
+            f"`{name}` is for Diffrax's solvers: `homoflow.Filippov` takes `rtol`, "
+            "`atol` and `max_steps` only."
+        )
     if name not in fields:
         raise ValueError(
-            f"`{name}` is an option that `homoflow.{others}` does not have."
+            f"`{name}` is an option that `homoflow.{method}` does not have."
         )
     if getattr(solver, name) is not None:
-        raise ValueError(f"`{name}` is given to `flow` and to `homoflow.{others}`.")
-    return dataclasses.replace(solver, **given)
+        raise ValueError(f"`{name}` is given to `flow` and to `homoflow.{method}`.")
 
 
 def adapt_method(method: AbstractMethod, task: Task) -> AbstractMethod:

@@ -8,9 +8,6 @@ EXACT_RTOL = 1e-8
 #: On the way to a stationary point, by a method with a dense Hessian.
 STEADY_STATE_RTOL = 1e-8
 
-#: The exact flow's cost is set by its events, hardly by the tolerance: at looser ones
-#: averaging is cheaper.
-MAX_EXACT_RTOL = 1e-5
 #: Each pair of a sample and a kink costs the exact flow gradients over all samples at its
 #: events: beyond this many pairs the time of a run is counted in minutes. Averaged, so
 #: many pairs get a method of their own, as thousands may slide at a time.
@@ -19,6 +16,10 @@ MAX_FOLLOWED_PAIRS = 20_000
 #: From so many products of samples and weights on, a gradient takes longer than the rest
 #: of an exponential Adams step (about 25 µs on a core): then the fewest gradients win.
 MIN_ADAMS_PRODUCTS = 30_000
+#: Its compilation takes ten seconds or more. Where an explicit solver can be tried first
+#: (not inside of jit or vmap), it begins only where the 12,000 gradients of such a trial
+#: would take as long.
+MIN_UNTRIED_PRODUCTS = 1_000_000
 #: From this tolerance on, order 5 needs fewer gradients than order 8.
 MIN_LOOSE_RTOL = 1e-5
 #: An explicit solver that has taken so many steps and is not at the end is held up by

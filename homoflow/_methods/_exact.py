@@ -13,8 +13,8 @@ from jaxtyping import Array, PyTree
 
 from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
-from .._jax._tracing import is_concrete
-from .._kinks import Solution, System, as_system, integrate
+from .._jax._tracing import is_concrete_call
+from .._kinks import Solution, System, as_system, integrate, num_pairs
 from .._kinks._layers import kink_layers
 from .._kinks.filippov._counts import Counts
 from .._observe._assemble import make_trajectory
@@ -35,9 +35,14 @@ from ._error_estimate import with_error_estimate, without_derivatives
 from ._save_plan import MAX_STORED
 from ._task import Task
 
-#: Pairs that may be at their kinks at one time, to begin with where that is left open, and
-#: to grow to. The first number is less than `MAX_SINGLE_THREADED` of the sliding field.
-FIRST_ACTIVE, MAX_ACTIVE = 120, 960
+#: Up to so many pairs of a sample and a kink in all, few are at their kinks at one time.
+FEW_PAIRS = 2_000
+#: How many may be, where that is left open, of few pairs in all and of many: to begin with,
+#: by what factor it grows, and the most.
+FIRST_ACTIVE, GROWTH, MAX_ACTIVE = (32, 64), 4, 960
+#: The same under jit and vmap, where it cannot grow. Less than `MAX_ON_ONE_THREAD` of the
+#: sliding field.
+TRACED_ACTIVE = 64, 120
 
 
 class ExactOptions(eqx.Module):
@@ -51,12 +56,37 @@ class ExactOptions(eqx.Module):
 
 
 class ExactCall(eqx.Module):
-    """What is solved, from when to when, and how accurately."""
+    """What is solved, from when to when, and how accurately.
+
+    `atol` bounds the error of each weight, in the mean over all.
+    """
 
     problem: Problem
     recorder: Recorder
     rtol: Array
+    atol: Array
     grid: TimeGrid
+
+    def coarser(self) -> "ExactCall":
+        """The same at a coarser tolerance, to estimate an error with."""
+        rtol, atol = COARSER_RTOL * self.rtol, COARSER_RTOL * self.atol
+        return dataclasses.replace(self, rtol=rtol, atol=atol)
+
+
+def _keeps_states(problem: Problem, grid: TimeGrid) -> bool:
+    """Whether the weights at all times are kept, to record what is asked for after."""
+    return grid.times().size * problem.num_weights <= MAX_STORED
+
+
+def cannot_observe(task: Task) -> str | None:
+    """Why the observables of a task cannot be had, or `None` if they can."""
+    assert task.grid is not None
+    if not task.recorder.sees_problem or _keeps_states(task.given, task.grid):
+        return None
+    return (
+        "`observe` in the exact flow keeps all weights at all times, and here these are "
+        f"more than {MAX_STORED:,} numbers: record at fewer `ts`"
+    )
 
 
 def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Trajectory:
@@ -67,14 +97,15 @@ def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Traject
 
     max_active = options.max_active
     if max_active is None:
-        max_active, trajectory = _run_with_room(run)
+        max_active, trajectory = _run_with_room(
+            run, call.problem, not is_concrete_call((call, options))
+        )
     else:
         trajectory = run(max_active)
     if not task.estimate_error:
         return trajectory
     # Only a figure is wanted: derivatives need not follow the second solve.
-    still = without_derivatives(call)
-    coarser = dataclasses.replace(still, rtol=COARSER_RTOL * still.rtol)
+    coarser = without_derivatives(call).coarser()
     quiet = dataclasses.replace(
         options, max_active=max_active, meter=dfx.NoProgressMeter()
     )
@@ -82,20 +113,24 @@ def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Traject
     return with_error_estimate(trajectory, coarse, call.problem.mask, task.dynamics)
 
 
-def _run_with_room(run: Callable[[int], Trajectory]) -> tuple[int, Trajectory]:
+def _run_with_room(
+    run: Callable[[int], Trajectory], problem: Problem, is_traced: bool
+) -> tuple[int, Trajectory]:
     """A run with as much room as it needs, by compiling again with more.
 
-    Inside jit or vmap it has what it begins with: what happens there is not seen here.
+    Under jit and vmap it cannot grow: what happens there is not seen here.
     """
-    max_active = FIRST_ACTIVE
+    are_many = num_pairs(problem) > FEW_PAIRS
+    if is_traced:
+        max_active = TRACED_ACTIVE[are_many]
+        return max_active, run(max_active)
+    max_active = FIRST_ACTIVE[are_many]
     while True:
         trajectory = run(max_active)
-        result = trajectory.result
-        is_known = is_concrete(result)
-        is_full = is_known and bool(result == RESULTS.kink_slots_exceeded)
+        is_full = bool(trajectory.result == RESULTS.kink_slots_exceeded)
         if not is_full or max_active >= MAX_ACTIVE:
             return max_active, trajectory
-        max_active *= 2
+        max_active = min(GROWTH * max_active, MAX_ACTIVE)
 
 
 @fast_compile_jit
@@ -109,7 +144,7 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
     span = grid.emptied_unless(is_sound)
     system = as_system(problem)
     w0, unravel = jax.flatten_util.ravel_pytree(problem.weights)
-    keeps_states = span.times().size * w0.size <= MAX_STORED
+    keeps_states = _keeps_states(problem, grid)
 
     def record(recorder, w, loss, velocity):
         if keeps_states:
@@ -118,11 +153,6 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
         values = recorder.record_apart(point, recorder.start(lambda: point), STANDARD)
         return values, (w if options.save_models else None)
 
-    if not keeps_states and call.recorder.sees_problem:
-        raise ValueError(
-            f"`observe` in the exact flow keeps all weights at all times, and here these "
-            f"are more than {MAX_STORED:,} numbers: record at fewer `ts`."
-        )
     solution = integrate(
         system,
         call.recorder,
@@ -131,6 +161,7 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
         span.times() - span.t0,
         record,
         rtol=call.rtol,
+        atol=call.atol * jnp.sqrt(jnp.asarray(w0.size, w0.dtype)),
         capacity=min(options.max_active, system.low.size),
         max_steps=options.max_steps,
         log_capacity=options.events,

@@ -5,7 +5,9 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, Float
 
+from .._jax._arguments import check_number
 from .._jax._progress import as_meter
 from .._jaxpr import nonsmooth_primitives
 from .._kinks import kinked_function
@@ -20,7 +22,7 @@ from .._results._trajectory import Trajectory, with_facts
 from ._base import AbstractMethod
 from ._defaults import EXACT_RTOL
 from ._diffrax import make_facts
-from ._exact import ExactCall, ExactOptions, solve_exactly
+from ._exact import ExactCall, ExactOptions, cannot_observe, solve_exactly
 from ._float64 import solve_in_float64, why_not_in_float64
 from ._projection_choice import ProjectionPlan
 from ._task import Task
@@ -42,10 +44,14 @@ class Filippov(AbstractMethod):
 
     - `max_active`: how many pairs may be at their kinks at one time. A run that needs more
         ends with a result that says so. Time and memory grow with its square. By
-        default 120, and outside of jit and vmap a run that needs more is done again
-        with twice as many, up to 960. Where more than 127 pairs are at their kinks LAPACK
-        takes several threads, which on busy cores wait for each other for many times as
-        long as they work: set `OPENBLAS_NUM_THREADS=1` there, before Python starts.
+        default 32, or 64 from 2,000 pairs on; a run that needs more is done again with
+        four times as many, up to 960. Under jit and vmap, where that cannot be done, it
+        is 64, or 120. Where more than 127
+        pairs are at their kinks LAPACK takes several threads, which on busy cores wait
+        for each other for many times as long as they work: set `OPENBLAS_NUM_THREADS=1`
+        there, before Python starts.
+    - `atol`: how much the weights may err in a step, in the mean over all, beside `rtol`
+        times their norm. Default: 0.
     - `events`: how many events to keep for `trajectory.events` (none: no list is made).
         Further ones are counted as dropped. `stats` say how many of each sort there are.
 
@@ -98,21 +104,26 @@ class Filippov(AbstractMethod):
 
     max_active: int | None = eqx.field(static=True, default=None)
     events: int = eqx.field(static=True, default=0)
+    atol: float | int | Float[ArrayLike, ""] | None = None
 
     def __check_init__(self):
+        if self.atol is not None:
+            check_number("atol", self.atol)
         _check_count("max_active", self.max_active, least=1, may_be_none=True)
         _check_count("events", self.events, least=0)
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         problem = task.given
         self._refuse_options(task)
-        reason_against = obstacle(problem)
+        grid = task.grid
+        assert grid is not None
+        reason_against = obstacle(problem) or cannot_observe(task)
         if reason_against is not None:
             raise ValueError(
                 f"`homoflow.Filippov` cannot follow this flow: {reason_against}."
             )
         check_tolerance("rtol", task.rtol, problem.dtype)
-        assert task.grid is not None
+        check_tolerance("atol", self.atol, problem.dtype)
 
         def solve(problem: Problem, recorder: Recorder, grid: TimeGrid) -> Trajectory:
             rtol = EXACT_RTOL if task.rtol is None else task.rtol
@@ -123,15 +134,17 @@ class Filippov(AbstractMethod):
                 task.save_models,
                 as_meter(task.progress),
             )
-            call = ExactCall(problem, recorder, jnp.asarray(rtol, problem.dtype), grid)
+            atol = 0 if self.atol is None else self.atol
+            tolerances = (jnp.asarray(a, problem.dtype) for a in (rtol, atol))
+            call = ExactCall(problem, recorder, *tolerances, grid)
             return solve_exactly(call, options, task)
 
         plan = ProjectionPlan((), "the exact flow keeps its laws by itself")
         facts = make_facts(task, "Filippov", reason, kinks_of(problem), plan)
         if problem.dtype == jnp.float64:
-            return with_facts(solve(problem, task.recorder, task.grid), facts)
+            return with_facts(solve(problem, task.recorder, grid), facts)
         facts = (*facts, ("computed_in", "float64, and rounded at the end"))
-        rounded = solve_in_float64(solve, problem, task.recorder, task.grid)
+        rounded = solve_in_float64(solve, problem, task.recorder, grid)
         return with_facts(rounded, facts)
 
     def _refuse_options(self, task: Task) -> None:
@@ -184,12 +197,6 @@ def obstacle(problem: Problem) -> str | None:
     if function.count == 0:
         return "the model has no kinks; leave `solver` out"
     return why_not_in_float64(problem) if problem.dtype == jnp.float32 else None
-
-
-def num_pairs(problem: Problem) -> int:
-    """How many pairs of a sample and a kink the exact flow of a problem follows."""
-    assert problem.num_samples is not None
-    return problem.num_samples * kinked_function(problem).count
 
 
 def _loss_kinks(problem: Problem, objective: Risk) -> tuple[str, ...]:

@@ -13,20 +13,22 @@ import diffrax as dfx
 import jax.numpy as jnp
 
 from .._jax._tracing import is_concrete
+from .._kinks import num_pairs
 from .._problem._smoothness import kinks_of
 from .._solvers import ExponentialAdams, Rodas5P
 from ._averaged import Averaged
 from ._base import AbstractMethod
 from ._defaults import (
     MAX_DENSE_WEIGHTS,
-    MAX_EXACT_RTOL,
     MAX_EXPLICIT_STEPS,
     MAX_FOLLOWED_PAIRS,
     MIN_ADAMS_PRODUCTS,
     MIN_LOOSE_RTOL,
+    MIN_UNTRIED_PRODUCTS,
 )
 from ._diffrax import Diffrax
-from ._filippov import Filippov, num_pairs, obstacle
+from ._exact import cannot_observe
+from ._filippov import Filippov, obstacle
 from ._task import Task
 
 
@@ -42,8 +44,8 @@ class AutoOptions:
     follow_kinks: bool
 
     def names_given(self) -> list[str]:
-        """The names of the options of Diffrax's solvers that are given."""
-        names = "atol", "stepsize_controller", "dt0", "adjoint"
+        """The options that are given and that Diffrax's solvers alone can honour."""
+        names = "stepsize_controller", "dt0", "adjoint"
         return [name for name in names if getattr(self, name) is not None]
 
 
@@ -64,7 +66,6 @@ class Facts:
     def against_exact(self) -> str | None:
         """Why kinks are not followed one by one; `None` if they are."""
         task, options = self.task, self.options.names_given()
-        rtol = task.rtol
         if self.exact_failure is not None:
             return self.exact_failure
         if not self.options.follow_kinks:
@@ -77,11 +78,7 @@ class Facts:
             return f"it does not know the {task.dynamics.name}"
         if task.project:
             return "`project=True` is for Diffrax's solvers"
-        if not is_concrete(rtol):
-            return "rtol is not known before the run"
-        if rtol is None or jnp.ndim(rtol) != 0 or not 0 < float(rtol) <= MAX_EXACT_RTOL:
-            return f"it is considered at rtol ≤ {MAX_EXACT_RTOL:g}"
-        reason = obstacle(task.given)
+        reason = obstacle(task.given) or cannot_observe(task)
         if reason is not None:
             return reason
         if num_pairs(task.given) > MAX_FOLLOWED_PAIRS:
@@ -90,6 +87,19 @@ class Facts:
                 f"{MAX_FOLLOWED_PAIRS:,}"
             )
         return None
+
+    @property
+    def can_begin_again(self) -> bool:
+        """Whether an explicit solver may be tried first, and left where it stalls."""
+        task, options = self.task, self.options
+        return (
+            self.may_take_adams
+            and not self.kinks
+            and task.grid is not None
+            and task.max_steps > num_trial_steps(task)
+            and task.is_untraced
+            and is_concrete((options.atol, options.dt0))
+        )
 
     @property
     def may_take_adams(self) -> bool:
@@ -124,6 +134,12 @@ class Facts:
         )
 
 
+def num_trial_steps(task: Task) -> int:
+    """Steps after which a smooth flow counts as stiff: one ends on each recorded time."""
+    assert task.grid is not None
+    return MAX_EXPLICIT_STEPS + task.grid.times().size
+
+
 class Rule(NamedTuple):
     """A method, and when to take it: `applies` gives the reason, or `None`."""
 
@@ -135,10 +151,7 @@ class Rule(NamedTuple):
 def _exact(facts: Facts) -> str | None:
     if not facts.kinks or facts.against_exact is not None:
         return None
-    return (
-        f"rtol ≤ {MAX_EXACT_RTOL:g} and {num_pairs(facts.task.given):,} pairs of a sample "
-        "and a kink: each is followed"
-    )
+    return f"{num_pairs(facts.task.given):,} pairs of a sample and a kink: each is followed"
 
 
 def _averaged(facts: Facts) -> str | None:
@@ -178,7 +191,8 @@ def _stiff(facts: Facts) -> str | None:
 
 
 def _many_products(facts: Facts) -> str | None:
-    is_many = facts.products >= MIN_ADAMS_PRODUCTS
+    least = MIN_UNTRIED_PRODUCTS if facts.can_begin_again else MIN_ADAMS_PRODUCTS
+    is_many = facts.products >= least
     if not is_many or not facts.may_take_adams or facts.task.grid is None:
         return None
     return (
@@ -206,7 +220,11 @@ def _always(facts: Facts) -> str:
 
 
 RULES = (
-    Rule("nonsmooth_exact", _exact, lambda facts: Filippov()),
+    Rule(
+        "nonsmooth_exact",
+        _exact,
+        lambda facts: Filippov(atol=facts.options.atol),
+    ),
     Rule("nonsmooth_averaged", _averaged, Facts.averaged),
     Rule("nonsmooth_controller", _controlled, lambda facts: facts.diffrax(dfx.Heun())),
     Rule(

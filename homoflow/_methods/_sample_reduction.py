@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._structural_cache import cached_by_structure
 from .._jaxpr import Degree, degree_in
@@ -74,7 +75,7 @@ def _degree(problem: Problem) -> Degree:
     return degree if degree in (Degree.LINEAR, Degree.AFFINE) else Degree.UNKNOWN
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def _few_samples(
     x: Float[Array, "m ..."], y: Array, is_affine: bool, is_mean: bool

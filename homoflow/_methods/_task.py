@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._dynamics._base import AbstractDynamics
 from .._jax._arrays import all_finite
+from .._jax._compilation import fast_compile_jit
 from .._jax._progress import Progress
 from .._jax._tracing import is_concrete, is_concrete_call
 from .._observe._recorder import Recorder
@@ -56,7 +56,7 @@ def is_infinite(t1: Any) -> bool:
     return is_concrete(t1) and jnp.ndim(t1) == 0 and bool(np.isposinf(np.asarray(t1)))
 
 
-@eqx.filter_jit
+@fast_compile_jit
 def is_finite_at_start(problem: Problem) -> Bool[Array, ""]:
     """Whether the loss and its gradient are numbers at the weights."""
     return all_finite(jax.value_and_grad(problem.loss)(problem.weights))

@@ -365,7 +365,6 @@ def absolute_error(prediction, target):
         (plain()[0], {"loss": absolute_error}, "abs"),
         (plain()[0], {"objective": lambda m, d: jnp.sum(m(d[0][0]))}, "objective"),
         (plain()[0], {"rtol": 1e-20}, "tightest"),
-        (plain()[0], {"atol": 1e-8}, "atol"),
         (plain()[0], {"dt0": 0.1}, "dt0"),
         (hf.MLP((3, 8, 2), key=jr.key(0), dtype=jnp.float16), {}, "float16"),
     ],

@@ -16,9 +16,10 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from ..._jax._forward_mode_only import forbid_reverse_mode, forbid_second_derivatives
+from ..._jax._vmap_as_loop import vmap_as_loop_on_cpu
 from .._system import System
 from ._loop import Carry, Loop, make_loop
-from ._progress import Goal, Solution
+from ._progress import Goal, Solution, Tolerances
 from ._saltation import (
     ParameterFamily,
     differentiate_field,
@@ -38,6 +39,7 @@ def integrate(
     record: Record,
     *,
     rtol: Float[Array, ""],
+    atol: Float[Array, ""],
     capacity: int,
     max_steps: int,
     log_capacity: int,
@@ -45,32 +47,40 @@ def integrate(
 ) -> Solution:
     """Follow the flow from `w0` to `t1`, with steps that end on the times `ts`.
 
-    `record(given, w, loss, velocity)` is recorded at those times. `capacity` bounds how
-    many pairs may be at their kinks at one time; `max_steps` counts accepted and rejected
-    steps. The first `log_capacity` events are kept. The `meter` shows how far it has got,
-    unless derivatives are taken.
+    `record(given, w, loss, velocity)` is recorded at those times. A step may err by
+    `rtol`·‖w‖ + `atol`. `capacity` bounds how many pairs may be at their kinks at one
+    time; `max_steps` counts accepted and rejected steps. The first `log_capacity` events
+    are kept. The `meter` shows how far it has got, unless derivatives are taken.
 
     It has first-order forward-mode derivatives with respect to all floating-point
-    arguments but `rtol`. They are NaN where they do not exist; reverse mode is an error.
+    arguments but the tolerances. They are NaN where they do not exist; reverse mode is an
+    error.
     """
-    arrays, static = eqx.partition((system, given), eqx.is_inexact_array)
+    arrays, rest = eqx.partition((system, given), eqx.is_inexact_array)
+    others, static = eqx.partition(rest, eqx.is_array)
     setting = _Setting(static, record, max_steps, capacity, log_capacity)
 
+    @vmap_as_loop_on_cpu
+    def run(others, primals):
+        t1 = primals[2]
+        return _run(setting.make_loop(others, *primals), t1, meter)
+
     @jax.custom_jvp
-    def solve(arrays, w0, t1, ts, rtol):
-        return _run(setting.make_loop(arrays, w0, t1, ts, rtol), t1, meter)
+    def solve(*primals):
+        return run(others, primals)
 
     @solve.defjvp
-    def solve_with_derivative(primals, tangents):
-        return _run_with_derivative(
-            setting, forbid_second_derivatives(primals), tangents
-        )
+    def _(primals, tangents):
+        primals = forbid_second_derivatives(primals)
+        # Not one after the other: all directions of a Jacobian follow one flow.
+        solution, change = _run_with_derivative(setting, others, primals, tangents)
+        return solution, forbid_reverse_mode(change.as_tangent(solution))
 
-    return solve(arrays, w0, t1, ts, rtol)
+    return solve(arrays, w0, t1, ts, Tolerances(rtol, atol))
 
 
 class _Setting(NamedTuple):
-    """What does not change along a family: `static` is the rest of system and given."""
+    """What is the same for all of a batch: `static` is the rest of system and given."""
 
     static: PyTree
     record: Record
@@ -79,13 +89,19 @@ class _Setting(NamedTuple):
     log_capacity: int
 
     def make_loop(
-        self, arrays: PyTree, w0: Array, t1: Array, ts: Array, rtol: Array
+        self,
+        others: PyTree,
+        arrays: PyTree,
+        w0: Array,
+        t1: Array,
+        ts: Array,
+        tolerances: Tolerances,
     ) -> Loop:
-        system, given = eqx.combine(arrays, self.static)
+        system, given = eqx.combine(arrays, others, self.static)
         return make_loop(
             system,
             w0,
-            Goal(t1, ts, rtol, self.max_steps),
+            Goal(t1, ts, tolerances, self.max_steps),
             lambda w, loss, velocity: self.record(given, w, loss, velocity),
             capacity=self.capacity,
             log_capacity=self.log_capacity,
@@ -108,11 +124,11 @@ def _run(loop: Loop, t1: Array, meter: dfx.AbstractProgressMeter) -> Solution:
 
 
 def _run_with_derivative(
-    setting: _Setting, primals: tuple, tangents: tuple
-) -> tuple[Solution, Solution]:
-    arrays, w0, t1, _, rtol = primals
+    setting: _Setting, others: PyTree, primals: tuple, tangents: tuple
+) -> tuple[Solution, "_Change"]:
+    arrays, w0, t1, _, tolerances = primals
     d_arrays, dw0, dt1, dts, _ = tangents
-    static_system, static_given = setting.static
+    static_system, static_given = eqx.combine(others, setting.static)
     family = ParameterFamily(arrays[0], d_arrays[0], static_system)
 
     def differentiate_record(dt, state: State, xi):
@@ -134,7 +150,11 @@ def _run_with_derivative(
         )[1]
 
     loop = _DerivativeLoop(
-        setting.make_loop(*primals), family, rtol, dts, differentiate_record
+        setting.make_loop(others, *primals),
+        family,
+        tolerances.rtol,
+        dts,
+        differentiate_record,
     )
     last = lax.while_loop(
         lambda c: loop.flow.goes_on(c.run), loop.advance, loop.start(w0, dw0)
@@ -189,16 +209,26 @@ class _DerivativeLoop(NamedTuple):
         records = lax.cond(new.is_due, insert_record, lambda: c.records)
         return _Carry(run, xi, records)
 
-    def solution(self, c: _Carry, t1: Array, dt1: Array) -> tuple[Solution, Solution]:
+    def solution(self, c: _Carry, t1: Array, dt1: Array) -> "tuple[Solution, _Change]":
         solution, progress = self.flow.solution(c.run), c.run.progress
         state = progress.state
         is_finished = (state.t >= t1) & ~progress.steps.is_start
-        no_change = jax.tree.map(_zero_tangent, solution)
         dw = jnp.where(is_finished, c.xi + state.point.velocity * dt1, jnp.nan)
+        return solution, _Change(dw, dt1, c.records)
+
+
+class _Change(NamedTuple):
+    """Derivatives of the end, of its time, and of what was recorded."""
+
+    w: Float[Array, " weights"]
+    t: Float[Array, ""]
+    records: PyTree
+
+    def as_tangent(self, solution: Solution) -> Solution:
+        no_change = jax.tree.map(_zero_tangent, solution)
         # Event times do move, but by how much is not recorded: NaN, not 0.
         log = jax.tree.map(_unknown_tangent, solution.log)
-        change = no_change._replace(w=dw, t=dt1, records=c.records, log=log)
-        return solution, forbid_reverse_mode(change)
+        return no_change._replace(w=self.w, t=self.t, records=self.records, log=log)
 
 
 def _zero_tangent(a: Array) -> Any:

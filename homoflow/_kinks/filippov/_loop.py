@@ -13,8 +13,9 @@ from .._system import System
 from ._counts import Counts
 from ._event_log import NO_EVENT, classify_side_changes, count_events
 from ._event_point import EventPoint, event_point, loses_sliders, stage_point
+from ._few_slots import resolve_in_few_slots
 from ._progress import Goal, Progress, Solution, StepCounts, Tally
-from ._resolve_event import Iterate, resolve
+from ._resolve_event import Iterate
 from ._resolved_event import ResolvedEvent, finish
 from ._state import Extrapolation, State
 from ._step import NUM_STAGES, Arrival, Step, advance, arrive
@@ -159,7 +160,7 @@ def _advance(
             return stage_point(progress.state, jnp.where(number < 0, stop.event.w, w))
 
         point = lax.cond(is_event, lambda: stop.event, make_stage)
-        last = resolve(system, point)
+        last = resolve_in_few_slots(system, point)
 
         def commit(p: Progress):
             old_velocity = step.stages.velocities[-1]

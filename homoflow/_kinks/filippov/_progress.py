@@ -112,12 +112,19 @@ class Progress(NamedTuple):
         )
 
 
+class Tolerances(NamedTuple):
+    """A step may err by `rtol` · ‖w‖ + `atol`."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+
+
 class Goal(NamedTuple):
     """What is asked for: the flow until t1, with steps that end on the times `ts`."""
 
     t1: Float[Array, ""]
     ts: Float[Array, " times"]
-    rtol: Float[Array, ""]
+    tolerances: Tolerances
     max_steps: int
 
     def is_ahead(self, p: Progress) -> Bool[Array, ""]:

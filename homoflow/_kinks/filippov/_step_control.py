@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ._progress import Ending, Goal, StepCounts
+from ._progress import Ending, Goal, StepCounts, Tolerances
 from ._resolved_event import ResolvedEvent
 from ._state import State
 from ._step import Arrival
@@ -54,11 +54,11 @@ def judge(
     """
     is_start, duration = steps.is_start, arrival.duration
     norms = _Norms.create(state, arrival, resolved, velocity_before)
-    error = _error(norms, duration, goal.rtol)
+    error = _error(norms, duration, goal.tolerances)
     error = jnp.where(is_start | state.is_forced, 0, error)
     allowed = jnp.where(
         is_start,
-        _first_step(norms, goal.rtol, goal.t1),
+        _first_step(norms, goal.tolerances.rtol, goal.t1),
         _next_step(state, duration, error),
     )
     num_stalled = jnp.where(duration < _STALLED * state.step, steps.stalled + 1, 0)
@@ -96,9 +96,10 @@ class _Norms(NamedTuple):
         return _Norms(*jnp.sqrt(jnp.diagonal(vectors @ vectors.T)))
 
 
-def _error(norms: _Norms, duration: Array, rtol: Array) -> Float[Array, ""]:
+def _error(norms: _Norms, duration: Array, allowed: Tolerances) -> Float[Array, ""]:
     """The step's error in units of what is allowed, from its defect at its end."""
-    error = duration * norms.defect / (rtol * norms.w_before)
+    most = allowed.rtol * norms.w_before + allowed.atol
+    error = duration * norms.defect / most
     return jnp.where(jnp.isfinite(error), error, 0)
 
 

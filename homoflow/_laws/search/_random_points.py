@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._jaxpr import outputs_without_inputs
 from ..._problem._losses import Risk
@@ -147,7 +148,7 @@ class Probe:
     def _gradients_of_part(self) -> Callable[[PyTree, PyTree], PyTree]:
         frozen = eqx.filter(self.model, self.mask, inverse=True)
 
-        @eqx.filter_jit
+        @fast_compile_jit
         @full_matmul_precision()
         def evaluate(weights, data):
             arrays, others = eqx.partition(data, _is_array)

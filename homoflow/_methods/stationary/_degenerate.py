@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ._critical_point import STATIONARY, CriticalPoint
 from ._flat_loss import FlatLoss
@@ -74,7 +74,7 @@ def _complement(basis: np.ndarray, explained: np.ndarray) -> np.ndarray:
     return basis @ rows[len(explained) :].T
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def _relax_and_probe(
     flat_loss: FlatLoss,

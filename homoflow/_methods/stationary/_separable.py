@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._problem._losses import ExponentialLoss, LogisticLoss, Risk, SoftmaxCrossEntropy
 from ..._problem._problem import Problem
@@ -66,7 +67,7 @@ def _outputs_scale(problem: Problem) -> bool:
     return bool(residual <= _SCALES * np.linalg.norm(outputs))
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def _growth(
     weights: PyTree, frozen: PyTree, x: PyTree[Array], keys: Array

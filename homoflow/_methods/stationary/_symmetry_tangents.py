@@ -2,13 +2,13 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._laws import Law
 from ..._laws._bilinear_forms import finest_laws
@@ -58,7 +58,7 @@ def _is_affine(law: Law) -> bool:
     return bool(law.linear_terms) or any(e.other_path is None for e in law.entries)
 
 
-@eqx.filter_jit
+@fast_compile_jit
 @full_matmul_precision()
 def _tangents(
     flat_loss: FlatLoss, laws: tuple[Law, ...], flat: Float[Array, " size"]
