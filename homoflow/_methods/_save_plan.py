@@ -70,29 +70,38 @@ def make_save_plan(
     return SavePlan(dfx.SaveAt(subs=subs, solver_state=needs_solver_state), read)
 
 
+def _restore_states(
+    equation: Equation, states: Float[Array, "times size"]
+) -> Float[Array, "times size"]:
+    """The states with their laws restored, in one small program for all of them."""
+    if equation.orbit is None:
+        return states
+    restore = jax.checkpoint(
+        lambda state: equation.restore_laws(state, equation.args), prevent_cse=False
+    )
+    return lax.map(restore, states)
+
+
 def _observe_states(
     equation: Equation,
     ts: Float[Array, " times"],
     states: Float[Array, "times size"],
     save_models: bool,
-) -> tuple[Values, PyTree | None, Float[Array, "times size"]]:
+) -> tuple[Values, PyTree | None]:
     """All observables of states that were kept, one after the other."""
     args = equation.args
 
     def observe_next(carries, inputs):
         index, t, state = inputs
-        state = equation.restore_laws(state, args)
         point, recorder = equation.point_at(t, state, args)
         values, carries = recorder.record_next(point, index, carries)
-        saved = point.weights if save_models else None
-        return carries, (values, saved, state)
+        return carries, (values, point.weights if save_models else None)
 
     # Derivatives go through one gradient after the other: its parts need not be kept.
     step = jax.checkpoint(observe_next, prevent_cse=False)
-    _, (values, saved, restored) = lax.scan(
-        step, args[3], (jnp.arange(ts.size), ts, states)
-    )
-    return equation.recorder.thin_out(values), saved, restored
+    inputs = jnp.arange(ts.size), ts, states
+    _, (values, saved) = lax.scan(step, args[3], inputs)
+    return equation.recorder.thin_out(values), saved
 
 
 def _read_states(
@@ -106,16 +115,12 @@ def _read_states(
         # Diffrax saves nothing, not even the start, until a step has succeeded.
         start = jnp.where(ts[0] == t0, equation.start, states[0])
         states = states.at[0].set(start)
-        # The end is mostly one of the times: its laws need not be restored twice.
-        is_last = ts[-1] == reached
-        states = states.at[-1].set(jnp.where(is_last, last, states[-1]))
-        values, saved, restored = _observe_states(equation, ts, states, save_models)
-        final = lax.cond(
-            is_last,
-            lambda: restored[-1],
-            lambda: equation.restore_laws(last, equation.args),
-        )
-        return Records(values, saved, final, last, reached)
+        # Interpolated to its end, a step differs from that by rounding.
+        end = jnp.where(ts[-1] == reached, last, states[-1])
+        states = jnp.concatenate([states.at[-1].set(end), last[None]])
+        restored = _restore_states(equation, states)
+        values, saved = _observe_states(equation, ts, restored[:-1], save_models)
+        return Records(values, saved, restored[-1], last, reached)
 
     return read
 
@@ -127,7 +132,8 @@ def _read_backsolve(
         assert solution.ys is not None
         assert solution.ts is not None
         states, last = solution.ys[:-1], solution.ys[-1]
-        values, saved, _ = _observe_states(equation, ts, states, save_models)
+        restored = _restore_states(equation, states)
+        values, saved = _observe_states(equation, ts, restored, save_models)
         return Records(values, saved, last, last, solution.ts[-1])
 
     return read
