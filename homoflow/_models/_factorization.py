@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._jax._arguments import check_key
+from .._jax._random import normal
 from ._initializers import Number, check_spread
 
 
@@ -50,8 +51,8 @@ class MatrixFactorization(eqx.Module):
         key_u, key_v = jr.split(key)
         dtype = jnp.zeros(()).dtype if dtype is None else dtype
         std = jnp.asarray(std, dtype)
-        self.U = std * jr.normal(key_u, (d1, r), dtype)
-        self.V = std * jr.normal(key_v, (d2, r), dtype)
+        self.U = std * normal(key_u, (d1, r), dtype)
+        self.V = std * normal(key_v, (d2, r), dtype)
 
     def __call__(self, x: Float[Array, " d2"]) -> Float[Array, " d1"]:
         return self.U @ (self.V.T @ x)

@@ -22,6 +22,7 @@ from .._jax._arguments import (
     check_number,
     refuse_class,
 )
+from .._jax._random import normal
 from .._jax._text import short_repr
 from .._jax._tracing import is_concrete
 
@@ -216,9 +217,7 @@ class BalancedLinear(AbstractInitializer):
                 "smaller of the input and output sizes."
             )
         check_key(key)
-        product = jnp.asarray(self.std, dtype) * jr.normal(
-            key, (out_size, in_size), dtype
-        )
+        product = jnp.asarray(self.std, dtype) * normal(key, (out_size, in_size), dtype)
         left, values, right = jnp.linalg.svd(product, full_matrices=False)
         root = values ** (1 / len(shapes))
         if len(shapes) == 1:
@@ -261,7 +260,7 @@ def _normals(
     check_key(key)
     keys = jr.split(key, len(specs))
     return [
-        jnp.asarray(std, dtype) * jr.normal(k, spec.shape, dtype)
+        jnp.asarray(std, dtype) * normal(k, spec.shape, dtype)
         for k, spec, std in zip(keys, specs, stds, strict=True)
     ]
 

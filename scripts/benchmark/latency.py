@@ -149,7 +149,7 @@ def cases() -> dict[str, Case]:
         model, data = problem(*kinds["tanh"])
         run = hf.flow(model, data, 2.0)
         descent = hf.descend(model, data, 200, learning_rate=0.01)
-        return lambda: hf.compare(run, descent, data[0]).max_prediction_difference
+        return lambda: hf.compare(run, descent, data[0])
 
     def of_model(kind, function):
         model, data = problem(*kinds[kind])
