@@ -70,7 +70,8 @@ def flow(
         `homoflow.Modified`, or your own. `weight_decay`: λ of dw/dt = −∇L(w) − λw.
     - `ts`: increasing times in [0, t1] to record at (101 equally spaced ones).
     - `observe`: name → function of a `homoflow.observe.Point`, or an observable.
-    - `laws`: laws to record, of `homoflow.laws` (known ones of homoflow's models).
+    - `laws`: laws to record, of `homoflow.laws`. Default: those of the model; of one that
+        is not homoflow's they are searched for once, up to 30,000 weights.
     - `save_models`: also keep the model at every time of `ts`.
     - `rtol`, `atol`: tolerances of the local error. Default `rtol`: 1e-10 for smooth
         models in float64, 1e-5 in float32 (a little less with `ExponentialAdams`), 1e-8

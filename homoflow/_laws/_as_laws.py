@@ -5,14 +5,21 @@ from collections.abc import Iterable
 from .._problem._data import sample_shape
 from .._problem._losses import Risk, SquaredLoss
 from .._problem._problem import Problem
+from ._default_laws import default_laws
 from ._law import Law, Laws
 from ._laws import known_laws
+from ._layer_laws import follows_layers
 
 
 def laws_to_record(problem: Problem, given: Iterable[Law] | None) -> Laws:
-    """The laws `given`, or those that can be read off the problem's model."""
+    """The laws `given`, or else those that the problem's model has.
+
+    Those of homoflow's models are read off the layers, others are searched for.
+    """
     if given is not None:
         return as_laws(given)
+    if not follows_layers(problem.model):
+        return default_laws(problem)
     risk = problem.objective
     if isinstance(risk, Risk):
         example, loss, objective = sample_shape(problem.data[0]), risk.loss, None
