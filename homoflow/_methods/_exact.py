@@ -50,7 +50,6 @@ class ExactOptions(eqx.Module):
 
     max_active: int | None = eqx.field(static=True)
     events: int = eqx.field(static=True)
-    max_steps: int = eqx.field(static=True)
     save_models: bool = eqx.field(static=True)
     meter: dfx.AbstractProgressMeter
 
@@ -65,6 +64,7 @@ class ExactCall(eqx.Module):
     recorder: Recorder
     rtol: Array
     atol: Array
+    max_steps: Array
     grid: TimeGrid
 
     def coarser(self) -> "ExactCall":
@@ -163,7 +163,7 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
         rtol=call.rtol,
         atol=call.atol * jnp.sqrt(jnp.asarray(w0.size, w0.dtype)),
         capacity=min(options.max_active, system.low.size),
-        max_steps=options.max_steps,
+        max_steps=call.max_steps,
         log_capacity=options.events,
         meter=options.meter,
     )

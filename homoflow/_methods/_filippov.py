@@ -130,13 +130,13 @@ class Filippov(AbstractMethod):
             options = ExactOptions(
                 self.max_active,
                 self.events,
-                task.max_steps,
                 task.save_models,
                 as_meter(task.progress),
             )
             atol = 0 if self.atol is None else self.atol
             tolerances = (jnp.asarray(a, problem.dtype) for a in (rtol, atol))
-            call = ExactCall(problem, recorder, *tolerances, grid)
+            max_steps = jnp.asarray(task.max_steps)
+            call = ExactCall(problem, recorder, *tolerances, max_steps, grid)
             return solve_exactly(call, options, task)
 
         plan = ProjectionPlan((), "the exact flow keeps its laws by itself")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..._jax._forward_mode_only import forbid_reverse_mode, forbid_second_derivatives
 from ..._jax._vmap_as_loop import vmap_as_loop_on_cpu
@@ -41,7 +41,7 @@ def integrate(
     rtol: Float[Array, ""],
     atol: Float[Array, ""],
     capacity: int,
-    max_steps: int,
+    max_steps: Int[Array, ""],
     log_capacity: int,
     meter: dfx.AbstractProgressMeter,
 ) -> Solution:
@@ -58,7 +58,9 @@ def integrate(
     """
     arrays, rest = eqx.partition((system, given), eqx.is_inexact_array)
     others, static = eqx.partition(rest, eqx.is_array)
-    setting = _Setting(static, record, max_steps, capacity, log_capacity)
+    # A new bound compiles nothing again.
+    others = others, max_steps
+    setting = _Setting(static, record, capacity, log_capacity)
 
     @vmap_as_loop_on_cpu
     def run(others, primals):
@@ -84,7 +86,6 @@ class _Setting(NamedTuple):
 
     static: PyTree
     record: Record
-    max_steps: int
     capacity: int
     log_capacity: int
 
@@ -97,11 +98,12 @@ class _Setting(NamedTuple):
         ts: Array,
         tolerances: Tolerances,
     ) -> Loop:
-        system, given = eqx.combine(arrays, others, self.static)
+        numbers, max_steps = others
+        system, given = eqx.combine(arrays, numbers, self.static)
         return make_loop(
             system,
             w0,
-            Goal(t1, ts, tolerances, self.max_steps),
+            Goal(t1, ts, tolerances, max_steps),
             lambda w, loss, velocity: self.record(given, w, loss, velocity),
             capacity=self.capacity,
             log_capacity=self.log_capacity,
@@ -128,7 +130,7 @@ def _run_with_derivative(
 ) -> tuple[Solution, "_Change"]:
     arrays, w0, t1, _, tolerances = primals
     d_arrays, dw0, dt1, dts, _ = tangents
-    static_system, static_given = eqx.combine(others, setting.static)
+    static_system, static_given = eqx.combine(others[0], setting.static)
     family = ParameterFamily(arrays[0], d_arrays[0], static_system)
 
     def differentiate_record(dt, state: State, xi):

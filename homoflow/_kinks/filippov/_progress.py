@@ -125,7 +125,7 @@ class Goal(NamedTuple):
     t1: Float[Array, ""]
     ts: Float[Array, " times"]
     tolerances: Tolerances
-    max_steps: int
+    max_steps: Int[Array, ""]
 
     def is_ahead(self, p: Progress) -> Bool[Array, ""]:
         num_tried = p.steps.accepted + p.steps.rejected
