@@ -202,8 +202,15 @@ def test_float32_is_as_accurate_as_its_tolerance():
         ),
         pytest.param(
             lambda **options: hf.flow(*relu_regression(), 10.0, **options),
-            1e-4,
+            1e-8,
             id="kinks",
+        ),
+        pytest.param(
+            lambda **options: hf.flow(
+                *relu_regression(), 10.0, solver=hf.Averaged(), **options
+            ),
+            1e-4,
+            id="averaged",
         ),
     ],
 )

@@ -188,7 +188,15 @@ class Auto(AbstractMethod):
             is_default_solver=self.stepsize_controller is None,
             adjoint=self.adjoint,
         )
-        return run_diffrax(task, method, plan, reason)
+        # A program that restores laws after steps takes twice as long to compile.
+        watches = (
+            task.is_untraced
+            and as_flow_solver(method.solver).is_explicit
+            and self.stepsize_controller is None
+            and not kinks_of(task.given)
+            and is_concrete((self.atol, self.dt0))
+        )
+        return run_diffrax(task, method, plan, reason, restores_if_needed=watches)
 
 
 def as_method(

@@ -12,6 +12,7 @@ from .._jax._arguments import check_flag, check_instance, check_number
 from .._jax._refuse_derivatives import refuse_derivatives
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
+from .._results._status import RESULTS
 from .._results._trajectory import Trajectory, with_facts
 from ._base import AbstractMethod
 from ._integrate import integrate
@@ -21,6 +22,8 @@ from ._settings import Settings, make_settings
 from ._task import Task
 
 Number = float | int | Float[ArrayLike, ""]
+#: Up to so many tolerances, laws need not be restored after every step.
+_MAX_UNRESTORED_DRIFT = 10.0
 _EXAMPLES = {
     dfx.AbstractSolver: "diffrax.Tsit5()",
     dfx.AbstractStepSizeController: "diffrax.PIDController(rtol=1e-6, atol=1e-9)",
@@ -81,17 +84,35 @@ def run_diffrax(
     plan: ProjectionPlan,
     reason: Reason,
     max_forced_steps: float | None = None,
+    *,
+    restores_if_needed: bool = False,
 ) -> Trajectory:
-    """The task by a Diffrax solver, with laws restored and facts for `stats`."""
+    """The task by a Diffrax solver, with laws restored and facts for `stats`.
+
+    `restores_if_needed`: laws are restored after steps only if they have drifted far
+    without; what is recorded has them restored in any case.
+    """
     kinks = kinks_of(task.given)
     _check_noise(task, method)
     if kinks:
         task = _without_derivatives_through(task, kinks)
     settings = settings_of(task, method, plan, bool(kinks), max_forced_steps)
     task = with_error_estimate_of(task, method.error_estimate)
-    trajectory = integrate(task, settings, method.adjoint)
     facts = make_facts(task, type(method.solver).__name__, reason, kinks, plan)
-    return with_facts(trajectory, facts)
+    if restores_if_needed and plan.laws:
+        watching = dataclasses.replace(settings, restores_steps=False)
+        trajectory = integrate(task, watching, method.adjoint)
+        if not _has_drifted_far(trajectory, settings):
+            return with_facts(trajectory, facts)
+    return with_facts(integrate(task, settings, method.adjoint), facts)
+
+
+def _has_drifted_far(trajectory: Trajectory, settings: Settings) -> bool:
+    """Whether laws have drifted by more than what a step may do to the weights."""
+    assert settings.rtol is not None
+    could_end = trajectory.result != RESULTS.max_steps_reached
+    drift = trajectory.stats["projected_drift"]
+    return bool(could_end & (drift > _MAX_UNRESTORED_DRIFT * settings.rtol))
 
 
 def _without_derivatives_through(task: Task, kinks: tuple[str, ...]) -> Task:

@@ -133,7 +133,7 @@ def _solve(
     )
     records = plan.read(solution)
     costs = _costs(solver, solution, equation, grid.times().size)
-    costs |= _removed_drift(equation.orbit, records, solution)
+    costs |= _removed_drift(equation.orbit, records, solution, settings)
     final = equation.weights(records.final)
     result, valid, reached = _ending(grid, error, solution, records, final)
     if equation.orbit is not None:
@@ -195,7 +195,8 @@ def _with_projection(
     orbit = equation.orbit
     if orbit is None or _remembers_much(stepper, equation):
         return stepper
-    return ProjectedSolver(stepper, orbit, _tolerated_drift(settings, grid))
+    tolerated = _tolerated_drift(settings, grid)
+    return ProjectedSolver(stepper, orbit, tolerated, settings.restores_steps)
 
 
 def _scale(weights: PyTree) -> Float[Array, ""]:
@@ -219,7 +220,10 @@ def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
 
 
 def _removed_drift(
-    orbit: RescalingGroup | None, records: Records, solution: dfx.Solution
+    orbit: RescalingGroup | None,
+    records: Records,
+    solution: dfx.Solution,
+    settings: Settings,
 ) -> dict[str, Float[Array, ""]]:
     """The largest of the drifts that were removed, relative to ‖w‖², for `stats`."""
     if orbit is None:
@@ -227,7 +231,7 @@ def _removed_drift(
     solver_state = solution.solver_state
     ends = map(orbit.values, (records.last, records.final))
     drifts = jax.tree.map(jnp.subtract, *ends)
-    if isinstance(solver_state, ProjectedState):
+    if isinstance(solver_state, ProjectedState) and settings.restores_steps:
         drifts = jax.tree.map(jnp.add, solver_state.removed_drift, drifts)
     size = orbit.size(records.final)
     most = jnp.max(jnp.stack([jnp.max(jnp.abs(drift)) for drift in drifts]))

@@ -22,7 +22,8 @@ class Settings(eqx.Module):
     - `max_forced_steps`: if not `None`, steps are at least (t1 − t0)/`max_forced_steps`,
         so that chattering on kinks is averaged over instead of resolved without end.
     - `restored_laws`: laws that are restored by projection, which leaves `translations`
-        of the weights alone.
+        of the weights alone; `restores_steps`: after steps too, not only in what is
+        recorded.
     """
 
     solver: dfx.AbstractSolver
@@ -33,6 +34,7 @@ class Settings(eqx.Module):
     max_forced_steps: Array | None
     restored_laws: tuple[Law, ...] = ()
     translations: Translations | None = None
+    restores_steps: bool = True
 
     @property
     def is_averaging(self) -> bool:

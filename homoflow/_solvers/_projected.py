@@ -3,6 +3,7 @@
 from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
+import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ class ProjectedState(NamedTuple):
 
     - `inner`: the wrapped solver's own state.
     - `targets`: the laws at the start.
-    - `removed_drift`: by how much they had drifted when they were restored, summed up.
-    - `largest_drift`: the largest that was removed at one time, relative to ‖w‖². Of a
-        law it is the error of a few steps.
+    - `removed_drift`: by how much they had drifted when they were restored, summed up;
+        where they are only watched, by how much they have drifted.
+    - `largest_drift`: the largest between two checks, relative to ‖w‖². Of a law it is
+        the error of a few steps.
     - `steps_since_check`: how many steps were taken since laws were last checked.
     """
 
@@ -53,11 +55,13 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
 
     - `max_drift`: while no law has drifted by more than this, relative to ‖w‖², steps are
         left alone. 0 for rounding; otherwise laws are checked every fourth step.
+    - `restores`: if false, laws are only watched. The program is much smaller.
     """
 
     solver: dfx.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]
     orbit: RescalingGroup
     max_drift: Float[Array, ""] | float = 0.0
+    restores: bool = eqx.field(static=True, default=True)
 
     uses_memory: ClassVar[bool] = True
 
@@ -122,6 +126,8 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
         return ProjectedState(inner, targets, zeros, largest, jnp.zeros((), jnp.int32))
 
     def step(self, terms, t0, t1, y0, args, solver_state: ProjectedState, made_jump):
+        if not self.restores:
+            return self._watch(terms, t0, t1, y0, args, solver_state, made_jump)
         inner, targets, removed_drift, largest_drift, steps_since_check = solver_state
         is_due = jnp.asarray(self.max_drift == 0)
         is_due = eqxi.unvmap_any(is_due | (steps_since_check + 1 >= CHECK_EVERY))
@@ -149,3 +155,26 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
             inner, targets, removed_drift, largest_drift, steps_since_check
         )
         return y1, error, dense, state, result
+
+    def _watch(self, terms, t0, t1, y0, args, state: ProjectedState, made_jump):
+        """A step as the wrapped solver takes it, and how far the laws have drifted."""
+        y1, error, dense, inner, result = self.solver.step(
+            terms, t0, t1, y0, args, state.inner, made_jump
+        )
+        is_due = eqxi.unvmap_any(state.steps_since_check + 1 >= CHECK_EVERY)
+        before = state.removed_drift
+        drift = lax.cond(
+            is_due,
+            lambda: jax.tree.map(jnp.subtract, self.orbit.values(y1), state.targets),
+            lambda: before,
+        )
+        change = max_magnitude(jax.tree.map(jnp.subtract, drift, before))
+        change = lax.stop_gradient(change / self.orbit.size(y1))
+        watched = ProjectedState(
+            inner,
+            state.targets,
+            drift,
+            jnp.fmax(state.largest_drift, change),
+            jnp.where(is_due, 0, state.steps_since_check + 1),
+        )
+        return y1, error, dense, watched, result

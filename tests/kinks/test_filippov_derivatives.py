@@ -282,3 +282,20 @@ def test_reverse_mode_is_refused(differentiate):
 def test_second_derivatives_are_refused(second):
     with pytest.raises(NotImplementedError, match="Second derivatives"):
         jax.eval_shape(second(jax.jacfwd(final_loss)), jnp.asarray(0.7))
+
+
+def test_integer_labels_are_no_obstacle():
+    """They are arrays that nothing is differentiated by, of the trace all the same."""
+    model, labels = hf.MLP((3, 4, 3), key=jr.key(0)), jnp.arange(8) % 3
+    x = normal(1, (8, 3))
+
+    @jax.jit
+    def loss_after(scale, labels):
+        scaled = jax.tree.map(lambda w: w * scale, model)
+        loss = hf.SoftmaxCrossEntropy()
+        return hf.flow(scaled, (x, labels), 1.0, loss=loss, laws=()).losses[-1]
+
+    at, change = 1.3, 1e-4
+    _, slope = jax.jvp(lambda s: loss_after(s, labels), (at,), (1.0,))
+    plus, minus = (loss_after(at + sign * change, labels) for sign in (1, -1))
+    np.testing.assert_allclose(slope, (plus - minus) / (2 * change), rtol=1e-5)

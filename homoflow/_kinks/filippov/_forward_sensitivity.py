@@ -67,18 +67,21 @@ def integrate(
         t1 = primals[2]
         return _run(setting.make_loop(others, *primals), t1, meter)
 
+    # All arrays are arguments: its rule is applied when the trace that it was made in has
+    # ended.
     @jax.custom_jvp
-    def solve(*primals):
+    def solve(others, primals):
         return run(others, primals)
 
     @solve.defjvp
-    def _(primals, tangents):
-        primals = forbid_second_derivatives(primals)
+    def _(given, changes):
+        others, primals = given[0], forbid_second_derivatives(given[1])
+        tangents = changes[1]
         # Not one after the other: all directions of a Jacobian follow one flow.
         solution, change = _run_with_derivative(setting, others, primals, tangents)
         return solution, forbid_reverse_mode(change.as_tangent(solution))
 
-    return solve(arrays, w0, t1, ts, Tolerances(rtol, atol))
+    return solve(others, (arrays, w0, t1, ts, Tolerances(rtol, atol)))
 
 
 class _Setting(NamedTuple):
