@@ -40,15 +40,22 @@ FEW_PAIRS = 2_000
 #: How many may be, where that is left open, of few pairs in all and of many: to begin with,
 #: by what factor it grows, and the most.
 FIRST_ACTIVE, GROWTH, MAX_ACTIVE = (32, 64), 4, 960
+#: The most where nobody has asked for the exact flow: with hundreds of pairs that slide at
+#: a time it takes minutes, and averaging over them takes seconds.
+MAX_ACTIVE_BY_DEFAULT = 256
 #: The same under jit and vmap, where it cannot grow. Less than `MAX_ON_ONE_THREAD` of the
 #: sliding field.
 TRACED_ACTIVE = 64, 120
 
 
 class ExactOptions(eqx.Module):
-    """How an exact flow is solved: with room that is given, or grows if left open."""
+    """How an exact flow is solved: with room that is given, or grows if left open.
+
+    `most_active`: how far it grows.
+    """
 
     max_active: int | None = eqx.field(static=True)
+    most_active: int = eqx.field(static=True)
     events: int = eqx.field(static=True)
     save_models: bool = eqx.field(static=True)
     meter: dfx.AbstractProgressMeter
@@ -93,12 +100,15 @@ def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Traject
     """One run, or with an error estimate two, with enough room for active pairs."""
 
     def run(max_active: int) -> Trajectory:
-        return _solve(call, dataclasses.replace(options, max_active=max_active))
+        # What it may grow to does not matter to the program.
+        room = dataclasses.replace(options, max_active=max_active, most_active=0)
+        return _solve(call, room)
 
     max_active = options.max_active
     if max_active is None:
+        is_traced = not is_concrete_call((call, options))
         max_active, trajectory = _run_with_room(
-            run, call.problem, not is_concrete_call((call, options))
+            run, call.problem, options.most_active, is_traced
         )
     else:
         trajectory = run(max_active)
@@ -107,14 +117,20 @@ def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Traject
     # Only a figure is wanted: derivatives need not follow the second solve.
     coarser = without_derivatives(call).coarser()
     quiet = dataclasses.replace(
-        options, max_active=max_active, meter=dfx.NoProgressMeter()
+        options,
+        max_active=max_active,
+        most_active=0,
+        meter=dfx.NoProgressMeter(),
     )
     coarse = _solve(coarser, quiet)
     return with_error_estimate(trajectory, coarse, call.problem.mask, task.dynamics)
 
 
 def _run_with_room(
-    run: Callable[[int], Trajectory], problem: Problem, is_traced: bool
+    run: Callable[[int], Trajectory],
+    problem: Problem,
+    most_active: int,
+    is_traced: bool,
 ) -> tuple[int, Trajectory]:
     """A run with as much room as it needs, by compiling again with more.
 
@@ -128,9 +144,9 @@ def _run_with_room(
     while True:
         trajectory = run(max_active)
         is_full = bool(trajectory.result == RESULTS.kink_slots_exceeded)
-        if not is_full or max_active >= MAX_ACTIVE:
+        if not is_full or max_active >= most_active:
             return max_active, trajectory
-        max_active = min(GROWTH * max_active, MAX_ACTIVE)
+        max_active = min(GROWTH * max_active, most_active)
 
 
 @fast_compile_jit

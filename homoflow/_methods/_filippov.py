@@ -22,7 +22,14 @@ from .._results._trajectory import Trajectory, with_facts
 from ._base import AbstractMethod
 from ._defaults import EXACT_RTOL
 from ._diffrax import make_facts
-from ._exact import ExactCall, ExactOptions, cannot_observe, solve_exactly
+from ._exact import (
+    MAX_ACTIVE,
+    MAX_ACTIVE_BY_DEFAULT,
+    ExactCall,
+    ExactOptions,
+    cannot_observe,
+    solve_exactly,
+)
 from ._float64 import solve_in_float64, why_not_in_float64
 from ._projection_choice import ProjectionPlan
 from ._task import Task
@@ -45,7 +52,8 @@ class Filippov(AbstractMethod):
     - `max_active`: how many pairs may be at their kinks at one time. A run that needs more
         ends with a result that says so. Time and memory grow with its square. By
         default 32, or 64 from 2,000 pairs on; a run that needs more is done again with
-        four times as many, up to 960. Under jit and vmap, where that cannot be done, it
+        four times as many, up to 960 (by default in `flow`, up to 256: it averages where
+        more are needed). Under jit and vmap, where that cannot be done, it
         is 64, or 120. Where more than 127
         pairs are at their kinks LAPACK takes several threads, which on busy cores wait
         for each other for many times as long as they work: set `OPENBLAS_NUM_THREADS=1`
@@ -127,8 +135,10 @@ class Filippov(AbstractMethod):
 
         def solve(problem: Problem, recorder: Recorder, grid: TimeGrid) -> Trajectory:
             rtol = EXACT_RTOL if task.rtol is None else task.rtol
+            most_active = MAX_ACTIVE if reason is REQUESTED else MAX_ACTIVE_BY_DEFAULT
             options = ExactOptions(
                 self.max_active,
+                most_active,
                 self.events,
                 task.save_models,
                 as_meter(task.progress),

@@ -158,11 +158,12 @@ def cases() -> dict[str, Case]:
     def make_model():
         return lambda: hf.MLP((20, 30, 30, 3), key=jr.key(0)).layers[0].weight
 
-    exact = functools.partial(diffrax, solver=dfx.Tsit5(), rtol=1e-8)
+    # Tighter, it takes thousands of steps at kinks: what counts here is its first call.
+    along_kinks = functools.partial(diffrax, solver=dfx.Tsit5(), rtol=1e-4)
     return {
         "diffrax-tanh": lambda: diffrax("tanh", dfx.Dopri8(), 1e-10),
         "flow-tanh": lambda: flow("tanh"),
-        "diffrax-relu": lambda: exact("relu"),
+        "diffrax-relu": lambda: along_kinks("relu"),
         "flow-relu": lambda: flow("relu"),
         "flow-relu-averaged": lambda: flow("relu", solver=hf.Averaged()),
         "diffrax-linear": lambda: diffrax("linear", dfx.Dopri8(), 1e-10),
