@@ -50,8 +50,10 @@ class Config:
 QUICK = Config(
     sizes=(60, 20, 20, 5),
     samples=60,
-    steps=6000,
-    flow_steps_per_step=20,
+    learning_rate=0.004,
+    steps=12_000,
+    record_every=100,
+    flow_steps_per_step=10,
     study=StudyConfig(
         label_variances=(10.5,), data=("gaussian",), rates=(0.05,), time=150.0
     ),
