@@ -16,7 +16,7 @@ import homoflow as hf
 from homoflow._kinks import System, as_system
 from homoflow._kinks.filippov._event_point import event_point, loses_sliders
 from homoflow._kinks.filippov._loop import Carry, make_loop
-from homoflow._kinks.filippov._progress import Goal
+from homoflow._kinks.filippov._progress import Goal, Tolerances
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -61,7 +61,8 @@ def first_loss(
     """Up to the first step that loses a slider, which is judged by its own tolerance."""
 
     def loop_at(rtol):
-        goal = Goal(jnp.asarray(T1), jnp.full(1, T1), rtol, max_steps=10_000)
+        allowed = Tolerances(rtol, jnp.zeros_like(rtol))
+        goal = Goal(jnp.asarray(T1), jnp.full(1, T1), allowed, jnp.asarray(10_000))
         return make_loop(
             system,
             w0,

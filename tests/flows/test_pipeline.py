@@ -23,8 +23,8 @@ MOMENTUM = functools.partial(optax.sgd, momentum=0.9)
 
 ROUTES = {
     "smooth": lambda **o: hf.flow(LINEAR, DATA, 1.0, **o),
-    "averaged": lambda **o: hf.flow(RELU, DATA, 1.0, **o),
-    "exact": lambda **o: hf.flow(RELU, DATA, 1.0, rtol=1e-6, **o),
+    "averaged": lambda **o: hf.flow(RELU, DATA, 1.0, solver=hf.Averaged(), **o),
+    "exact": lambda **o: hf.flow(RELU, DATA, 1.0, **o),
     "stationary": lambda **o: hf.flow(LINEAR, DATA, jnp.inf, **o),
     "modified": lambda **o: hf.modified_flow(
         LINEAR, DATA, 1.0, learning_rate=0.01, **o

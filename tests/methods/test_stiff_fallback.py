@@ -51,7 +51,8 @@ def test_it_is_what_would_have_been_asked_for_and_costs_more(problem, changed):
     asked = hf.flow(*problem, TS[-1], ts=TS, rtol=1e-8, solver=hf.ExponentialAdams())
     np.testing.assert_array_equal(flat(changed.model), flat(asked.model))
     first = hf.flow(
-        *problem, TS[-1], ts=TS, rtol=1e-8, solver=dfx.Dopri8(), max_steps=1000,
+        *problem, TS[-1], ts=TS, rtol=1e-8, solver=dfx.Dopri8(),
+        max_steps=1000 + len(TS),
         throw=False,
     )  # fmt: skip
     assert first.result == hf.RESULTS.max_steps_reached

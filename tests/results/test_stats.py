@@ -77,7 +77,7 @@ def relu_problem():
 
 RUNS = {
     "smooth": lambda: hf.flow(*linear_problem(), 1.0),
-    "averaged": lambda: hf.flow(*relu_problem(), 1.0),
+    "averaged": lambda: hf.flow(*relu_problem(), 1.0, solver=hf.Averaged()),
     "exact": lambda: hf.flow(*relu_problem(), 1.0, rtol=1e-6),
     "stationary": lambda: hf.flow(*linear_problem(), jnp.inf),
     "modified": lambda: hf.modified_flow(*linear_problem(), 1.0, learning_rate=0.01),

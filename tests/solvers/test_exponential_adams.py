@@ -415,7 +415,7 @@ def test_stats_count_gradients():
 
     run = hf.flow(
         jnp.array([3.0, 0.1]), jnp.array([1.0, 2.0]), 2.0,
-        objective=objective, rtol=1e-4, solver=hf.ExponentialAdams(), ts=ts,
+        objective=objective, rtol=1e-4, solver=hf.ExponentialAdams(), ts=ts, laws=(),
     )  # fmt: skip
     jax.effects_barrier()
     assert run.stats["rejected_steps"] > 0
