@@ -144,9 +144,14 @@ class Filippov(AbstractMethod):
                 as_meter(task.progress),
             )
             atol = 0 if self.atol is None else self.atol
-            tolerances = (jnp.asarray(a, problem.dtype) for a in (rtol, atol))
-            max_steps = jnp.asarray(task.max_steps)
-            call = ExactCall(problem, recorder, *tolerances, max_steps, grid)
+            call = ExactCall(
+                problem,
+                recorder,
+                rtol=jnp.asarray(rtol, problem.dtype),
+                atol=jnp.asarray(atol, problem.dtype),
+                max_steps=jnp.asarray(task.max_steps),
+                grid=grid,
+            )
             return solve_exactly(call, options, task)
 
         plan = ProjectionPlan((), "the exact flow keeps its laws by itself")

@@ -194,11 +194,11 @@ def measure(make_case: Case) -> Latency:
     call = make_case()
     lowering, xla = [], []
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == _LOWERING:
-            lowering.append(seconds)
+            lowering.append(duration_secs)
         elif event == _XLA:
-            xla.append(seconds)
+            xla.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with tempfile.TemporaryDirectory() as folder:
