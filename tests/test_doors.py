@@ -172,9 +172,9 @@ DESCENTS = {
     ),
     "ledger": ({"ledger": "yes"}, "`ledger` must be True or False"),
     "ledger of no laws": ({"ledger": True, "laws": ()}, "no law to record.*Pass `laws`"),
-    "ledger of unknown laws": (
-        {"ledger": True, "model": eqx.nn.MLP(3, 2, 4, 1, key=KEY)},
-        "no law to record. The laws of MLP are not known.*leave `ledger` out",
+    "ledger of a model without laws": (
+        {"ledger": True, "model": eqx.nn.MLP(3, 2, 4, 1, activation=jnp.tanh, key=KEY)},
+        "no law to record. No law was found.*leave `ledger` out",
     ),
 }  # fmt: skip
 

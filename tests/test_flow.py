@@ -354,7 +354,7 @@ def test_reported_gradient_evaluations_are_the_true_number(solver, options):
 
     flow = hf.flow(
         jnp.array([3.0, 0.1]), jnp.array([1.0, 2.0]), 2.0,
-        objective=objective, solver=solver, ts=[0.0, 0.55, 1.1], **options,
+        objective=objective, solver=solver, ts=[0.0, 0.55, 1.1], laws=(), **options,
     )  # fmt: skip
     jax.effects_barrier()
     assert isinstance(solver, dfx.Euler) or flow.stats["rejected_steps"] > 0

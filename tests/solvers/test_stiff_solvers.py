@@ -233,7 +233,7 @@ def test_stats_count_gradients_and_jacobians_of_both_solves():
     run = hf.flow(
         jnp.array([3.0, 0.1]), jnp.array([1.0, 2.0]), 2.0,
         objective=objective, rtol=1e-4, solver=hf.Rodas5P(), ts=ts,
-        estimate_error=True,
+        estimate_error=True, laws=(),
     )  # fmt: skip
     jax.effects_barrier()
     jacobians, recorded = int(run.stats["jacobian_evaluations"]), 2 * len(ts)
