@@ -174,7 +174,7 @@ DESCENTS = {
     "ledger of no laws": ({"ledger": True, "laws": ()}, "no law to record.*Pass `laws`"),
     "ledger of a model without laws": (
         {"ledger": True, "model": eqx.nn.MLP(3, 2, 4, 1, activation=jnp.tanh, key=KEY)},
-        "no law to record. No law was found.*leave `ledger` out",
+        "no law to record. No quadratic law was found.*leave `ledger` out",
     ),
 }  # fmt: skip
 
