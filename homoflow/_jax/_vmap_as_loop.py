@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax import lax
 from jax.custom_batching import custom_vmap
@@ -30,20 +31,9 @@ def vmap_as_loop_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
         axes = jax.tree.map(lambda batched: 0 if batched else None, is_batched)
 
         def call_in_turn(*arguments):
-            leaves, structure = jax.tree.flatten(arguments)
-            batched = jax.tree.leaves(is_batched)
-            own = [a for a, is_own in zip(leaves, batched, strict=True) if is_own]
-
-            def call_next(own):
-                rest = iter(own)
-                mixed = [
-                    next(rest) if is_own else a
-                    for a, is_own in zip(leaves, batched, strict=True)
-                ]
-                # Under another `vmap` this is called for a batch again.
-                return call(*jax.tree.unflatten(structure, mixed))
-
-            return lax.map(call_next, own)
+            own, shared = eqx.partition(arguments, tuple(is_batched))
+            # Under another `vmap` this is called for a batch again.
+            return lax.map(lambda own: call(*eqx.combine(own, shared)), own)
 
         results = lax.platform_dependent(
             *arguments,

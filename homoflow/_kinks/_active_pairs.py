@@ -40,7 +40,7 @@ class ActivePairs(NamedTuple):
         is_used = index < mask.size
         return ActivePairs(jnp.where(is_used, index, 0), is_used, slot)
 
-    def first(self, capacity: int) -> "ActivePairs":
+    def truncate(self, capacity: int) -> "ActivePairs":
         """The list cut to its first slots."""
         few = slice(capacity)
         slot = jnp.minimum(self.slot, capacity)

@@ -190,11 +190,9 @@ class Auto(AbstractMethod):
         )
         # A program that restores laws after steps takes twice as long to compile.
         watches = (
-            task.is_untraced
-            and as_flow_solver(method.solver).is_explicit
+            as_flow_solver(method.solver).is_explicit
             and self.stepsize_controller is None
-            and not kinks_of(task.given)
-            and is_concrete((self.atol, self.dt0))
+            and self._facts(task).numbers_may_decide
         )
         return run_diffrax(task, method, plan, reason, restores_if_needed=watches)
 

@@ -49,13 +49,9 @@ TRACED_ACTIVE = 64, 120
 
 
 class ExactOptions(eqx.Module):
-    """How an exact flow is solved: with room that is given, or grows if left open.
-
-    `most_active`: how far it grows.
-    """
+    """How an exact flow is solved: with room that is given, or grows if left open."""
 
     max_active: int | None = eqx.field(static=True)
-    most_active: int = eqx.field(static=True)
     events: int = eqx.field(static=True)
     save_models: bool = eqx.field(static=True)
     meter: dfx.AbstractProgressMeter
@@ -96,19 +92,22 @@ def cannot_observe(task: Task) -> str | None:
     )
 
 
-def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Trajectory:
-    """One run, or with an error estimate two, with enough room for active pairs."""
+def solve_exactly(
+    call: ExactCall, options: ExactOptions, task: Task, most_active: int
+) -> Trajectory:
+    """One run, or with an error estimate two, with enough room for active pairs.
+
+    `most_active`: how far room that is left open may grow.
+    """
 
     def run(max_active: int) -> Trajectory:
-        # What it may grow to does not matter to the program.
-        room = dataclasses.replace(options, max_active=max_active, most_active=0)
-        return _solve(call, room)
+        return _solve(call, dataclasses.replace(options, max_active=max_active))
 
     max_active = options.max_active
     if max_active is None:
         is_traced = not is_concrete_call((call, options))
         max_active, trajectory = _run_with_room(
-            run, call.problem, options.most_active, is_traced
+            run, call.problem, most_active, is_traced
         )
     else:
         trajectory = run(max_active)
@@ -117,10 +116,7 @@ def solve_exactly(call: ExactCall, options: ExactOptions, task: Task) -> Traject
     # Only a figure is wanted: derivatives need not follow the second solve.
     coarser = without_derivatives(call).coarser()
     quiet = dataclasses.replace(
-        options,
-        max_active=max_active,
-        most_active=0,
-        meter=dfx.NoProgressMeter(),
+        options, max_active=max_active, meter=dfx.NoProgressMeter()
     )
     coarse = _solve(coarser, quiet)
     return with_error_estimate(trajectory, coarse, call.problem.mask, task.dynamics)

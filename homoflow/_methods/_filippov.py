@@ -53,11 +53,10 @@ class Filippov(AbstractMethod):
         ends with a result that says so. Time and memory grow with its square. By
         default 32, or 64 from 2,000 pairs on; a run that needs more is done again with
         four times as many, up to 960 (by default in `flow`, up to 256: it averages where
-        more are needed). Under jit and vmap, where that cannot be done, it
-        is 64, or 120. Where more than 127
-        pairs are at their kinks LAPACK takes several threads, which on busy cores wait
-        for each other for many times as long as they work: set `OPENBLAS_NUM_THREADS=1`
-        there, before Python starts.
+        more are needed). Under jit and vmap, where that cannot be done, it is 64, or 120.
+        Where more than 127 pairs are at their kinks LAPACK takes several threads, which
+        on busy cores wait for each other for many times as long as they work: set
+        `OPENBLAS_NUM_THREADS=1` there, before Python starts.
     - `atol`: how much the weights may err in a step, in the mean over all, beside `rtol`
         times their norm. Default: 0.
     - `events`: how many events to keep for `trajectory.events` (none: no list is made).
@@ -135,10 +134,8 @@ class Filippov(AbstractMethod):
 
         def solve(problem: Problem, recorder: Recorder, grid: TimeGrid) -> Trajectory:
             rtol = EXACT_RTOL if task.rtol is None else task.rtol
-            most_active = MAX_ACTIVE if reason is REQUESTED else MAX_ACTIVE_BY_DEFAULT
             options = ExactOptions(
                 self.max_active,
-                most_active,
                 self.events,
                 task.save_models,
                 as_meter(task.progress),
@@ -152,7 +149,8 @@ class Filippov(AbstractMethod):
                 max_steps=jnp.asarray(task.max_steps),
                 grid=grid,
             )
-            return solve_exactly(call, options, task)
+            most_active = MAX_ACTIVE if reason is REQUESTED else MAX_ACTIVE_BY_DEFAULT
+            return solve_exactly(call, options, task, most_active)
 
         plan = ProjectionPlan((), "the exact flow keeps its laws by itself")
         facts = make_facts(task, "Filippov", reason, kinks_of(problem), plan)

@@ -91,15 +91,20 @@ class Facts:
     @property
     def can_begin_again(self) -> bool:
         """Whether an explicit solver may be tried first, and left where it stalls."""
-        task, options = self.task, self.options
+        task = self.task
         return (
             self.may_take_adams
-            and not self.kinks
+            and self.numbers_may_decide
             and task.grid is not None
             and task.max_steps > num_trial_steps(task)
-            and task.is_untraced
-            and is_concrete((options.atol, options.dt0))
         )
+
+    @property
+    def numbers_may_decide(self) -> bool:
+        """Whether the flow is smooth, and all of it outside of jit, vmap and grad."""
+        options = self.options
+        is_known = self.task.is_untraced and is_concrete((options.atol, options.dt0))
+        return is_known and not self.kinks
 
     @property
     def may_take_adams(self) -> bool:

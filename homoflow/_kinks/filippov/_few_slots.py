@@ -38,7 +38,7 @@ def _narrow(event: EventPoint) -> EventPoint:
     """The point with its first slots."""
     few = slice(FEW)
     return event._replace(
-        pairs=event.pairs.first(FEW),
+        pairs=event.pairs.truncate(FEW),
         side_before=event.side_before[few],
         arrives=event.arrives[few],
         may_reconnect=event.may_reconnect[few],
