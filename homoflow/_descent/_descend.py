@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 from .._jax._arguments import check_flag, check_key, check_number, refuse_class
 from .._jax._progress import Progress, as_meter, check_progress
 from .._jax._text import first_line
+from .._jax._tracing import is_addressable, is_concrete, is_concrete_call
 from .._laws import Law, Laws
 from .._laws._as_laws import laws_to_record
 from .._observe._base import Observables, as_observables
@@ -26,7 +27,10 @@ from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
 from ._factory import Factory, OptimizerFactory
 from ._plan import Continuation, Plan
-from ._run import run_descent
+from ._run import Outcome, run_descent, trajectory_of
+
+#: An account holds so many arrays of a law's size at most.
+_LEDGER_COPIES = 12
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -109,31 +113,41 @@ def descend(
     if not callable(learning_rate):
         learning_rate = jnp.asarray(learning_rate, dtype)
     factory = Factory.create(optimizer)
-    factory(learning_rate)  # An error here if what it makes is no transformation.
+    # An error here if what it makes is no transformation; traced, as that compiles nothing.
+    eqx.filter_eval_shape(
+        lambda rate: factory(rate).init(problem.weights), learning_rate
+    )
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
     if ledger:
         _refuse_without_laws(recorded)
+    asked = as_observables(observe, STANDARD)
+    record_every = min(record_every, steps)
+    num_recorded = -(-steps // record_every) + 1
     plan = Plan(
         steps=steps,
-        record_every=min(record_every, steps),
+        record_every=record_every,
         batches=_checked_batches(problem, batch_size, key, previous),
         save_models=save_models,
         factory=factory,
         laws=recorded if ledger else None,
-        recorder=Recorder.create(recorded, {}, as_observables(observe, STANDARD)),
+        recorder=Recorder.create(recorded, {}, asked),
+        room=num_recorded,
+        are_values_known=is_concrete(problem) and is_addressable(problem),
     )
+    is_small = not (asked or save_models or callable(learning_rate))
+    if is_small and is_concrete_call((problem, learning_rate, key, previous, t0)):
+        copies = _LEDGER_COPIES if ledger else 1
+        plan = plan.for_all_sizes(copies * recorded.num_values(problem.weights))
     if previous is not None:
         _check_continuation(plan, problem, learning_rate, previous)
-    trajectory, time_unit = run_descent(
-        problem,
-        plan,
-        learning_rate,
-        key,
-        jnp.asarray(t0, dtype),
-        previous,
-        as_meter(progress),
-    )
+    t0, meter = jnp.asarray(t0, dtype), as_meter(progress)
+    outcome = run_descent(problem, plan, learning_rate, key, t0, previous, meter)
+    if isinstance(outcome, Outcome):
+        time_unit = outcome.time_unit
+        trajectory = trajectory_of(problem, plan, outcome, num_recorded)
+    else:
+        trajectory, time_unit = outcome
     facts = (("optimizer", factory.name), ("time_unit", time_unit.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory

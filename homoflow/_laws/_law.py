@@ -113,6 +113,23 @@ class Law(eqx.Module):
         """wᵀAw + bᵀw of `model`'s weights, in their dtype; under jit and vmap too."""
         return self.bilinear(model, model) + self.linear(model)
 
+    def shape(self, model: PyTree) -> tuple[int, ...]:
+        """The shape of the value: of a number, of units, or of pairs of units."""
+        if self.contraction == "total":
+            return ()
+        term = (*self.quadratic_terms, *self.linear_terms)[0]
+        units = term.units
+        if term.index is None:
+            array = leaf_at(model, term.path)
+            shape = array.shape if term.view is None else term.view
+            units = shape[term.axis] if shape else 1
+        if self.contraction == "units":
+            return (units,)
+        if self.blocks == 1:
+            return (units, units)
+        size = units // self.blocks
+        return (self.blocks, size, size)
+
     def bilinear(self, left: PyTree, right: PyTree) -> Float[Array, "..."]:
         """uᵀAv of two pytrees of the model's structure, such as weights and gradients.
 
@@ -230,6 +247,10 @@ class Laws(eqx.Module):
     def values(self, model: PyTree) -> dict[str, Float[Array, "..."]]:
         """The value of every law, by name."""
         return {law.name: law.value(model) for law in self.items}
+
+    def num_values(self, model: PyTree) -> int:
+        """How many numbers the values of all laws are."""
+        return sum(math.prod(law.shape(model)) for law in self.items)
 
     def where(self, keep: Iterable[bool], note: str) -> "Laws":
         """Only the laws for which `keep` is true, with a note about the others."""
