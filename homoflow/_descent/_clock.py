@@ -144,7 +144,7 @@ class Clock(eqx.Module):
             return jnp.max(state.memory.left, initial=0)
         if self.remembered is None:
             return jnp.zeros(())
-        return self.remembered**steps
+        return self.remembered ** jnp.asarray(steps, self.remembered.dtype)
 
 
 def read_clock(reading: Reading, gradient: PyTree, dtype: Any) -> Clock:

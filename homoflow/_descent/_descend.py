@@ -129,7 +129,7 @@ def descend(
         record_every=record_every,
         batches=_checked_batches(problem, batch_size, key, previous),
         save_models=save_models,
-        factory=factory,
+        factory=factory.with_arrays(problem.weights),
         laws=recorded if ledger else None,
         recorder=Recorder.create(recorded, {}, asked),
         room=num_recorded,

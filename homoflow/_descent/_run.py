@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .._jax._arrays import all_finite
 from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
+from .._jax._tracing import is_concrete
 from .._observe._assemble import make_trajectory
-from .._observe._recorder import STANDARD
+from .._observe._recorder import STANDARD, Values
 from .._observe._time_grid import values_error
 from .._problem._problem import Problem
 from .._results._known_times import (
@@ -78,45 +79,55 @@ def run_descent(
     if plan.is_for_all_sizes:
         return outcome
     records = outcome.rows.values().records
-    trajectory = make_trajectory(
-        problem,
-        plan.recorder,
-        outcome.time_unit.ts,
-        plan.recorder.thin_out(records.values),
-        outcome.valid,
-        final=outcome.final,
-        saved=records.saved,
-        result=outcome.result,
-        numbers=outcome.numbers,
-        ledger=outcome.ledger,
-        continuation=outcome.continuation,
-    )
+    ts, values = outcome.time_unit.ts, plan.recorder.thin_out(records.values)
+    more = outcome.valid, outcome.ledger, records.saved
+    trajectory = _make_trajectory(problem, plan, outcome, ts, values, *more)
     return trajectory, outcome.time_unit
 
 
 def trajectory_of(
     problem: Problem, plan: Plan, outcome: Outcome, times: int
 ) -> Trajectory:
-    """The trajectory of a run whose program has room for more times than there are.
-
-    Its numbers are known. It is put together by NumPy, as JAX would compile a program for
-    every number of times.
-    """
-
+    """The trajectory of a run whose program has room for more times than there are."""
     over_time = outcome.rows, outcome.valid, outcome.time_unit.ts
-    rows, valid, ts = at_known_times(over_time, times)
-    values = nan_unless_known(valid, rows.values().records.values)
     ledger = outcome.ledger
+    if is_concrete(outcome):
+        rows, valid, ts = at_known_times(over_time, times)
+        values = nan_unless_known(valid, rows.values().records.values)
+        ts, values = jax.device_put((ts, values))
+        if ledger is not None:
+            ledger = ledger_at_known_times(ledger, valid)
+        valid = None
+    else:
+        # An optimizer holds numbers that are traced, of which nobody knew.
+        rows, valid, ts = jax.tree.map(lambda leaf: leaf[:times], over_time)
+        values = rows.values().records.values
+        if ledger is not None:
+            ledger = ledger.first(times)
+    return _make_trajectory(problem, plan, outcome, ts, values, valid, ledger)
+
+
+def _make_trajectory(
+    problem: Problem,
+    plan: Plan,
+    outcome: Outcome,
+    ts: Float[Array, " times"],
+    values: Values,
+    valid: Bool[Array, " times"] | None,
+    ledger: Ledger | None,
+    saved: PyTree | None = None,
+) -> Trajectory:
     return make_trajectory(
         problem,
         plan.recorder,
-        *jax.device_put((ts, values)),
-        None,
+        ts,
+        values,
+        valid,
         final=outcome.final,
-        saved=None,
+        saved=saved,
         result=outcome.result,
         numbers=outcome.numbers,
-        ledger=None if ledger is None else ledger_at_known_times(ledger, valid),
+        ledger=ledger,
         continuation=outcome.continuation,
     )
 

@@ -29,6 +29,7 @@ from ._diffrax import (
     run_diffrax,
     with_error_estimate_of,
 )
+from ._exact import MAX_ACTIVE_BY_DEFAULT
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._rules import RULES, AutoOptions, Facts, num_trial_steps
@@ -113,16 +114,14 @@ class Auto(AbstractMethod):
         task = dataclasses.replace(task, rtol=rtol, project=project)
         return self.select_for(reduce_samples(task))
 
-    def select_for(
-        self,
-        task: Task,
-        *,
-        exact_failure: str | None = None,
-        stalled_at: float | None = None,
-    ) -> Selection:
-        """The method for a task, perhaps after another one has failed."""
+    def select_for(self, task: Task) -> Selection:
+        """The method for a task that was not tried yet."""
+        return self._select(self._facts(task))
+
+    def _select(self, facts: Facts) -> Selection:
+        """The method that the first rule which applies makes."""
+        task = facts.task
         _refuse_noise(task)
-        facts = self._facts(task, exact_failure, stalled_at)
         for rule in RULES:
             why = rule.applies(facts)
             if why is not None:
@@ -149,11 +148,12 @@ class Auto(AbstractMethod):
         task = with_error_estimate_of(reduce_samples(task), self.error_estimate)
         selection = self.select_for(task)
         if isinstance(selection.method, Filippov):
-            trajectory = selection.method.run(task, selection.reason)
+            room = MAX_ACTIVE_BY_DEFAULT
+            trajectory = selection.method.run_in_room(task, selection.reason, room)
             failure = _exact_failure(trajectory)
             if failure is None:
                 return trajectory
-            selection = self.select_for(task, exact_failure=failure)
+            selection = self._select(self._facts(task, exact_failure=failure))
         if not isinstance(selection.method, Diffrax):
             return selection.method.run(task, selection.reason)
         return self._run_smooth(task, selection)
@@ -173,7 +173,8 @@ class Auto(AbstractMethod):
         if first.result != RESULTS.max_steps_reached:
             return first
         stalled_at = float(first.stats["time_reached"])
-        then = self._run_diffrax(task, self.select_for(task, stalled_at=stalled_at))
+        stiff = self._select(self._facts(task, stalled_at=stalled_at))
+        then = self._run_diffrax(task, stiff)
         count = "gradient_evaluations"
         both = then.stats.with_numbers(
             **{count: then.stats[count] + first.stats[count]}

@@ -8,13 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._dynamics._base import AbstractDynamics
+from .._results._stats import DIFFERENCE_SAFETY
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 
-#: The estimate is this factor times the difference to a coarser solve: with kinks the
-#: error does not always fall in proportion, and where the two solves become unrelated
-#: their distance may understate the error of either.
-SAFETY = 2.0
 #: Where a pair of a sample and a unit takes another course than in the true flow, it may
 #: do so in two solves alike; rarely in three, the last at 16 times the tolerance. If
 #: errors fall in proportion to the tolerance, its difference counts by a quarter.
@@ -41,7 +38,7 @@ def with_error_estimate(
         both = (fine.result == RESULTS.successful) & (
             other.result == RESULTS.successful
         )
-        figure = jnp.where(both, SAFETY * counts, jnp.nan)
+        figure = jnp.where(both, DIFFERENCE_SAFETY * counts, jnp.nan)
         weights.append(figure * _distance(fine, other, mask))
         losses.append(figure * jnp.max(jnp.abs(fine.losses - other.losses)))
         for count in {"gradient_evaluations", "jacobian_evaluations"} & numbers.keys():

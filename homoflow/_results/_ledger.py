@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -172,6 +173,18 @@ class Ledger(eqx.Module, Mapping):
 
     accounts: dict[str, Account]
     parts_note: str = eqx.field(static=True, default="")
+
+    def first(self, times: int) -> "Ledger":
+        """The ledger at the first so many of its times."""
+        accounts = {
+            name: Account(
+                *jax.tree.map(lambda a: a[:times], (account.observed, account.parts)),
+                jax.tree.map(lambda a: a[: times - 1], account.batch),
+                jax.tree.map(lambda a: a[:times], account.largest_rounding),
+            )
+            for name, account in self.accounts.items()
+        }
+        return Ledger(accounts, self.parts_note)
 
     @property
     def note(self) -> str:
