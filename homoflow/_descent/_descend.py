@@ -12,11 +12,11 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 from .._jax._arguments import check_flag, check_key, check_number, refuse_class
 from .._jax._progress import Progress, as_meter, check_progress
 from .._jax._text import first_line
-from .._jax._tracing import is_addressable, is_concrete, is_concrete_call
+from .._jax._tracing import is_concrete_call
 from .._laws import Law, Laws
 from .._laws._as_laws import laws_to_record
 from .._observe._base import Observables, as_observables
-from .._observe._recorder import STANDARD, Recorder
+from .._observe._recorder import STANDARD
 from .._problem._checks import check_count, check_laws, check_learning_rate
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, make_problem
@@ -26,11 +26,8 @@ from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
 from ._factory import Factory, OptimizerFactory
-from ._plan import Continuation, Plan
+from ._plan import Continuation, Plan, make_plan
 from ._run import Outcome, run_descent, trajectory_of
-
-#: An account holds so many arrays of a law's size at most.
-_LEDGER_COPIES = 12
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -113,32 +110,26 @@ def descend(
     if not callable(learning_rate):
         learning_rate = jnp.asarray(learning_rate, dtype)
     factory = Factory.create(optimizer)
-    # An error here if what it makes is no transformation; traced, as that compiles nothing.
-    eqx.filter_eval_shape(
-        lambda rate: factory(rate).init(problem.weights), learning_rate
-    )
+    factory.check(learning_rate)
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
     if ledger:
-        _refuse_without_laws(recorded)
+        _refuse_without_laws(recorded.whole)
     asked = as_observables(observe, STANDARD)
-    record_every = min(record_every, steps)
-    num_recorded = -(-steps // record_every) + 1
-    plan = Plan(
-        steps=steps,
-        record_every=record_every,
+    plan = make_plan(
+        problem,
+        recorded,
+        asked,
+        (steps, record_every),
         batches=_checked_batches(problem, batch_size, key, previous),
         save_models=save_models,
-        factory=factory.with_arrays(problem.weights),
-        laws=recorded if ledger else None,
-        recorder=Recorder.create(recorded, {}, asked),
-        room=num_recorded,
-        are_values_known=is_concrete(problem) and is_addressable(problem),
+        factory=factory,
+        ledger=ledger,
     )
-    is_small = not (asked or save_models or callable(learning_rate))
-    if is_small and is_concrete_call((problem, learning_rate, key, previous, t0)):
-        copies = _LEDGER_COPIES if ledger else 1
-        plan = plan.for_all_sizes(copies * recorded.num_values(problem.weights))
+    num_recorded = plan.room
+    known = problem, learning_rate, key, previous, t0
+    if not callable(learning_rate) and is_concrete_call(known):
+        plan = plan.for_all_sizes(problem)
     if previous is not None:
         _check_continuation(plan, problem, learning_rate, previous)
     t0, meter = jnp.asarray(t0, dtype), as_meter(progress)

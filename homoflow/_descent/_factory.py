@@ -55,7 +55,8 @@ class Factory(eqx.Module):
 
     def check(self, learning_rate: Any) -> None:
         """An error if what it makes is no transformation; nothing is compiled."""
-        eqx.filter_eval_shape(lambda rate: (self(rate), None)[1], learning_rate)
+        with jax.numpy_dtype_promotion("standard"):
+            eqx.filter_eval_shape(lambda rate: (self(rate), None)[1], learning_rate)
 
     def with_arrays(self, weights: PyTree) -> "Factory":
         """With numbers such as a momentum as arrays, where that changes nothing else.

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._jax._tracing import is_addressable, is_concrete
 from .._laws import Laws
-from .._observe._recorder import Recorder
+from .._observe._base import AbstractObservable
+from .._observe._recorder import STANDARD, Recorder
+from .._problem._problem import Problem
 from ._batches import Batches, EpochOrder
 from ._clock import ClockState
 from ._factory import Factory
@@ -17,6 +20,8 @@ from ._factory import Factory
 #: Room for recorded steps comes in powers of two from here on, as long as what is recorded
 #: is no more than so many numbers.
 _MIN_ROOM, _MAX_NUMBERS = 256, 2**22
+#: An account holds so many arrays of a law's size at most.
+_LEDGER_COPIES = 12
 
 
 class Continuation(eqx.Module):
@@ -77,17 +82,50 @@ class Plan(eqx.Module):
         """The steps before which something is recorded, and the end."""
         return jnp.minimum(jnp.arange(self.room) * self.record_every, self.steps)
 
-    def for_all_sizes(self, numbers: int) -> "Plan":
+    def for_all_sizes(self, problem: Problem) -> "Plan":
         """A plan whose program does for other `steps` and `record_every` as well.
 
-        `numbers`: how many are recorded at a step. The same plan where they are too many
-        to have room for more of them than there are.
+        The same plan where there may be too much to record to have room for more of it
+        than there is.
         """
         assert isinstance(self.num_recorded, int)
+        laws = self.recorder.laws
         room = max(_MIN_ROOM, 1 << (self.num_recorded - 1).bit_length())
-        if room * numbers > _MAX_NUMBERS:
+        copies = 1 if self.laws is None else _LEDGER_COPIES
+        numbers = copies * laws.whole.num_values(problem.weights)
+        is_standard = self.recorder.observables.keys() == STANDARD
+        if self.save_models or not is_standard or room * numbers > _MAX_NUMBERS:
             return self
-        sizes = jax.device_put((np.asarray(self.steps), np.asarray(self.record_every)))
+        sizes = np.asarray(self.steps), np.asarray(self.record_every)
+        steps, record_every = jax.device_put(sizes)
         return dataclasses.replace(
-            self, steps=sizes[0], record_every=sizes[1], room=room
+            self, steps=steps, record_every=record_every, room=room
         )
+
+
+def make_plan(
+    problem: Problem,
+    recorded: Laws,
+    asked: dict[str, AbstractObservable],
+    sizes: tuple[int, int],
+    *,
+    batches: Batches | None,
+    save_models: bool,
+    factory: Factory,
+    ledger: bool,
+) -> Plan:
+    """The plan of a run of `sizes`: how many steps, and after how many it records."""
+    steps, record_every = sizes
+    record_every = min(record_every, steps)
+    num_recorded = -(-steps // record_every) + 1
+    return Plan(
+        steps=steps,
+        record_every=record_every,
+        batches=batches,
+        save_models=save_models,
+        factory=factory.with_arrays(problem.weights),
+        laws=recorded.whole if ledger else None,
+        recorder=Recorder.create(recorded, {}, asked, num_recorded),
+        room=num_recorded,
+        are_values_known=is_concrete(problem) and is_addressable(problem),
+    )

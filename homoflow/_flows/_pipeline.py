@@ -7,7 +7,7 @@ from typing import Any
 
 from .._dynamics._base import AbstractDynamics
 from .._dynamics._gradient_flow import GradientFlow
-from .._jax._arguments import check_flag, check_instance, check_number
+from .._jax._arguments import as_times, check_flag, check_instance, check_number
 from .._jax._progress import Progress, check_progress
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
@@ -17,7 +17,7 @@ from .._methods._steady_state import SteadyState, steady_state_times
 from .._methods._task import Task, is_infinite
 from .._observe._base import Observables, as_observables
 from .._observe._recorder import STANDARD, Recorder
-from .._observe._time_grid import make_time_grid
+from .._observe._time_grid import DEFAULT_TIMES, make_time_grid
 from .._problem._checks import as_max_steps, check_laws
 from .._problem._problem import Problem
 from .._results._failure import raise_unless_successful
@@ -64,7 +64,9 @@ def make_task(
         )
     recorded = laws_to_record(problem, laws)
     asked = as_observables(observe, STANDARD)
-    recorder = Recorder.create(recorded, dynamics.observables(recorded), asked)
+    num_times = DEFAULT_TIMES if ts is None else len(as_times(ts))
+    of_dynamics = dynamics.observables(recorded.whole)
+    recorder = Recorder.create(recorded, of_dynamics, asked, num_times)
     if is_infinite(t1):
         grid, passed = None, steady_state_times(ts, problem.dtype)
         if is_continued:

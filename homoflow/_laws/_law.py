@@ -139,6 +139,17 @@ class Law(eqx.Module):
         products = tuple(self.quadratic_products(left, right))
         return sum(products, start=self._zero(left))
 
+    def bilinear_times(
+        self, left: PyTree, right: PyTree, vectors: Float[Array, "units vectors"]
+    ) -> Float[Array, "units vectors"]:
+        """uᵀAv of a matrix law without blocks, times vectors, without the matrix."""
+        total = jnp.zeros_like(vectors)
+        for term in self.quadratic_terms:
+            u, v = term.rows(left), term.rows(right)
+            half = u @ (v.T @ vectors) + v @ (u.T @ vectors)
+            total = total + term.coefficient * half / 2
+        return total
+
     def gradient(self, model: PyTree, component: int | tuple[int, ...] = ()) -> PyTree:
         """∇h = 2Aw + b, a pytree of the model's structure (`None` where no array is).
 
@@ -220,12 +231,14 @@ class Laws(eqx.Module):
     `laws["neurons[1]"]` or `laws[0]` is one of them. `note` says in a sentence why a law
     one might expect is not here; it is empty if there is nothing to say. `approximate`
     are quantities that are nearly conserved, such as the norm of weights in front of a
-    normalization with ε > 0. They are not laws, and not counted among them.
+    normalization with ε > 0. They are not laws, and not counted among them. `large` are
+    the names of matrix laws of which a run records a summary only.
     """
 
     items: tuple[Law, ...]
     note: str = eqx.field(static=True, default="")
     approximate: tuple[Law, ...] = ()
+    large: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __iter__(self) -> Iterator[Law]:
         return iter(self.items)
@@ -248,6 +261,12 @@ class Laws(eqx.Module):
         """The value of every law, by name."""
         return {law.name: law.value(model) for law in self.items}
 
+    @property
+    def whole(self) -> "Laws":
+        """The laws whose values a run records, all but the large ones."""
+        items = tuple(law for law in self.items if law.name not in self.large)
+        return dataclasses.replace(self, items=items, large=frozenset())
+
     def num_values(self, model: PyTree) -> int:
         """How many numbers the values of all laws are."""
         return sum(math.prod(law.shape(model)) for law in self.items)
@@ -258,7 +277,7 @@ class Laws(eqx.Module):
         notes = [self.note] if self.note else []
         if len(items) < len(self.items):
             notes.append(note)
-        return Laws(items, " ".join(notes), self.approximate)
+        return Laws(items, " ".join(notes), self.approximate, self.large)
 
     def __repr__(self) -> str:
         lines = [f"  {law.name}: {law.formula}" for law in self.items]

@@ -168,9 +168,9 @@ def _stepper_and_controller(
     if settings.controller is not None:
         return settings.solver, settings.controller
     assert settings.rtol is not None
-    atol = settings.atol
-    if atol is None:
-        atol = settings.rtol * _scale(problem.weights)
+    assert settings.has_atol is not None
+    default = settings.rtol * _scale(problem.weights)
+    atol = jnp.where(settings.has_atol, settings.atol, default)
     # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
     dtmin = jnp.finfo(span.t1.dtype).eps * span.t1
     if settings.max_forced_steps is not None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .._laws import Law
@@ -19,6 +21,8 @@ class Settings(eqx.Module):
     """How Diffrax integrates: every number that it needs.
 
     - `controller`: the user's, or `None` for a PID controller at `rtol`, `atol`.
+    - `has_atol`: whether `atol` was given; otherwise it is in proportion to the weights.
+        Both are `None` with a controller that has no use for them.
     - `max_forced_steps`: if not `None`, steps are at least (t1 − t0)/`max_forced_steps`,
         so that chattering on kinks is averaged over instead of resolved without end.
     - `restored_laws`: laws that are restored by projection, which leaves `translations`
@@ -30,6 +34,7 @@ class Settings(eqx.Module):
     controller: dfx.AbstractStepSizeController | None
     rtol: Array | None
     atol: Array | None
+    has_atol: Array | None
     dt0: Array | None
     max_forced_steps: Array | None
     restored_laws: tuple[Law, ...] = ()
@@ -102,10 +107,20 @@ def make_settings(
         solver,
         controller,
         as_scalar(rtol, dtype),
-        as_scalar(atol, dtype),
+        *_atol_and_whether(atol, dtype, is_used=controller is None),
         dt0,
         as_scalar(max_forced_steps, dtype),
     )
+
+
+def _atol_and_whether(
+    atol: Any, dtype: jnp.dtype, *, is_used: bool
+) -> tuple[Array | None, Array | None]:
+    """`atol`, and whether it was given: as arrays, so that one program does for both."""
+    if not is_used:
+        return None, None
+    given = 0.0 if atol is None else atol
+    return as_scalar(given, dtype), jax.device_put(np.asarray(atol is not None))
 
 
 def _smooth_rtol(solver: dfx.AbstractSolver, dtype: jnp.dtype) -> float:

@@ -113,11 +113,12 @@ def solve_to_stationary_point(
 
 def _at_one_resolution(problem: Problem, method: Settings) -> Settings:
     """With the absolute tolerance of the start all along, not that of each segment."""
-    if method.rtol is None or method.atol is not None:
+    if method.rtol is None or method.has_atol is None or bool(method.has_atol):
         return method
     weights = ravel_weights(problem, problem.model)
     scale = float(np.sqrt(np.mean(weights**2))) or 1.0
-    return dataclasses.replace(method, atol=method.rtol * scale)
+    has_atol = jnp.ones_like(method.has_atol)
+    return dataclasses.replace(method, atol=method.rtol * scale, has_atol=has_atol)
 
 
 def _search(task: Task, method: Settings, restore: Restore) -> _Search:
@@ -127,7 +128,7 @@ def _search(task: Task, method: Settings, restore: Restore) -> _Search:
     start = ravel_weights(problem, problem.model)
     size = float(np.linalg.norm(start))
     resolution = np.finfo(float).eps * size
-    if method.atol is not None:
+    if method.has_atol is not None and bool(method.has_atol):
         resolution = _UNRESOLVED * float(method.atol)
     limit = separation_loss(problem) if weight_decay is None else None
     flat_loss = FlatLoss(problem, weight_decay, task.recorder.laws)
