@@ -27,7 +27,7 @@ from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
 from ._factory import Factory, OptimizerFactory
 from ._plan import Continuation, Plan, make_plan
-from ._run import Outcome, run_descent, trajectory_of
+from ._run import run_descent, trajectory_of
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -134,11 +134,7 @@ def descend(
         _check_continuation(plan, problem, learning_rate, previous)
     t0, meter = jnp.asarray(t0, dtype), as_meter(progress)
     outcome = run_descent(problem, plan, learning_rate, key, t0, previous, meter)
-    if isinstance(outcome, Outcome):
-        time_unit = outcome.time_unit
-        trajectory = trajectory_of(problem, plan, outcome, num_recorded)
-    else:
-        trajectory, time_unit = outcome
+    trajectory, time_unit = trajectory_of(problem, plan, outcome, num_recorded)
     facts = (("optimizer", factory.name), ("time_unit", time_unit.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory

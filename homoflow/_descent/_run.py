@@ -61,7 +61,7 @@ def run_descent(
 ) -> Outcome | tuple[Trajectory, TimeUnit]:
     """The whole run: `plan.steps` steps, from the start or from where another ended.
 
-    Of a plan for all sizes, an outcome from which `trajectory_of` takes the rows there are.
+    Of a plan for all sizes, an outcome of which `trajectory_of` takes the rows there are.
     """
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
         optimizer = optax.with_extra_args_support(
@@ -86,9 +86,14 @@ def run_descent(
 
 
 def trajectory_of(
-    problem: Problem, plan: Plan, outcome: Outcome, times: int
-) -> Trajectory:
-    """The trajectory of a run whose program has room for more times than there are."""
+    problem: Problem,
+    plan: Plan,
+    outcome: Outcome | tuple[Trajectory, TimeUnit],
+    times: int,
+) -> tuple[Trajectory, TimeUnit]:
+    """What `run_descent` ends with, without rows for more times than there are."""
+    if not isinstance(outcome, Outcome):
+        return outcome
     over_time = outcome.rows, outcome.valid, outcome.time_unit.ts
     ledger = outcome.ledger
     if is_concrete(outcome):
@@ -104,7 +109,9 @@ def trajectory_of(
         values = rows.values().records.values
         if ledger is not None:
             ledger = ledger.first(times)
-    return _make_trajectory(problem, plan, outcome, ts, values, valid, ledger)
+    more = valid, ledger
+    trajectory = _make_trajectory(problem, plan, outcome, ts, values, *more)
+    return trajectory, outcome.time_unit
 
 
 def _make_trajectory(

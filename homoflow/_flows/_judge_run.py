@@ -2,7 +2,6 @@
 
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 
 from .._jax._enumerations import names_of
@@ -31,7 +30,7 @@ def restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
     """Whether projection, which nobody asked for, has made the flow another one."""
     if task.project is not None or not is_concrete(trajectory.result):
         return False
-    return bool(jnp.all(trajectory.result == RESULTS.law_broken))
+    return bool(np.all(names_of(trajectory.result, RESULTS) == "law_broken"))
 
 
 def is_nonfinite_at_start(trajectory: Trajectory, task: Task) -> bool:
@@ -53,8 +52,8 @@ def warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:
     estimate = trajectory.stats["error_estimate"]
     if estimate is None or not is_concrete((estimate, task.rtol)):
         return
-    error = float(jnp.max(estimate))
-    rtol = None if task.rtol is None else float(jnp.min(jnp.asarray(task.rtol)))
+    error = float(np.max(estimate))
+    rtol = None if task.rtol is None else float(np.min(task.rtol))
     what = f"The relative error of the final weights is estimated at {error:.2g}"
     if error > _MAX_ERROR:
         warnings.warn(

@@ -10,6 +10,7 @@ from jaxtyping import ArrayLike, Float
 from .._dynamics._base import AbstractDynamics, AbstractStochasticDynamics
 from .._dynamics._gradient_flow import GradientFlow
 from .._jax._arguments import check_flag, check_number, refuse_class
+from .._jax._enumerations import names_of
 from .._jax._tracing import is_concrete
 from .._laws import Laws
 from .._observe._recorder import Recorder
@@ -170,7 +171,7 @@ class Auto(AbstractMethod):
             return self._run_diffrax(task, selection)
         short = dataclasses.replace(task, max_steps=num_trial_steps(task))
         first = self._run_diffrax(short, selection)
-        if first.result != RESULTS.max_steps_reached:
+        if str(names_of(first.result, RESULTS)) != "max_steps_reached":
             return first
         stalled_at = float(first.stats["time_reached"])
         stiff = self._select(self._facts(task, stalled_at=stalled_at))
@@ -261,12 +262,12 @@ def _exact_failure(trajectory: Trajectory) -> str | None:
     Inside jit and vmap that is not known: there the result says it.
     """
     given_up = (
-        RESULTS.kink_slots_exceeded,
-        RESULTS.kink_mode_unsettled,
-        RESULTS.stuck_on_kinks,
+        "kink_slots_exceeded",
+        "kink_mode_unsettled",
+        "stuck_on_kinks",
     )
     result = trajectory.result
-    if not is_concrete(result) or not any(result == member for member in given_up):
+    if not is_concrete(result) or str(names_of(result, RESULTS)) not in given_up:
         return None
     reached = float(trajectory.stats["time_reached"])
     reason = str(RESULTS[result]).split(". ")[0].split(":")[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._dynamics._base import AbstractDynamics
+from .._jax._compilation import fast_compile_jit
 from .._results._stats import DIFFERENCE_SAFETY
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
@@ -31,8 +32,18 @@ def with_error_estimate(
     if there is one, counts by `OF_COARSEST`, and the larger of the two is taken.
     """
     trajectories = (trajectory, coarse, *([] if coarsest is None else [coarsest]))
-    fine, *others = without_derivatives(trajectories)
-    numbers = dict(trajectory.stats.numbers)
+    numbers, result = _figures(without_derivatives(trajectories), mask, dynamics)
+    stats = trajectory.stats.with_numbers(**numbers)
+    return dataclasses.replace(trajectory, stats=stats, result=result)
+
+
+@fast_compile_jit
+def _figures(
+    trajectories: tuple[Trajectory, ...], mask: PyTree, dynamics: AbstractDynamics
+) -> tuple[dict[str, Array], RESULTS]:
+    """The numbers that are added to `stats`, and the result; the finest comes first."""
+    fine, *others = trajectories
+    numbers = dict(fine.stats.numbers)
     weights, losses = [], []
     for other, counts in zip(others, (1.0, OF_COARSEST), strict=False):
         both = (fine.result == RESULTS.successful) & (
@@ -46,11 +57,10 @@ def with_error_estimate(
     numbers.update(dynamics.error_figures(fine.observed, others[0].observed))
     numbers["error_estimate"] = jnp.max(jnp.stack(weights))
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
-    return dataclasses.replace(
-        trajectory,
-        stats=trajectory.stats.with_numbers(**numbers),
-        result=_judge(fine.result, numbers["error_estimate"]),
-    )
+    # Of those that are known already no copy is made.
+    old = fine.stats.numbers
+    new = {k: v for k, v in numbers.items() if k not in old or v is not old[k]}
+    return new, _judge(fine.result, numbers["error_estimate"])
 
 
 def _judge(result: RESULTS, estimate: Array) -> RESULTS:

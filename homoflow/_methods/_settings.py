@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._jax._tracing import is_concrete
 from .._laws import Law
 from .._problem._checks import as_scalar, check_tolerance, checked_step
 from .._rescaling import Translations
@@ -50,7 +51,7 @@ class Settings(eqx.Module):
         """The same at a coarser tolerance or step, to estimate an error with."""
         if isinstance(self.controller, dfx.ConstantStepSize):
             assert self.dt0 is not None
-            return dataclasses.replace(self, dt0=self.dt0 * COARSER_STEP)
+            return dataclasses.replace(self, dt0=_times(self.dt0, COARSER_STEP))
         if self.controller is not None:
             raise ValueError(
                 "`estimate_error` compares two tolerances, which are your "
@@ -58,14 +59,22 @@ class Settings(eqx.Module):
                 "`homoflow.compare` the two."
             )
         assert self.rtol is not None
-        atol = None if self.atol is None else self.atol * COARSER_RTOL
+        atol = None if self.atol is None else _times(self.atol, COARSER_RTOL)
         floor = self.max_forced_steps
         return dataclasses.replace(
             self,
-            rtol=self.rtol * COARSER_RTOL,
+            rtol=_times(self.rtol, COARSER_RTOL),
             atol=atol,
-            max_forced_steps=None if floor is None else floor / COARSER_RTOL,
+            max_forced_steps=None if floor is None else _times(floor, 1 / COARSER_RTOL),
         )
+
+
+def _times(number: Array, factor: float) -> Array:
+    """Their product, by NumPy if it is known: nothing is compiled for it."""
+    if not is_concrete(number):
+        return number * factor
+    known = np.asarray(number)
+    return jax.device_put(known * known.dtype.type(factor))
 
 
 def make_settings(
