@@ -99,7 +99,9 @@ def trajectory_of(
     if is_concrete(outcome):
         rows, valid, ts = at_known_times(over_time, times)
         values = nan_unless_known(valid, rows.values().records.values)
-        ts, values = jax.device_put((ts, values))
+        # Where they were computed, if a user said where.
+        device = outcome.valid.sharding if outcome.valid.committed else None
+        ts, values = jax.device_put((ts, values), device)
         if ledger is not None:
             ledger = ledger_at_known_times(ledger, valid)
         valid = None

@@ -20,6 +20,19 @@ class _UnknownError(Exception):
     """What a function refers to may change."""
 
 
+class _Only:
+    """Something equal to itself alone; kept, so that nothing else gets its place."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Only) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def same_function(function: Callable) -> Callable:
     """The function, or an earlier one of which everything is the same.
 
@@ -95,5 +108,5 @@ def _value(value: Any) -> Hashable:
     elif isinstance(value, kinds):
         name = value.__module__
     if (name or "").partition(".")[0] in _FIXED_PACKAGES:
-        return "fixed", id(value)
+        return _Only(value)
     raise _UnknownError

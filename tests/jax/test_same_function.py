@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 from homoflow._jax._same_function import same_function
@@ -64,6 +65,14 @@ def test_a_global_number_that_has_changed_is_seen(monkeypatch):
     after = same_function(with_global())
     assert after is not before
     assert after(1.0) == 5.0
+
+
+def test_a_schedule_of_optax_is_only_itself():
+    """Made anew it may lie where another one lay before."""
+    kept = [same_function(scaled(optax.linear_schedule(0.0, k, 9))) for k in (1.0, 2.0)]
+    for k in (3.0, 4.0, 5.0):
+        kept.append(same_function(scaled(optax.linear_schedule(0.0, k, 9))))
+    assert len(set(kept)) == len(kept)
 
 
 def test_what_may_change_makes_a_function_only_itself():
