@@ -143,7 +143,7 @@ class Clock(eqx.Module):
         if state is not None:
             return jnp.max(state.memory.left, initial=0)
         if self.remembered is None:
-            return jnp.zeros(())
+            return jnp.zeros_like(self.defects.unforgotten)
         return self.remembered ** jnp.asarray(steps, self.remembered.dtype)
 
 

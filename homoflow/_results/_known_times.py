@@ -43,7 +43,7 @@ def ledger_at_known_times(ledger: Ledger, valid: Bool[np.ndarray, " times"]) -> 
         # Of the steps that start at these times: none starts at the last.
         batch = nan_unless_known(valid[:-1], at_known_times(account.batch, times - 1))
         rounding = at_known_times(account.largest_rounding, times)
-        return jax.device_put(Account(observed, parts, batch, rounding))
+        return Account(*jax.device_put((observed, parts, batch, rounding)))
 
     accounts = {name: known(account) for name, account in ledger.items()}
     return dataclasses.replace(ledger, accounts=accounts)
