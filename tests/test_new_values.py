@@ -60,8 +60,8 @@ SECOND = {
         lambda: descend(optimizer=clipped(0.1)),
     ),
     "a loss's parameter": (
-        lambda: descend(loss=hf.HuberLoss(1.0)),
-        lambda: descend(loss=hf.HuberLoss(0.01)),
+        lambda: descend(loss=hf.HuberLoss(delta=1.0)),
+        lambda: descend(loss=hf.HuberLoss(delta=0.01)),
     ),
     "a loss written again": (
         lambda: descend(loss=quartic(1.0)),
@@ -70,8 +70,8 @@ SECOND = {
     "first explicit times": (flow, lambda: flow(ts=np.linspace(0.0, 0.5, 101))),
     "first explicit atol": (flow, lambda: flow(atol=1e-9)),
     "a loss's parameter in a flow": (
-        lambda: flow(loss=hf.HuberLoss(1.0)),
-        lambda: flow(loss=hf.HuberLoss(0.01)),
+        lambda: flow(loss=hf.HuberLoss(delta=1.0)),
+        lambda: flow(loss=hf.HuberLoss(delta=0.01)),
     ),
     "certify": (
         lambda: hf.certify(model(), X[0]),
@@ -112,8 +112,8 @@ def test_numbers_of_an_optimizer_that_came_later_count(quick_compilation):
 
 
 def test_a_parameter_of_a_loss_that_came_later_counts(quick_compilation):
-    flow(loss=hf.HuberLoss(1.0))
-    run = flow(loss=hf.HuberLoss(0.01))
+    flow(loss=hf.HuberLoss(delta=1.0))
+    run = flow(loss=hf.HuberLoss(delta=0.01))
     far = np.abs(np.asarray(jax.vmap(run.model)(X) - DATA[1]))
     each = np.where(far <= 0.01, far**2 / 2, 0.01 * (far - 0.005))
     np.testing.assert_allclose(run.losses[-1], each.mean(), rtol=1e-12)

@@ -5,6 +5,7 @@ from typing import Any, final
 
 import diffrax as dfx
 import equinox as eqx
+import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from .._dynamics._base import AbstractStochasticDynamics
@@ -113,8 +114,8 @@ def _has_drifted_far(trajectory: Trajectory, settings: Settings) -> bool:
     assert settings.rtol is not None
     if str(names_of(trajectory.result, RESULTS)) == "max_steps_reached":
         return False
-    drift, rtol = trajectory.stats["projected_drift"], settings.rtol
-    return float(drift) > _MAX_UNRESTORED_DRIFT * float(rtol)
+    drift = np.asarray(trajectory.stats["projected_drift"])
+    return bool(drift > _MAX_UNRESTORED_DRIFT * np.asarray(settings.rtol))
 
 
 def _without_derivatives_through(task: Task, kinks: tuple[str, ...]) -> Task:

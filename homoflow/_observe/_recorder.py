@@ -31,7 +31,7 @@ def standard_observables(laws: Laws) -> dict[str, AbstractObservable]:
 def summaries(laws: Laws, every: int) -> dict[str, AbstractObservable]:
     """What is recorded of large laws."""
     large = (law for law in laws if law.name in laws.large)
-    return {law.name: LargeLaw(law, every) for law in large}
+    return {law.name: LargeLaw(law=law, every=every) for law in large}
 
 
 #: Names that a user's observables cannot have.

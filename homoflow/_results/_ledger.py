@@ -176,11 +176,16 @@ class Ledger(eqx.Module, Mapping):
 
     def first(self, times: int) -> "Ledger":
         """The ledger at the first so many of its times."""
+
+        def cut(tree: Any, times: int = times) -> Any:
+            return jax.tree.map(lambda array: array[:times], tree)
+
         accounts = {
             name: Account(
-                *jax.tree.map(lambda a: a[:times], (account.observed, account.parts)),
-                jax.tree.map(lambda a: a[: times - 1], account.batch),
-                jax.tree.map(lambda a: a[:times], account.largest_rounding),
+                observed=cut(account.observed),
+                parts=cut(account.parts),
+                batch=cut(account.batch, times - 1),
+                largest_rounding=cut(account.largest_rounding),
             )
             for name, account in self.accounts.items()
         }

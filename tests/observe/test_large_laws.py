@@ -80,7 +80,9 @@ def test_a_flow_keeps_a_large_law_that_it_does_not_record():
 
 
 def test_an_account_is_of_the_laws_that_are_recorded():
-    assert set(descend(ledger=True).ledger) == set(descend().laws)
+    ledger = descend(ledger=True).ledger
+    assert ledger is not None
+    assert set(ledger) == set(descend().laws)
 
 
 def test_the_estimate_shows_what_is_no_law():
