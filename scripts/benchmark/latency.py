@@ -267,7 +267,7 @@ def first_calls(rows: dict[str, dict[str, float]]) -> str:
     lines = [head, "|" + "---|" * 8]
     for name, row in rows.items():
         peer, target = TARGETS.get(name, ("", ""))
-        ratio = f"{row['first'] / rows[peer]['first']:.2f}" if peer else ""
+        ratio = f"{row['first'] / rows[peer]['first']:.2f}" if peer in rows else ""
         lines.append(
             f"| {name} | {row['first']:.2f} | {row['second']:.4f} | {row['cached']:.2f} | "
             f"{row['programs']} | {row['operations']:,} | {ratio} | {target} |"
