@@ -114,8 +114,14 @@ def find_mode(
             is_unique=found.is_unique,
         )
         descends = s.pivots >= _NUM_BLOCK_PIVOTS
-        violations = Violations.find(at, new, plus, leads, descends=descends)
-        next_state, fraction = violations.next_states(state, s.fraction)
+
+        def find_next():
+            violations = Violations.find(at, new, plus, leads, descends=descends)
+            return violations.next_states(state, s.fraction)
+
+        next_state, fraction = lax.cond(
+            is_event, find_next, lambda: (state, s.fraction)
+        )
         # The width of a pair that is off its base slope depends on multipliers above it.
         is_off_base = leads & (state != 0) & ((state > 0) != is_based_on_plus)
         change = jnp.abs(width - old.width)
