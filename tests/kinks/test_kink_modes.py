@@ -116,7 +116,7 @@ def test_sliders_in_any_slots_are_solved_for(capacity, reach):
     assert np.all(outside[~slides] == 1)
 
 
-@pytest.mark.parametrize("used", [0, 1, 9, 10, 11, 20, 21, 40])
+@pytest.mark.parametrize("used", [0, 10, 11, 21])
 def test_a_table_is_made_in_as_few_slots_as_are_used(used):
     """Of 40 slots 10, 20 or all are looked at: the rest of a table is 0."""
     values = np.random.default_rng(used).standard_normal((40, 40))
