@@ -28,6 +28,14 @@ SAMPLES = 1000
 #: Steps of descent (the paper takes 10,000) and gradients timed by themselves.
 STEPS, GRADIENTS = 1500, 300
 STEP_SIZE = 0.008
+#: What is run for many seeds: an activation, and options of `flow` (of descent none).
+SEED_CASES = {
+    "exact flow": ("relu", {"solver": hf.Filippov(max_active=32)}),
+    "averaged": ("relu", {"solver": hf.Averaged()}),
+    "ExponentialAdams": (jnp.tanh, {"solver": hf.ExponentialAdams()}),
+    "Dopri8": (jnp.tanh, {"solver": dfx.Dopri8()}),
+    "descend": (jnp.tanh, None),
+}
 
 
 class Row(NamedTuple):
@@ -158,37 +166,28 @@ def bench_exact(repeats: int) -> list[Row]:
 
 def bench_seeds(repeats: int) -> list[Row]:
     """CPU time of 64 seeds in one vmap against a loop over one compiled run, per seed."""
+    return [time_seeds(name, repeats) for name in SEED_CASES]
+
+
+def time_seeds(name: str, repeats: int) -> Row:
     key_x, key_y = jr.split(jr.key(1))
     data = jr.normal(key_x, (20, 5)), jr.normal(key_y, (20, 1))
-    keys, rows = jr.split(jr.key(0), SEEDS), []
-    for name, activation, follow in (
-        ("exact flow", "relu", {"solver": hf.Filippov(max_active=32)}),
-        ("averaged", "relu", {"solver": hf.Averaged()}),
-        ("ExponentialAdams", jnp.tanh, {"solver": hf.ExponentialAdams()}),
-        ("Dopri8", jnp.tanh, {"solver": dfx.Dopri8()}),
-        ("descend", jnp.tanh, None),
-    ):
+    keys = jr.split(jr.key(0), SEEDS)
+    activation, options = SEED_CASES[name]
 
-        def run(key, activation=activation, follow=follow):
-            model = hf.MLP((5, 8, 8, 1), activation=activation, key=key)
-            if follow is None:
-                return hf.descend(model, data, 500, learning_rate=0.02).losses
-            return hf.flow(model, data, 5.0, laws=(), throw=False, **follow).losses
+    def run(key):
+        model = hf.MLP((5, 8, 8, 1), activation=activation, key=key)
+        if options is None:
+            return hf.descend(model, data, 500, learning_rate=0.02).losses
+        return hf.flow(model, data, 5.0, laws=(), throw=False, **options).losses
 
-        single, batched = jax.jit(run), jax.jit(jax.vmap(run))
-
-        def one_by_one(single=single):
-            return [single(key) for key in keys]
-
-        def at_once(batched=batched):
-            return batched(keys)
-
-        together, alone = fastest_of(
-            at_once, one_by_one, repeats=repeats, clock=time.process_time
-        )
-        label = f"{SEEDS} seeds in one vmap / one by one, {name}"
-        rows.append(Row(label, together / alone, 1.1))
-    return rows
+    single, batched = jax.jit(run), jax.jit(jax.vmap(run))
+    together, alone = fastest_of(
+        lambda: batched(keys), lambda: [single(key) for key in keys],
+        repeats=repeats, clock=time.process_time,
+    )  # fmt: skip
+    label = f"{SEEDS} seeds in one vmap / one by one, {name}"
+    return Row(label, together / alone, 1.1)
 
 
 def bench_projection(repeats: int) -> list[Row]:

@@ -28,6 +28,7 @@ class _Solution(NamedTuple):
     - `nonconvex`: leaders of groups that might as well go to the other side.
     - `jump`: the largest of their widths.
     - `number`: of iterations so far.
+    - `is_settled`: whether it is one: else that it is computed again does not make it one.
     """
 
     base: Int[Array, " slots"]
@@ -38,6 +39,7 @@ class _Solution(NamedTuple):
     velocity: Float[Array, " weights"]
     jump: Float[Array, ""]
     number: Int[Array, ""]
+    is_settled: Bool[Array, ""]
 
     @staticmethod
     def create(event: EventPoint, found: Iterate) -> "_Solution":
@@ -53,6 +55,7 @@ class _Solution(NamedTuple):
             velocity=found.field.velocity,
             jump=jnp.max(width, initial=0),
             number=found.number,
+            is_settled=found.mode.is_settled & ~found.next.is_needed,
         )
 
     def sides(self, state: Int[Array, " slots"]) -> Int[Array, " slots"]:
@@ -127,8 +130,11 @@ def resolve(system: System, event: EventPoint) -> Iterate:
 
 
 def _set_out(latest: Iterate, course: _Course) -> Iterate:
+    """The latest iterate, set up for the next one, or to be the solution."""
+    is_settled = latest.mode.is_settled & course.solution.is_settled
     return latest._replace(
         number=course.number,
+        mode=latest.mode._replace(is_settled=is_settled),
         next=latest.next._replace(base=course.base, start=course.start),
         marks=latest.marks._replace(nonunique=course.nonunique),
     )
