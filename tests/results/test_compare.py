@@ -133,6 +133,38 @@ def test_distances_along_the_way_are_numpys():
     assert hf.compare(a, b).function_distances is None
 
 
+def test_functions_with_several_outputs_are_compared_by_all_of_them():
+    """Of a dictionary with a complex array and an integer: 0.6 and 0.8 of one output."""
+
+    class Several(Neuron):
+        def __call__(self, x):
+            z = super().__call__(x)
+            parts = {"real": 0.6 * z, "complex": jax.lax.complex(0.48 * z, 0.64 * z)}
+            return {**parts, "class": jnp.argmax(jnp.stack([z, -z]))}
+
+    def several(weights):
+        run = trajectory(FINE, weights, save_models=False)
+        return eqx.tree_at(lambda t: t.model, run, Several(jnp.asarray(weights[-1])))
+
+    weights = line(FINE), line(FINE, 0.5)
+    both = hf.compare(*map(several, weights), X)
+    plain = hf.compare(*(trajectory(FINE, w) for w in weights), X)
+    np.testing.assert_allclose(
+        known(both.function_distance), known(plain.function_distance), rtol=1e-14
+    )
+
+
+def test_functions_without_numbers_are_refused():
+    class Class(Neuron):
+        def __call__(self, x):
+            return jnp.argmax(x)
+
+    run = trajectory(FINE, line(FINE), save_models=False)
+    run = eqx.tree_at(lambda t: t.model, run, Class(run.model.w))
+    with pytest.raises(ValueError, match="no floating-point numbers"):
+        hf.compare(run, run, X)
+
+
 def test_a_run_equals_itself():
     a = trajectory(FINE, line(FINE), laws=("p",))
     both = hf.compare(a, a, X)
