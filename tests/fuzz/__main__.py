@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 jax.config.update("jax_enable_x64", True)
+# Most of the time is compilation.
+jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import derivatives  # noqa: E402
@@ -54,7 +56,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--stride", type=int, default=1, help="take every n-th case")
     parser.add_argument("--seconds", type=float, help="stop after so many")
-    parser.add_argument("--log", type=Path, help="append one line of JSON for each case")
+    parser.add_argument(
+        "--log", type=Path, help="append one line of JSON for each case"
+    )
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--again", help="a case as it is printed")
     arguments = parser.parse_args()

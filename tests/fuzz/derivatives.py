@@ -51,7 +51,9 @@ def judge(case: Case) -> Judgement:
     start, _ = ravel_pytree(eqx.filter(call.model, eqx.is_inexact_array))
     size = float(jnp.linalg.norm(start))
     rng = np.random.default_rng([5, case.seed])
-    c, dw, dx = (rng.standard_normal(s) for s in (start.shape, start.shape, call.x.shape))
+    c, dw, dx = (
+        rng.standard_normal(s) for s in (start.shape, start.shape, call.x.shape)
+    )
     dw, dx, dt = size / np.sqrt(dw.size) * dw, 0.1 * dx * np.asarray(call.x), 0.3
     dt = dt * call.t1
     point = start, call.x, jnp.asarray(call.t1)

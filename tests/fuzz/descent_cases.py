@@ -261,9 +261,10 @@ def draw_case(number: int) -> Case:
     ahead = some(AHEAD, [0.2, 0.4, 0.3, 0.1])
     is_plain = program.random() < 0.6
     core = "sgd" if is_plain else str(program.choice(list(CORE)))
+    rate = float(rng.choice([2.0**-8, 2.0**-6, 2.0**-4]))
     return Case(
         ahead, core, some(BEHIND, [0.7, 0.3]), some(AROUND, [0.8, 0.2]),
-        str(program.choice(ACTIVATIONS)), number, float(rng.choice([2.0**-8, 2.0**-6, 2.0**-4])),
+        str(program.choice(ACTIVATIONS)), number, rate,
         int(program.choice([1, 5])), bool(program.random() < 0.15),
         bool(program.random() < 0.1),
     )  # fmt: skip

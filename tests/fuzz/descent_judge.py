@@ -31,7 +31,7 @@ def judge(case: Case) -> Judgement:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            run = _run(case, model, data, options)
+            run = run_descent(case, model, data, options)
         except Exception as error:
             return _judge_refusal(case, model, data, error)
     try:
@@ -51,7 +51,7 @@ def judge(case: Case) -> Judgement:
     return worst
 
 
-def _run(case: Case, model, data, options) -> hf.Trajectory:
+def run_descent(case: Case, model, data, options) -> hf.Trajectory:
     if not case.is_vmapped:
         return hf.descend(model, data, STEPS, **options)
     x, y = (jnp.stack([array, array[::-1]]) for array in data)

@@ -29,9 +29,10 @@ class Judgement:
 def refused(error: Exception) -> Judgement:
     """What an exception is: a refusal in a sentence, or a crash from inside."""
     text = f"{type(error).__name__}: {error}"
-    is_sentence = isinstance(
-        error, ValueError | TypeError | NotImplementedError
-    ) and len(str(error)) > 40
+    is_sentence = (
+        isinstance(error, ValueError | TypeError | NotImplementedError)
+        and len(str(error)) > 40
+    )
     return Judgement("failed honestly" if is_sentence else "CRASHED", detail=text)
 
 

@@ -20,7 +20,7 @@ SLOPES = {
     "where": (0.1, 1.0),
 }
 MAX_EVENTS, MAX_EVALUATIONS = 200, 30_000
-#: Pre-activations are at a kink up to this part of the largest.
+#: Pre-activations are at a kink up to this part of ‖x‖‖w‖.
 AT_KINK = 1e-11
 
 
@@ -85,8 +85,7 @@ class Piecewise:
         return after
 
     def _is_at_kink(self, w) -> np.ndarray:
-        a, _ = self._split(w)
-        sizes = np.linalg.norm(self.x, axis=1)[:, None] * np.linalg.norm(a, axis=1)
+        sizes = np.linalg.norm(self.x, axis=1)[:, None] * np.linalg.norm(w)
         return (np.abs(self._before(w)) <= AT_KINK * sizes) & self._is_alive
 
     def _split(self, w) -> tuple[np.ndarray, np.ndarray]:
