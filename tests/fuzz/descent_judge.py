@@ -258,8 +258,9 @@ def _judge_ledger(case: Case, run: hf.Trajectory, replay: Replay) -> list[Judgem
         if is_there and not (part in parts and is_apart[part]) and not ledger.note:
             outcome = "not judged" if case.has_own_multiple else "SILENTLY WRONG"
             found.append(Judgement(outcome, detail=f"{part} without a note"))
-    # Where memory does not simply add, a note says where it is, and not how much.
-    is_told = "cannot be told" in ledger.note
+    # Where memory does not simply add a note says where it is, and not how much.
+    # Nor where the memory starts from the weights, and decay is its doing.
+    is_told = "cannot be told" in ledger.note or "schedule-free" in case.around
     have_one_meaning = not is_told and all(
         is_apart[part] for part in is_apart.keys() & parts
     )

@@ -59,12 +59,13 @@ def _compare(case, call, run, truth, doubt, told) -> Judgement:
     promised = SLACK * rtol * growth_of(case, call)
     if estimate is not None:
         promised = max(UNDERSTATED * estimate, rtol)
+    figures = f"estimate {estimate}, doubt {doubt:.1e}"
     if error <= promised + 3 * doubt:
-        return Judgement("right", error, promised)
+        return Judgement("right", error, promised, figures)
     nonunique = run.stats["num_nonunique_pairs"]
     if told or (nonunique is not None and int(nonunique) > 0):
-        return Judgement("told", error, promised, "; ".join(told)[:200])
-    return Judgement("SILENTLY WRONG", error, promised, f"doubt {doubt:.1e}")
+        return Judgement("told", error, promised, f"{figures}; {'; '.join(told)[:200]}")
+    return Judgement("SILENTLY WRONG", error, promised, figures)
 
 
 def _judge_failure(case: Case, call: Call, ts: np.ndarray, why: str) -> Judgement:

@@ -20,8 +20,11 @@ SLOPES = {
     "where": (0.1, 1.0),
 }
 MAX_EVENTS, MAX_EVALUATIONS = 200, 30_000
-#: Pre-activations are at a kink up to this part of ‖x‖‖w‖.
-AT_KINK = 1e-11
+#: In parts of ‖x‖‖w‖: how far behind its kink a pre-activation is stopped, and how near
+#: others are that are taken to be there too.
+BEHIND, AT_KINK = 1e-12, 1e-11
+#: No more than this part of the time in a step: it might go through a kink and back.
+LONGEST_STEP = 0.01
 
 
 class Piecewise:
@@ -42,7 +45,10 @@ class Piecewise:
         for _ in range(MAX_EVENTS):
             ahead = ts[len(rows) :]
             piece = self._piece(w, t, ahead, above, rtol)
-            rows += [*piece.y.T[: len(ahead)]] if len(piece.t) else []
+            reached = piece.y.T if len(piece.t) else []
+            if any(np.any(self._sizes_beyond(row, above) < -BEHIND) for row in reached):
+                raise GaveUp
+            rows += [*reached]
             if piece.status == 0:
                 return np.array(rows)
             w, t = piece.y_events[0][0], piece.t_events[0][0]
@@ -50,10 +56,8 @@ class Piecewise:
         raise GaveUp
 
     def _piece(self, w, t, ahead, above, rtol):
-        sign = np.where(above, 1.0, -1.0)
-
         def first_crossing(t, w):
-            return np.min((sign * self._before(w))[self._is_alive])
+            return np.min(self._sizes_beyond(w, above)) + BEHIND
 
         first_crossing.terminal = True
         first_crossing.direction = -1
@@ -61,14 +65,18 @@ class Piecewise:
             lambda t, w: self._velocity(w, above),
             (t, max(ahead[-1], t)), w, "DOP853", t_eval=ahead, rtol=rtol,
             atol=rtol * max(float(np.sqrt(np.mean(w**2))), 1e-300), events=first_crossing,
+            max_step=LONGEST_STEP * ahead[-1],
         )  # fmt: skip
         if piece.status < 0:
             raise GaveUp
         return piece
 
-    @property
-    def _is_alive(self) -> np.ndarray:
-        return np.repeat(np.any(self.x != 0, axis=1)[:, None], self.hidden, axis=1)
+    def _sizes_beyond(self, w, above) -> np.ndarray:
+        """How far pre-activations are on the side where they are thought to be."""
+        lengths = np.linalg.norm(self.x, axis=1) * np.linalg.norm(w)
+        is_alive = lengths > 0
+        beyond = np.where(above, 1.0, -1.0) * self._before(w)
+        return beyond[is_alive] / lengths[is_alive, None]
 
     def _beyond(self, w, above) -> np.ndarray:
         """The activity behind a kink that all pairs at it go through."""
@@ -85,8 +93,8 @@ class Piecewise:
         return after
 
     def _is_at_kink(self, w) -> np.ndarray:
-        sizes = np.linalg.norm(self.x, axis=1)[:, None] * np.linalg.norm(w)
-        return (np.abs(self._before(w)) <= AT_KINK * sizes) & self._is_alive
+        lengths = np.linalg.norm(self.x, axis=1)[:, None] * np.linalg.norm(w)
+        return (np.abs(self._before(w)) <= AT_KINK * lengths) & (lengths > 0)
 
     def _split(self, w) -> tuple[np.ndarray, np.ndarray]:
         cut = self.hidden * self.x.shape[1]
