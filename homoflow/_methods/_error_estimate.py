@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._dynamics._base import AbstractDynamics
+from .._jax._arrays import tree_norm_of_any_size
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 
@@ -27,11 +28,13 @@ def with_error_estimate(
     mask: PyTree,
     dynamics: AbstractDynamics,
     coarsest: Trajectory | None = None,
+    at_least: Array | None = None,
 ) -> Trajectory:
     """Adds the difference to a coarser solve of the same problem to `stats`.
 
     `mask` marks the trained leaves of the model. The difference to the `coarsest` solve,
-    if there is one, counts by `OF_COARSEST`, and the larger of the two is taken.
+    if there is one, counts by `OF_COARSEST`, and the larger of the two is taken. What is
+    below `at_least` becomes that: two solves may agree by taking the same few steps.
     """
     trajectories = (trajectory, coarse, *([] if coarsest is None else [coarsest]))
     fine, *others = without_derivatives(trajectories)
@@ -47,7 +50,10 @@ def with_error_estimate(
         for count in {"gradient_evaluations", "jacobian_evaluations"} & numbers.keys():
             numbers[count] += other.stats[count]
     numbers.update(dynamics.error_figures(fine.observed, others[0].observed))
-    numbers["error_estimate"] = jnp.max(jnp.stack(weights))
+    estimate = jnp.max(jnp.stack(weights))
+    if at_least is not None:
+        estimate = jnp.maximum(estimate, at_least.astype(estimate.dtype))
+    numbers["error_estimate"] = estimate
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
     return dataclasses.replace(
         trajectory,
@@ -64,13 +70,9 @@ def _judge(result: RESULTS, estimate: Array) -> RESULTS:
 
 def _distance(fine: Trajectory, coarse: Trajectory, mask: PyTree) -> Array:
     """‖w − v‖ / ‖w‖ for the final weights."""
-    pairs = zip(
-        *(jax.tree.leaves(eqx.filter(t.model, mask)) for t in (fine, coarse)),
-        strict=True,
-    )
-    squares = [(jnp.sum((a - b) ** 2), jnp.sum(a**2)) for a, b in pairs]
-    difference, size = (sum(column) for column in zip(*squares, strict=True))
-    return jnp.sqrt(difference / size)
+    w, v = (jax.tree.leaves(eqx.filter(t.model, mask)) for t in (fine, coarse))
+    difference = [a - b for a, b in zip(w, v, strict=True)]
+    return tree_norm_of_any_size(difference) / tree_norm_of_any_size(w)
 
 
 def without_derivatives(tree: PyTree) -> PyTree:

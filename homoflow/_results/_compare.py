@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._jax._arguments import check_instance
-from .._jax._arrays import tree_norm
+from .._jax._arrays import tree_norm_of_any_size
 from .._jax._dtypes import cast_floats
 from .._jax._tracing import is_concrete
 from ._status import RESULTS
@@ -130,7 +130,8 @@ def compare(
         laws_a={name: read_a(a.laws[name]) for name in shared},
         laws_b={name: read_b(b.laws[name]) for name in shared},
         weight_distance=weight_distance,
-        relative_weight_distance=weight_distance / tree_norm(_arrays(a.model)),
+        relative_weight_distance=weight_distance
+        / tree_norm_of_any_size(_arrays(a.model)),
         function_distance=None
         if x is None
         else _function_distance(a.model, b.model, x),
@@ -247,7 +248,7 @@ def _arrays(model: PyTree) -> PyTree:
 
 
 def _weight_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    return tree_norm(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
+    return tree_norm_of_any_size(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
 
 
 def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, ""]:

@@ -58,7 +58,7 @@ def _compare(case, call, run, truth, doubt, told) -> Judgement:
     rtol = OPTIONS[case.options].get("rtol") or (1e-4 if estimate is not None else 1e-8)
     promised = SLACK * rtol * growth_of(case, call)
     if estimate is not None:
-        promised = max(UNDERSTATED * estimate, rtol)
+        promised = UNDERSTATED * estimate
     figures = f"estimate {estimate}, doubt {doubt:.1e}"
     if error <= promised + 3 * doubt:
         return Judgement("right", error, promised, figures)

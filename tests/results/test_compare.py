@@ -133,6 +133,13 @@ def test_distances_along_the_way_are_numpys():
     assert hf.compare(a, b).function_distances is None
 
 
+def test_distances_of_weights_whose_squares_are_zero():
+    a, b = (trajectory(FINE, 1e-170 * line(FINE, c)) for c in (0.0, 0.5))
+    plain = hf.compare(trajectory(FINE, line(FINE)), trajectory(FINE, line(FINE, 0.5)))
+    relative = hf.compare(a, b).relative_weight_distance
+    np.testing.assert_allclose(relative, plain.relative_weight_distance, rtol=1e-14)
+
+
 def test_functions_with_several_outputs_are_compared_by_all_of_them():
     """Of a dictionary with a complex array and an integer: 0.6 and 0.8 of one output."""
 
