@@ -19,19 +19,23 @@ import homoflow as hf
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 GOOD = {"right", "told", "failed honestly", "not judged"}
-#: Two draws of a program each; one where draws are few.
-SMOKE = [
-    *((flow_cases.draw_case, flow_judge.judge, n) for n in (0, 1, 250, 251, 700, 701)),
-    *((descent_cases.draw_case, descent_judge.judge, n) for n in (40, 41, 460, 461)),
-    *((derivatives.draw_case, derivatives.judge, n) for n in (0, 1)),
-    (law_judge.draw_case, law_judge.judge, 3),
-]
+#: Some draws of each kind, of which two in a row share their program.
+SMOKE = {
+    "flow": (flow_cases.draw_case, flow_judge.judge, (0, 1, 250, 251, 700, 701)),
+    "descend": (descent_cases.draw_case, descent_judge.judge, (40, 41, 460, 461)),
+    "derivative": (derivatives.draw_case, derivatives.judge, (0, 1)),
+    "laws": (law_judge.draw_case, law_judge.judge, (3,)),
+}
 RELU = flow_cases.Case("relu", "squared", "rtol=1e-8", 0, 1.0, 1.0, "normal")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("draw", "judge", "number"), SMOKE)
-def test_drawn_calls_are_right_or_say_that_they_are_not(draw, judge, number):
+@pytest.mark.parametrize(
+    ("kind", "number"), [(kind, n) for kind, (*_, ns) in SMOKE.items() for n in ns]
+)
+def test_drawn_calls_are_right_or_say_that_they_are_not(kind, number):
+    draw, judge, _ = SMOKE[kind]
     case = draw(number)
     assert judge(case).outcome in GOOD, case
 
@@ -75,6 +79,7 @@ def test_the_oracle_goes_through_a_kink():
 # What is wrong is found ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_wrong_flow_is_found(monkeypatch):
     """A negative control: a flow that goes on for one per cent longer."""
@@ -106,6 +111,7 @@ def without_momentum(run):
     return dataclasses.replace(run, ledger=ledger)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("change", [with_longer_clock, without_momentum])
 def test_a_wrong_clock_or_ledger_is_found(monkeypatch, change):

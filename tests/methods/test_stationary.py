@@ -91,6 +91,7 @@ HYPERBOLA = {(1, 1): 1.0, (0, 0): -1.0}
 CUBIC = {(3, 0): 1.0, (0, 1): -1.0, (0, 0): 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", [CIRCLE, HYPERBOLA, CUBIC])
 @pytest.mark.parametrize("start", [(0.5, 0.9), (1.5, 0.3), (0.8, 2.5)])
 def test_zero_is_the_least_of_squares_whoever_writes_them(curve, start):
@@ -101,6 +102,7 @@ def test_zero_is_the_least_of_squares_whoever_writes_them(curve, start):
     assert half_square(flow.model, rows) < 1e-29
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
 def test_a_small_fall_along_a_valley_is_seen(size):
     """½u² + ½·size²(1 + (v − 1)³)² falls beyond v = 1, where the flow comes to rest."""

@@ -256,6 +256,7 @@ def test_what_cannot_be_balanced_is_refused():
         hf.balance(broken)
 
 
+@pytest.mark.slow
 def test_laws_that_only_a_search_finds_are_left_and_named():
     """(u² − v²) has less norm as (√(u² − v²), 0), which is no rescaling of units."""
     made = problems.model(
