@@ -8,7 +8,7 @@ from homoflow._jax._arrays import tree_norm, tree_norm_of_any_size
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("share", [1.0, 0.7, -0.7])
+@pytest.mark.parametrize("share", [0.98, 0.7, -0.7])
 def test_norms_of_any_size(dtype, share):
     """3-4-5, from the smallest numbers to the largest."""
     size = jnp.asarray(10 ** (share * np.log10(float(jnp.finfo(dtype).max))) / 5, dtype)
