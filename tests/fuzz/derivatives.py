@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import flow_cases
@@ -35,7 +36,7 @@ def draw_case(number: int) -> Case:
     drawn = flow_cases.draw_case(number)
     program = np.random.default_rng([4, number // flow_cases.PER_PROGRAM])
     model = str(program.choice([*MODELS, *SLOPES, *SLOPES]))
-    fields = dataclasses.asdict(drawn) | {"model": model}
+    fields: dict[str, Any] = dataclasses.asdict(drawn) | {"model": model}
     case = Case(**fields, mode=str(program.choice(["forward", "reverse"])))
     options = [o for o in OPTIONS if flow_cases.fits(case, o)]
     return dataclasses.replace(
@@ -90,7 +91,8 @@ def _program(case: Case) -> Callable:
     arrays, frozen = eqx.partition(case.draw().model, eqx.is_inexact_array)
     _, unravel = ravel_pytree(arrays)
 
-    def end(w, x, t1, y, c):
+    def end(*arguments):
+        w, x, t1, y, c = arguments
         run = hf.flow(
             eqx.combine(unravel(w), frozen), (x, y), t1, loss=LOSSES[case.loss],
             throw=False, **OPTIONS[case.options],

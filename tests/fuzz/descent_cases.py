@@ -28,7 +28,10 @@ def is_big(params):
 
 
 def from_step_10(transformation):
-    return optax.conditionally_transform(transformation, lambda step: step >= 10)
+    def is_late(step, **extra):
+        return jnp.asarray(step) >= 10
+
+    return optax.conditionally_transform(transformation, is_late)
 
 
 def halving(step):

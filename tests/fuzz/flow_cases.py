@@ -28,7 +28,7 @@ LOSSES: dict[str, Any] = {
     "own": _own_loss,
     "logistic": hf.LogisticLoss(),
     "cross-entropy": hf.SoftmaxCrossEntropy(),
-    "Huber": hf.HuberLoss(0.5),
+    "Huber": hf.HuberLoss(delta=0.5),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -59,8 +59,8 @@ class Piecewise:
         def first_crossing(t, w):
             return np.min(self._sizes_beyond(w, above)) + BEHIND
 
-        first_crossing.terminal = True
-        first_crossing.direction = -1
+        # Attributes are how SciPy is told to stop, and where.
+        first_crossing.__dict__.update(terminal=True, direction=-1)
         piece = solve_ivp(
             lambda t, w: self._velocity(w, above),
             (t, max(ahead[-1], t)), w, "DOP853", t_eval=ahead, rtol=rtol,

@@ -154,8 +154,8 @@ def test_functions_with_several_outputs_are_compared_by_all_of_them():
         return eqx.tree_at(lambda t: t.model, run, Several(jnp.asarray(weights[-1])))
 
     weights = line(FINE), line(FINE, 0.5)
-    both = hf.compare(*map(several, weights), X)
-    plain = hf.compare(*(trajectory(FINE, w) for w in weights), X)
+    (a, b), (c, d) = map(several, weights), (trajectory(FINE, w) for w in weights)
+    both, plain = hf.compare(a, b, X), hf.compare(c, d, X)
     np.testing.assert_allclose(
         known(both.function_distance), known(plain.function_distance), rtol=1e-14
     )
