@@ -12,6 +12,8 @@ from .._results._trajectory import Trajectory
 
 #: Weights with a larger estimated error have not converged.
 _MAX_ERROR = 0.1
+#: An estimate is above the tolerance from so many times it on: they are rounded.
+_MORE = 1.001
 #: How a run may end whose gradient is NaN from the start.
 _MAYBE_AT_START = frozenset(
     {
@@ -62,7 +64,7 @@ def warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:
             "which follows each kink.",
             stacklevel=4,
         )
-    elif rtol is not None and error > rtol:
+    elif rtol is not None and error > _MORE * rtol:
         warnings.warn(
             f"{what}, which is {error / rtol:.2g} times `rtol`, the tolerance of a single "
             "step: lower `rtol` to make it smaller.",

@@ -29,8 +29,8 @@ class Averaged(AbstractMethod):
     never stalls: Heun's method, or beyond 20,000 pairs of a sample and a kink (with a
     homoflow loss, and kinks that `homoflow.Filippov` can follow) a midpoint step with
     each pair's mean slope. It solves once more at a coarser tolerance, and
-    `stats["error_estimate"]` is twice the relative difference of the final weights: above
-    about 0.1 the weights have not converged.
+    `stats["error_estimate"]` is twice the relative difference of the final weights, and at
+    least `rtol` with Heun's method: above about 0.1 the weights have not converged.
 
     Ask for it by name where `flow` would choose the exact flow, to compare the two. It
     cannot be differentiated: steps over kinks leave out what a kink does to a derivative.

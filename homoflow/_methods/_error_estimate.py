@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._dynamics._base import AbstractDynamics
+from .._jax._arrays import tree_norm_of_any_size
 from .._jax._compilation import fast_compile_jit
 from .._results._stats import DIFFERENCE_SAFETY
 from .._results._status import RESULTS
@@ -25,21 +26,27 @@ def with_error_estimate(
     mask: PyTree,
     dynamics: AbstractDynamics,
     coarsest: Trajectory | None = None,
+    at_least: Array | None = None,
 ) -> Trajectory:
     """Adds the difference to a coarser solve of the same problem to `stats`.
 
     `mask` marks the trained leaves of the model. The difference to the `coarsest` solve,
-    if there is one, counts by `OF_COARSEST`, and the larger of the two is taken.
+    if there is one, counts by `OF_COARSEST`, and the larger of the two is taken. What is
+    below `at_least` becomes that: two solves may agree by taking the same few steps.
     """
     trajectories = (trajectory, coarse, *([] if coarsest is None else [coarsest]))
-    numbers, result = _figures(without_derivatives(trajectories), mask, dynamics)
+    still = without_derivatives((trajectories, at_least))
+    numbers, result = _figures(*still, mask, dynamics)
     stats = trajectory.stats.with_numbers(**numbers)
     return dataclasses.replace(trajectory, stats=stats, result=result)
 
 
 @fast_compile_jit
 def _figures(
-    trajectories: tuple[Trajectory, ...], mask: PyTree, dynamics: AbstractDynamics
+    trajectories: tuple[Trajectory, ...],
+    at_least: Array | None,
+    mask: PyTree,
+    dynamics: AbstractDynamics,
 ) -> tuple[dict[str, Array], RESULTS]:
     """The numbers that are added to `stats`, and the result; the finest comes first."""
     fine, *others = trajectories
@@ -55,7 +62,10 @@ def _figures(
         for count in {"gradient_evaluations", "jacobian_evaluations"} & numbers.keys():
             numbers[count] += other.stats[count]
     numbers.update(dynamics.error_figures(fine.observed, others[0].observed))
-    numbers["error_estimate"] = jnp.max(jnp.stack(weights))
+    estimate = jnp.max(jnp.stack(weights))
+    if at_least is not None:
+        estimate = jnp.maximum(estimate, at_least.astype(estimate.dtype))
+    numbers["error_estimate"] = estimate
     numbers["loss_error_estimate"] = jnp.max(jnp.stack(losses))
     # Of those that are known already no copy is made.
     old = fine.stats.numbers
@@ -71,13 +81,9 @@ def _judge(result: RESULTS, estimate: Array) -> RESULTS:
 
 def _distance(fine: Trajectory, coarse: Trajectory, mask: PyTree) -> Array:
     """‖w − v‖ / ‖w‖ for the final weights."""
-    pairs = zip(
-        *(jax.tree.leaves(eqx.filter(t.model, mask)) for t in (fine, coarse)),
-        strict=True,
-    )
-    squares = [(jnp.sum((a - b) ** 2), jnp.sum(a**2)) for a, b in pairs]
-    difference, size = (sum(column) for column in zip(*squares, strict=True))
-    return jnp.sqrt(difference / size)
+    w, v = (jax.tree.leaves(eqx.filter(t.model, mask)) for t in (fine, coarse))
+    difference = [a - b for a, b in zip(w, v, strict=True)]
+    return tree_norm_of_any_size(difference) / tree_norm_of_any_size(w)
 
 
 def without_derivatives(tree: PyTree) -> PyTree:
