@@ -42,6 +42,11 @@ def fast_compile_jit(function: Callable) -> FastCompileJit:
     )
 
 
+def fast_compile_options() -> dict[str, Any] | None:
+    """Options for `jax.stages.Lowered.compile` that do the same, where XLA has them."""
+    return dict(_OPTIONS) if _has_options() else None
+
+
 @functools.cache
 def _has_options() -> bool:
     if jax.default_backend() != "cpu":
