@@ -96,7 +96,9 @@ def _assembled(
     shapes = [np.shape(values)[num_inner:] for _, values in there]
     union = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     dtype = np.result_type(*(values.dtype for _, values in there))
-    has_gaps = any(shape != union for shape in shapes)
+    is_own = name in OWN_NAMES
+    has_gaps = any(shape != union for shape in shapes) or len(there) < len(groups)
+    has_gaps = has_gaps and not is_own
     if has_gaps and dtype.kind not in "fc":
         dtype = np.dtype(float)
     absent = {_RESULT: NOT_RUN, _ATTEMPT: 0}.get(name, missing(dtype))
@@ -104,6 +106,9 @@ def _assembled(
     for number, group in enumerate(groups):
         if name in group:
             values = np.asarray(group[name][1])
+            if has_gaps and values.dtype.kind in "iu":
+                gaps = values == missing(values.dtype)
+                values = np.where(gaps, np.nan, values.astype(float))
             part = tuple(slice(size) for size in values.shape)
             whole[(number, *part)] = values
     whole = whole.reshape(*layout.outer_shape, *layout.shape, *union)
@@ -143,13 +148,17 @@ def _coordinates(layout: Layout) -> dict[str, Any]:
 def _times(
     layout: Layout, data: dict[str, Any], merged: Note, is_missing: np.ndarray
 ) -> dict[str, Any]:
-    """Coordinates of time; as a variable where settings were recorded at other times."""
+    """Coordinates of time; as a variable where settings were recorded at other times.
+
+    Times that differ by rounding are the same.
+    """
     found = {}
     for dim, name in merged.times.items():
         dims, values = data.pop(name)
         ts = np.asarray(values).reshape(is_missing.size, -1)
         known = ts[~is_missing.ravel() & ~np.isnan(ts).all(axis=1)]
-        if len(known) and np.all(known == known[0]):
+        rounding = 8 * np.finfo(ts.dtype).eps
+        if len(known) and np.allclose(known, known[0], rounding, 0):
             found[dim] = ((dim,), known[0])
         elif len(known):
             found[name] = (dims, np.asarray(values))

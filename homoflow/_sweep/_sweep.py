@@ -76,9 +76,10 @@ def sweep(
     - `store`: a path for a Zarr store, or an address that fsspec knows. Every chunk is
         written when it is done; a sweep that was killed at any moment goes on after the
         last whole chunk, and ends with the same bytes. Needs `homoflow[sweep]`.
-    - `resume`: `True` goes on with a store that is there, and refuses one of other settings,
-        of another function or of other versions of homoflow and JAX. `"force"` goes on in
-        spite of another function or versions. `False` refuses a store that is there.
+    - `resume`: `True` goes on with a store that is there, and refuses one of other
+        settings, of another function or of other versions of homoflow and JAX. `"force"`
+        goes on in spite of another function or versions. `False` refuses a store that is
+        there.
     - `executor`: who computes the chunks instead of this process: anything with the
         `submit` of `concurrent.futures.Executor`.
     - `devices`: those of this process that share every chunk; by default all local ones.
