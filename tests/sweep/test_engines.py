@@ -165,7 +165,9 @@ def test_a_worker_that_is_killed_is_told():
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
         options = {"vectorize": (), "executor": executor, "progress": False}
-        with pytest.raises(RuntimeError, match=r"worker process .* ended.*call the sweep"):
+        with pytest.raises(
+            RuntimeError, match=r"worker process .* ended.*call the sweep"
+        ):
             hf.sweep(run, {"x": [1.0, 2.0]}, **options)
 
 
