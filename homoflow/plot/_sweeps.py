@@ -36,7 +36,7 @@ def bands(
     `values.sel(…)`.
 
     ```python
-    hf.plot.bands(sweep.losses, by="scale")
+    hf.plot.bands(sweep.losses.sel(learning_rate=0.1), by="scale")
     ```
     """
     rest = _rest(values, (over,) if by is None else (over, by))
@@ -163,7 +163,7 @@ def _draw_bands(
         least = int(own["count"].min())
         note = f"{count} {over}s" if least == count else f"{least} to {count} {over}s"
         label = note if place is None else f"{by} = {_text(own, by)}, {note}"
-        x = np.asarray(own[abscissa])
+        x = _places(values if place is None else values.isel({by: place}), abscissa)
         ax.plot(x, own.estimate, label=label, **look)
         ax.fill_between(
             x, own.low, own.high, color=look["color"], alpha=0.2, linewidth=0
@@ -171,9 +171,31 @@ def _draw_bands(
     every = values if scale_of is None else scale_of
     if _is_wide(np.asarray(every)):
         ax.set_yscale("log")
-    if abscissa != "time" and _is_wide(np.asarray(every[abscissa])):
+    if abscissa in every.coords and _is_wide(np.asarray(every[abscissa])):
         ax.set_xscale("log")
     ax.set(xlabel=_abscissa(abscissa), ylabel=str(values.name or "value"))
+
+
+def _places(values: Any, abscissa: str) -> np.ndarray:
+    """The numbers of the abscissa; times that differ between settings are in `t`."""
+    if abscissa in values.coords:
+        return np.asarray(values[abscissa])
+    times = f"t{abscissa.removeprefix('time')}"  # `t of sharpness` of its own times
+    if times not in values.coords:
+        raise ValueError(
+            f"`{abscissa}` has no numbers to draw over: give it coordinates, such as "
+            f"`values.assign_coords({{{abscissa!r}: …}})`."
+        )
+    ts = np.asarray(values[times].transpose(..., abscissa))
+    ts = ts.reshape(-1, ts.shape[-1])
+    known = ts[np.isfinite(ts).any(axis=1)]
+    if not len(known) or not np.allclose(known, known[0], 1e-6, 0, equal_nan=True):
+        raise ValueError(
+            "These settings were recorded at different times: a median at one time needs "
+            "the same for all. Pick one of them by `.sel(…)`, or give the one that decides "
+            "as `by`."
+        )
+    return known[0]
 
 
 def _abscissa(dim: str) -> str:
