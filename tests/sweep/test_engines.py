@@ -127,14 +127,12 @@ def test_processes_of_jax_share_the_chunks(alone, tmp_path):
         + """
     options = {"progress": False, "chunk": 8}
     data = hf.sweep(run, over, **options)
-    stored = hf.sweep(run, over, store=sys.argv[-1] if 0 else STORE, **options)
+    stored = hf.sweep(run, over, store=STORE, **options)
     assert numbers(stored) == numbers(data)
     print(json.dumps(numbers(data)))
     """
     )
-    code = code.replace(
-        "sys.argv[-1] if 0 else STORE", repr(str(tmp_path / "store.zarr"))
-    )
+    code = code.replace("STORE", repr(str(tmp_path / "store.zarr")))
     processes = [outside(code.replace("NUMBER", str(number))) for number in range(2)]
     first, second = (answer(process) for process in processes)
     assert first == second
