@@ -13,6 +13,8 @@ import pytest
 
 import homoflow as hf
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 PLATFORMS = ("cuda", "rocm", "tpu")
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from test_engines import answer, outside
 
+pytestmark = pytest.mark.slow
+
 CODE = """
     import json, re
     import diffrax as dfx
