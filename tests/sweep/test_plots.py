@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-import homoflow as hf
+from homoflow import plot
 
 xr = pytest.importorskip("xarray")
 
@@ -29,7 +29,7 @@ def values():
 
 def test_a_band_is_the_quantiles_over_seeds(values):
     shown = values.sel(rate=0.1)
-    ax = hf.plot.bands(shown, by="scale")
+    ax = plot.bands(shown, by="scale")
     for i, line in enumerate(ax.lines):
         own = shown.isel(scale=i).values
         np.testing.assert_allclose(line.get_ydata(), np.median(own, axis=0))
@@ -43,24 +43,24 @@ def test_a_band_is_the_quantiles_over_seeds(values):
 
 
 def test_a_step_size_as_abscissa_is_logarithmic(values):
-    ax = hf.plot.bands(values.isel(time=-1, scale=0))
+    ax = plot.bands(values.isel(time=-1, scale=0))
     assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "rate")
 
 
 def test_times_that_differ_between_settings_are_used(values):
     ts = values.time * values.rate
     other = values.drop_vars("time").assign_coords(t=ts.drop_vars("time"))
-    ax = hf.plot.bands(other.isel(scale=0), by="rate")
+    ax = plot.bands(other.isel(scale=0), by="rate")
     for i, line in enumerate(ax.lines):
         np.testing.assert_allclose(line.get_xdata(), values.time * values.rate[i])
     with pytest.raises(ValueError, match="recorded at different times"):
-        hf.plot.bands(other, over="rate", by="scale")
+        plot.bands(other, over="rate", by="scale")
     with pytest.raises(ValueError, match="no numbers to draw over"):
-        hf.plot.bands(values.drop_vars("time").isel(scale=0), by="rate")
+        plot.bands(values.drop_vars("time").isel(scale=0), by="rate")
 
 
 def test_panels_are_where_their_settings_are(values):
-    axes = hf.plot.panels(values, "scale", "rate")
+    axes = plot.panels(values, "scale", "rate")
     assert axes.shape == (2, 3)
     for i, j in np.ndindex(2, 3):
         wanted = np.median(values.isel(scale=i, rate=j), axis=0)
@@ -76,7 +76,7 @@ def test_panels_are_where_their_settings_are(values):
 def test_a_heat_map_has_a_cell_for_each_pair(values):
     shown = values.median("seed").isel(time=-1)
     shown[0, 1] = np.nan
-    ax = hf.plot.heat_map(shown, "rate", "scale")
+    ax = plot.heat_map(shown, "rate", "scale")
     cells = ax.collections[0].get_array().reshape(2, 3)
     np.testing.assert_allclose(cells.filled(np.nan), shown.values)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.01", "0.1", "1"]
@@ -84,13 +84,13 @@ def test_a_heat_map_has_a_cell_for_each_pair(values):
 
 
 REFUSED = {
-    "two abscissas": (lambda v: hf.plot.bands(v, by="scale"), "rate, time is left"),
-    "no such dimension": (lambda v: hf.plot.bands(v, over="sede"), "no dimension 'sede'"),
-    "a data set": (lambda v: hf.plot.bands(v.to_dataset()), "such as `data.losses`"),
-    "an array": (lambda v: hf.plot.heat_map(v.values, "a", "b"), "such as `data.losses`"),
-    "too many": (lambda v: hf.plot.heat_map(v, "rate", "scale"), "seed, time is left"),
+    "two abscissas": (lambda v: plot.bands(v, by="scale"), "rate, time is left"),
+    "no such dimension": (lambda v: plot.bands(v, over="sede"), "no dimension 'sede'"),
+    "a data set": (lambda v: plot.bands(v.to_dataset()), "such as `data.losses`"),
+    "an array": (lambda v: plot.heat_map(v.values, "a", "b"), "such as `data.losses`"),
+    "too many": (lambda v: plot.heat_map(v, "rate", "scale"), "seed, time is left"),
     "panels of too many": (
-        lambda v: hf.plot.panels(v.expand_dims(extra=2), "rate", "scale"), "one abscissa"
+        lambda v: plot.panels(v.expand_dims(extra=2), "rate", "scale"), "one abscissa"
     ),
 }  # fmt: skip
 
