@@ -132,15 +132,19 @@ def sweep(
     chunks, layout = plan.chunks(), layout_of(plan)
     jobs = {c.group: Job(run, plan.fixed(c.outer), models, retry) for c in chunks}
     here = InTurn(plan, jobs, used)
-    program = None
-    if plan.inner:  # Also shows whether `run` can be compiled at all.
-        first = here.worker(0).program(plan.columns(chunks[0]), plan.batch)
-        program = first.fingerprint
+    program, stop = None, Stop()
+    with stop_on_interrupt(stop):
+        if plan.inner:  # Also shows whether `run` can be compiled at all.
+            first = here.worker(0).program(plan.columns(chunks[0]), plan.batch)
+            program = first.fingerprint
     fingerprint = make_fingerprint(plan, run, program, models=models, retry=retry)
     storage = _open(store, fingerprint, layout, resume)
     try:
         engine = _engine(here, executor, plan, jobs)
-        _compute_rest(engine, plan, layout, storage, errors, progress)
+        with stop_on_interrupt(stop):
+            _compute_rest(engine, plan, layout, storage, errors, progress, stop)
+        if stop.asked and not storage.notes():  # There is nothing to return.
+            raise KeyboardInterrupt
         if store is not None and _is_group():
             exchange(None)  # Only then all is written.
             return load_sweep(store)
@@ -247,6 +251,7 @@ def _compute_rest(
     storage: AbstractStorage,
     errors: str,
     progress: bool,
+    stop: Stop,
 ) -> None:
     """Computes and keeps every chunk that is not there."""
     chunks, notes = plan.chunks(), storage.notes()
@@ -257,20 +262,18 @@ def _compute_rest(
     done = len(plan.settings) - sum(chunk.size for chunk in rest)
     failed = sum(note.failed for note in notes.values())
     meter = make_meter(progress, len(plan.settings), done, failed)
-    stop = Stop()
     texts = [text for note in notes.values() for text in note.errors.values()]
     try:
-        with stop_on_interrupt(stop):
-            for chunk, computed in engine.run(rest, batch, stop):
-                _warn_of_memory(computed.batch, batch)
-                batch = min(batch, computed.batch)
-                if errors == "raise":
-                    _raise_first(layout, chunk, computed.errors)
-                computed = _with_free_names(layout, computed)
-                storage.write(chunk, computed)
-                texts += computed.errors.values()
-                failed_here = int(np.count_nonzero(computed.outcome.codes))
-                meter.add(chunk.size, failed_here)
+        for chunk, computed in engine.run(rest, batch, stop):
+            _warn_of_memory(computed.batch, batch)
+            batch = min(batch, computed.batch)
+            if errors == "raise":
+                _raise_first(layout, chunk, computed.errors)
+            computed = _with_free_names(layout, computed)
+            storage.write(chunk, computed)
+            texts += computed.errors.values()
+            failed_here = int(np.count_nonzero(computed.outcome.codes))
+            meter.add(chunk.size, failed_here)
     finally:
         meter.close()
     if len(texts) == len(plan.settings):
