@@ -54,7 +54,7 @@ def test_times_that_differ_between_settings_are_used(values):
     for i, line in enumerate(ax.lines):
         np.testing.assert_allclose(line.get_xdata(), values.time * values.rate[i])
     with pytest.raises(ValueError, match="recorded at different times"):
-        plot.bands(other, over="rate", by="scale")
+        plot.bands(other.isel(seed=0), over="rate", by="scale")
     with pytest.raises(ValueError, match="no numbers to draw over"):
         plot.bands(values.drop_vars("time").isel(scale=0), by="rate")
 
