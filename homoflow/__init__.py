@@ -92,5 +92,18 @@ from ._solvers import (
     GaussLegendre as GaussLegendre,
     Rodas5P as Rodas5P,
 )
+from ._sweep._models import models_of as models_of
+from ._sweep._settings import Settings as Settings, grid as grid, zipped as zipped
+from ._sweep._statistics import (
+    fraction as fraction,
+    mean_band as mean_band,
+    quantile_band as quantile_band,
+    slope_fit as slope_fit,
+)
+from ._sweep._sweep import (
+    SweepError as SweepError,
+    load_sweep as load_sweep,
+    sweep as sweep,
+)
 
 __version__ = importlib.metadata.version("homoflow")

@@ -68,6 +68,18 @@ def test_the_faq_has_twenty_questions():
     assert len(re.findall(r"^### ", text, re.MULTILINE)) >= 20
 
 
+def small_sweep():
+    def run(seed, scale, learning_rate):
+        model = hf.MLP((3, 4, 1), activation="linear", key=jax.random.key(seed))
+        model = jax.tree.map(lambda w: jnp.asarray(scale, w.dtype) * w, model)
+        x = jax.random.normal(jax.random.key(1), (8, 3))
+        data = (x, x[:, :1])
+        return hf.descend(model, data, 5, learning_rate=learning_rate, throw=False)
+
+    over = {"seed": range(3), "scale": [0.5, 1.0], "learning_rate": [0.1, 0.2]}
+    return hf.sweep(run, over, progress=False)
+
+
 @pytest.fixture(scope="module")
 def runs():
     """What the examples of `homoflow.plot` take for granted."""
@@ -82,7 +94,7 @@ def runs():
         5.0,
         solver=hf.Filippov(max_active=32, events=500),
     )
-    return {"flow": gd, "gd": gd, "exact": exact}
+    return {"flow": gd, "gd": gd, "exact": exact, "sweep": small_sweep()}
 
 
 @pytest.mark.parametrize("name", list(documented()))

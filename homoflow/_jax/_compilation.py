@@ -47,6 +47,11 @@ def fast_compile_jit(function: Callable) -> FastCompileJit:
     return FastCompileJit(function)
 
 
+def fast_compile_options() -> dict[str, Any] | None:
+    """Options for `jax.stages.Lowered.compile` that do the same, where XLA has them."""
+    return dict(_OPTIONS) if _has_options() else None
+
+
 @functools.cache
 def _known_options() -> dict[str, bool | int]:
     """The options that this version of XLA has: they come and go."""

@@ -171,7 +171,8 @@ def _stepper_and_controller(
     if settings.controller is not None:
         return settings.solver, settings.controller
     assert settings.rtol is not None
-    assert settings.atol is not None and settings.has_atol is not None
+    assert settings.atol is not None
+    assert settings.has_atol is not None
     default = settings.rtol * _scale(problem.weights)
     atol = jnp.where(settings.has_atol, settings.atol, default)
     # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.

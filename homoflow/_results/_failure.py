@@ -1,7 +1,9 @@
 """What runs that did not finish raise."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import equinox as eqx
 import jax
@@ -14,6 +16,8 @@ from .._jax._enumerations import member_indices, member_names
 from .._jax._tracing import is_concrete
 from ._status import RESULTS
 from ._trajectory import Trajectory
+
+_is_failure_data = contextvars.ContextVar("homoflow_is_failure_data", default=False)
 
 #: Of the runs that failed in the same way at most this many are listed.
 _MAX_NAMED = 10
@@ -36,6 +40,23 @@ class TrajectoryInterrupt(KeyboardInterrupt):
     def __init__(self, trajectory: Trajectory):
         super().__init__("What was computed is in this error's `trajectory`.")
         self.trajectory = trajectory
+
+
+class MustNotThrow(ValueError):
+    """A run that would raise where one that does not finish is data."""
+
+
+@contextlib.contextmanager
+def failures_are_data() -> Iterator[None]:
+    """Within it, what is compiled must not raise for a run that does not finish.
+
+    An exception in a compiled batch would be the end of all of its runs.
+    """
+    token = _is_failure_data.set(True)
+    try:
+        yield
+    finally:
+        _is_failure_data.reset(token)
 
 
 def raise_unless_successful(trajectory: Trajectory) -> Trajectory:
@@ -71,6 +92,11 @@ def raise_unless_successful(trajectory: Trajectory) -> Trajectory:
     if is_concrete(trajectory):
         _raise_where_known(trajectory)
         return trajectory
+    if _is_failure_data.get():
+        raise MustNotThrow(
+            "In a sweep a run that does not finish is data, with its `result`: pass "
+            "`throw=False` to `homoflow.flow` and `homoflow.descend` inside of `run`."
+        )
     _raise_in_vmap(trajectory)
     return _raise_when_run(trajectory)
 

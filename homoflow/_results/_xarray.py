@@ -25,7 +25,7 @@ def make_dataset(trajectory: Any, batch_dims: Sequence[str] | None) -> Any:
         ) from error
     batch = _batch_dims(np.ndim(trajectory.ts), batch_dims)
     data: dict[str, Variable] = {}
-    for name, dims, values in _recorded(trajectory, batch):
+    for name, dims, values in recorded_variables(trajectory, batch):
         if name in data:
             raise ValueError(
                 f"Two things that were recorded are called {name!r}: rename one of them "
@@ -33,18 +33,32 @@ def make_dataset(trajectory: Any, batch_dims: Sequence[str] | None) -> Any:
             )
         data[name] = (dims, values)
     data["result"] = (batch, names_of(trajectory.result, RESULTS))
+    data |= {name: (batch, values) for name, values in numbers_of(trajectory).items()}
+    labels = {"array": list(trajectory.squared_norms)}
+    coordinates = {**_times(trajectory, batch), **labels}
+    return xr.Dataset(data, coordinates, facts_of(trajectory))
+
+
+def numbers_of(trajectory: Any) -> dict[str, np.ndarray]:
+    """The numbers of `stats`, and names for the members of enumerations."""
+    found = {}
+    for key, value in trajectory.stats.items():
+        if isinstance(value, StationaryKind):
+            found[key] = names_of(value, StationaryKind)
+        elif value is not None and not isinstance(value, str | Reason):
+            found[key] = np.asarray(value)
+    return found
+
+
+def facts_of(trajectory: Any) -> dict[str, str]:
+    """The facts of `stats`, reasons with their codes beside them."""
     facts = {}
     for key, value in trajectory.stats.items():
         if isinstance(value, Reason):
             facts |= {key: value.text, f"{key}_code": value.code}
         elif isinstance(value, str):
             facts[key] = value
-        elif isinstance(value, StationaryKind):
-            data[key] = (batch, names_of(value, StationaryKind))
-        elif value is not None:
-            data[key] = (batch, np.asarray(value))
-    labels = {"array": list(trajectory.squared_norms)}
-    return xr.Dataset(data, {**_times(trajectory, batch), **labels}, facts)
+    return facts
 
 
 def _batch_dims(ndim: int, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -73,11 +87,7 @@ def _times(trajectory: Any, batch: tuple[str, ...]) -> dict[str, Variable]:
     first = ts.reshape(-1, ts.shape[-1])[0]
     is_common = bool(np.all(ts == first))
     coordinates: dict[str, Variable] = {}
-    thinned = ((n, every) for n, every in trajectory.observed_every if every > 1)
-    for dim, name, every in (
-        ("time", "t", 1),
-        *((f"time of {n}", f"t of {n}", every) for n, every in thinned),
-    ):
+    for dim, name, every in time_axes(trajectory):
         if is_common:
             coordinates[dim] = ((dim,), first[::every])
         else:
@@ -85,7 +95,15 @@ def _times(trajectory: Any, batch: tuple[str, ...]) -> dict[str, Variable]:
     return coordinates
 
 
-def _recorded(
+def time_axes(trajectory: Any) -> Iterator[tuple[str, str, int]]:
+    """The axes of time: dimension, name of the times where runs differ, and thinning."""
+    yield "time", "t", 1
+    for name, every in trajectory.observed_every:
+        if every > 1:
+            yield f"time of {name}", f"t of {name}", every
+
+
+def recorded_variables(
     trajectory: Any, batch: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
     """Name, dimensions and values of everything over time."""

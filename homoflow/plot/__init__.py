@@ -12,3 +12,4 @@ from ._curves import (
 )
 from ._ledger import ledger as ledger
 from ._sliding import sliding as sliding, sliding_time as sliding_time
+from ._sweeps import bands as bands, heat_map as heat_map, panels as panels

@@ -1,0 +1,104 @@
+"""Every compiled program lowers for GPUs and TPUs on a machine that has neither."""
+
+import functools
+import re
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import homoflow as hf
+
+pytestmark = pytest.mark.slow
+
+RNG = np.random.default_rng(0)
+PLATFORMS = ("cuda", "rocm", "tpu")
+
+
+def problem(activation, dtype):
+    x = jnp.asarray(RNG.standard_normal((6, 2)), dtype)
+    model = hf.MLP((2, 3, 1), activation=activation, dtype=dtype, key=jax.random.key(0))
+    return model, (x, x[:, :1])
+
+
+def flow(activation, **options):
+    def run(dtype):
+        model, data = problem(activation, dtype)
+        return model, lambda m: hf.flow(m, data, 0.5, throw=False, **options)
+
+    return run
+
+
+def descend(**options):
+    def run(dtype):
+        model, data = problem("linear", dtype)
+        options_here = {"learning_rate": 0.1, "throw": False, **options}
+        return model, lambda m: hf.descend(m, data, 5, **options_here)
+
+    return run
+
+
+def other(function, activation="linear", **options):
+    def run(dtype):
+        model, data = problem(activation, dtype)
+        return model, lambda m: function(m, data, **options)
+
+    return run
+
+
+def key():
+    return jax.random.key(1)
+
+
+#: As docs/sweeps.md lists them.
+PROGRAMS = {
+    "flow, Dopri8": flow(jnp.tanh, solver=dfx.Dopri8()),
+    "flow, Tsit5": flow(jnp.tanh, solver=dfx.Tsit5(), rtol=1e-4),
+    "flow, Kvaerno5": flow(jnp.tanh, solver=dfx.Kvaerno5(), rtol=1e-4),
+    "flow, ExponentialAdams": flow(jnp.tanh, solver=hf.ExponentialAdams()),
+    "flow, GaussLegendre": flow(jnp.tanh, solver=hf.GaussLegendre()),
+    "flow, Rodas5P": flow(jnp.tanh, solver=hf.Rodas5P(), rtol=1e-4),
+    "flow, projected": flow("linear", project=True),
+    "flow, Averaged": flow("relu", solver=hf.Averaged(), rtol=1e-3),
+    "flow, Filippov": flow("relu", solver=hf.Filippov()),
+    "descend, sgd": descend(),
+    "descend, adam, minibatches and ledger": descend(
+        optimizer=optax.adam, batch_size=2, key=key(), ledger=True
+    ),
+    "descend, momentum": descend(optimizer=functools.partial(optax.sgd, momentum=0.9)),
+    "modified_flow": other(hf.modified_flow, learning_rate=0.1, t1=0.5, throw=False),
+    "heavy_ball_flow": other(hf.heavy_ball_flow, t1=0.5, mass=0.1, throw=False),
+    "predict_drift": other(hf.predict_drift, t1=0.5, throw=False),
+    "sharpness": other(hf.sharpness),
+}
+
+
+def exported(make, dtype):
+    model, run = make(dtype)
+    weights, rest = eqx.partition(model, eqx.is_array)
+
+    def arrays(weights):
+        result = run(eqx.combine(weights, rest))
+        return jax.tree.leaves(eqx.filter(result, eqx.is_array))
+
+    return jax.export.export(jax.jit(arrays), platforms=PLATFORMS)(weights)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_lowers_for_every_platform(name, dtype):
+    program = exported(PROGRAMS[name], jnp.dtype(dtype))
+    assert set(program.platforms) == set(PLATFORMS)
+    # Nothing that only this machine's Python could answer.
+    assert not re.findall(r"xla\w*_callback", program.mlir_module())
+
+
+def test_a_step_of_the_users_lowers_only_where_it_runs():
+    """Diffrax checks the sign of `dt0` in Python: docs/sweeps.md says so."""
+    make = flow(jnp.tanh, solver=dfx.Dopri8(), dt0=0.1)
+    with pytest.raises(NotImplementedError, match="python_callback"):
+        exported(make, jnp.dtype("float64"))
