@@ -205,6 +205,19 @@ def _steady_state(facts: Facts) -> str | None:
     )
 
 
+def _stays_stiff(facts: Facts) -> str | None:
+    has_controller = facts.options.stepsize_controller is not None
+    goes_back = isinstance(facts.options.adjoint, dfx.BacksolveAdjoint)
+    is_small = facts.task.problem.num_weights <= MAX_DENSE_WEIGHTS
+    is_stiff = facts.task.dynamics.stays_stiff and not facts.kinks
+    if not (is_stiff and is_small) or has_controller or goes_back:
+        return None
+    return (
+        "fast directions never die out, and weights are few: steps with a dense Jacobian "
+        "are bounded by accuracy alone"
+    )
+
+
 def _stiff(facts: Facts) -> str | None:
     if facts.stalled_at is None or not facts.may_take_adams:
         return None
@@ -263,6 +276,11 @@ RULES = (
     Rule(
         "few_weights_steady_state",
         _steady_state,
+        lambda facts: facts.diffrax(Rodas5P()),
+    ),
+    Rule(
+        "few_weights_stiff",
+        _stays_stiff,
         lambda facts: facts.diffrax(Rodas5P()),
     ),
     Rule(
