@@ -49,7 +49,7 @@ def fast_compile_jit(function: Callable) -> FastCompileJit:
 
 def fast_compile_options() -> dict[str, Any] | None:
     """Options for `jax.stages.Lowered.compile` that do the same, where XLA has them."""
-    return dict(_OPTIONS) if _has_options() else None
+    return dict(_known_options()) or None
 
 
 @functools.cache
