@@ -12,9 +12,11 @@ from ._dynamics._base import (
 from ._dynamics._gradient_flow import GradientFlow as GradientFlow
 from ._dynamics._heavy_ball import HeavyBall as HeavyBall
 from ._dynamics._modified import Modified as Modified
+from ._flows._certify_margin import certify_margin as certify_margin
 from ._flows._drift_prediction import DriftPrediction as DriftPrediction
 from ._flows._flow import flow as flow
 from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
+from ._flows._late_flow import late_flow as late_flow
 from ._flows._modified_flow import modified_flow as modified_flow
 from ._flows._predict_drift import predict_drift as predict_drift
 from ._flows._sharpness import sharpness as sharpness
@@ -80,6 +82,7 @@ from ._results._ledger import (
     BatchSplit as BatchSplit,
     Ledger as Ledger,
 )
+from ._results._margin_certificate import MarginCertificate as MarginCertificate
 from ._results._reason import Reason as Reason
 from ._results._save import load as load, save as save
 from ._results._stationary_kind import StationaryKind as StationaryKind

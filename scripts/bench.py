@@ -16,10 +16,10 @@ project's targets. Absolute tolerances are the relative ones times the root mean
 the initial weights. Compilation is not counted. A later run adds to what is in `--out`,
 and Ctrl-C keeps what there is.
 
-`descend`, `ledger`, `flow`, `projection` and `import` are ratios to bare loops, or to runs
-without it, in one and the same run (`ratios.json`). `latency` is the time of first and
-second calls, each in a process of its own (`latency.json`, `latency.md`); `--cases` names
-some of them.
+`descend`, `ledger`, `flow`, `exact`, `projection` and `import` are ratios to bare loops, or
+to runs without it, and `seeds` is 64 in one vmap to one by one, in one and the same run
+(`ratios.json`). `latency` is the time of first and second calls, each in a process of its
+own (`latency.json`, `latency.md`); `--cases` names some of them.
 
 The peers come with `pip install '.[bench]'` (and `pip install torchode`); those that are
 missing are left out.

@@ -10,7 +10,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "homoflow"
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 12
 #: What people call with many options, each of them named.
-FACES = {"flow", "modified_flow", "heavy_ball_flow", "predict_drift", "descend"}
+FACES = frozenset(
+    [
+        "flow",
+        "modified_flow",
+        "heavy_ball_flow",
+        "late_flow",
+        "predict_drift",
+        "descend",
+    ]
+)
 #: Diffrax's and homoflow's own: rules about one of them stand in `_methods/_choose.py`, or
 #: are answers of the solver's own class.
 SOLVERS = re.compile(

@@ -113,11 +113,12 @@ def test_the_counter_sees_a_recompilation():
     model, data = neuron()
     loss = CountingLoss()
 
-    def run(steps):
-        return hf.descend(model, data, steps, learning_rate=0.1, loss=loss)
+    def run(batch_size):
+        options = {"batch_size": batch_size, "key": jr.key(0), "loss": loss}
+        return hf.descend(model, data, 6, learning_rate=0.1, **options)
 
     with pytest.raises(AssertionError):
-        assert_traced_once(run, loss.calls, [{"steps": 6}, {"steps": 7}])
+        assert_traced_once(run, loss.calls, [{"batch_size": 2}, {"batch_size": 3}])
 
 
 # jit and vmap.

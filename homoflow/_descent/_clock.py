@@ -64,7 +64,8 @@ class Clock(eqx.Module):
     - `has_decay`, `has_memory`: whether weights, and earlier gradients, add to a step.
     - `num_memory`: arrays of memory that are followed from step to step.
     - `step_time`: of every step, if all steps are alike; `None` otherwise.
-    - `remembered`: the part of the memory that a step keeps, if all steps are alike.
+    - `remembered`: the part of the memory that a step keeps, if all steps are alike and
+        there is a memory.
     """
 
     reason: str = eqx.field(static=True)
@@ -135,13 +136,15 @@ class Clock(eqx.Module):
             lambda d: d.unforgotten, state.defects, never.astype(state.elapsed.dtype)
         )
 
-    def memory_left(self, state: ClockState | None, steps: int) -> Float[Array, ""]:
+    def memory_left(
+        self, state: ClockState | None, steps: int | Int[Array, ""]
+    ) -> Float[Array, ""]:
         """The part of the optimizer's memory that is older than the run."""
         if state is not None:
             return jnp.max(state.memory.left, initial=0)
         if self.remembered is None:
-            return jnp.zeros(())
-        return self.remembered**steps
+            return jnp.zeros_like(self.defects.unforgotten)
+        return self.remembered ** jnp.asarray(steps, self.remembered.dtype)
 
 
 def read_clock(reading: Reading, gradient: PyTree, dtype: Any) -> Clock:
@@ -158,9 +161,11 @@ def read_clock(reading: Reading, gradient: PyTree, dtype: Any) -> Clock:
     if not response.reason and _is_constant(reading, response):
         times, memory = respond(recursions, Memory.start(num_memory, dtype))
         step_time, found = _judge(response, times)
-        remembered = jnp.max(memory.left, initial=0)
-        never = (remembered >= 1).astype(dtype)
-        defects = dataclasses.replace(found, unforgotten=never)
+        defects = found
+        if num_memory:
+            remembered = jnp.max(memory.left)
+            never = (remembered >= 1).astype(dtype)
+            defects = dataclasses.replace(found, unforgotten=never)
     return Clock(
         response.reason,
         response.has_decay,

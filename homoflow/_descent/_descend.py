@@ -12,10 +12,11 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 from .._jax._arguments import check_flag, check_key, check_number, refuse_class
 from .._jax._progress import Progress, as_meter, check_progress
 from .._jax._text import first_line
+from .._jax._tracing import is_concrete_call
 from .._laws import Law, Laws
 from .._laws._as_laws import laws_to_record
 from .._observe._base import Observables, as_observables
-from .._observe._recorder import STANDARD, Recorder
+from .._observe._recorder import STANDARD
 from .._problem._checks import check_count, check_laws, check_learning_rate
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, Problem, make_problem
@@ -25,8 +26,8 @@ from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory, with_facts
 from ._batches import Batches
 from ._factory import Factory, OptimizerFactory
-from ._plan import Continuation, Plan
-from ._run import run_descent
+from ._plan import Continuation, Plan, make_plan
+from ._run import run_descent, trajectory_of
 
 LearningRate = float | int | Float[ArrayLike, ""] | Callable[[Any], Any]
 
@@ -109,31 +110,31 @@ def descend(
     if not callable(learning_rate):
         learning_rate = jnp.asarray(learning_rate, dtype)
     factory = Factory.create(optimizer)
-    factory(learning_rate)  # An error here if what it makes is no transformation.
+    factory.check(learning_rate)
     recorded = laws_to_record(problem, laws)
     previous = _continuation_of(model)
     if ledger:
-        _refuse_without_laws(recorded)
-    plan = Plan(
-        steps=steps,
-        record_every=min(record_every, steps),
+        _refuse_without_laws(recorded.whole)
+    asked = as_observables(observe, STANDARD)
+    plan = make_plan(
+        problem,
+        recorded,
+        asked,
+        (steps, record_every),
         batches=_checked_batches(problem, batch_size, key, previous),
         save_models=save_models,
         factory=factory,
-        laws=recorded if ledger else None,
-        recorder=Recorder.create(recorded, {}, as_observables(observe, STANDARD)),
+        ledger=ledger,
     )
+    num_recorded = plan.room
+    known = problem, learning_rate, key, previous, t0
+    if not callable(learning_rate) and is_concrete_call(known):
+        plan = plan.for_all_sizes(problem)
     if previous is not None:
         _check_continuation(plan, problem, learning_rate, previous)
-    trajectory, time_unit = run_descent(
-        problem,
-        plan,
-        learning_rate,
-        key,
-        jnp.asarray(t0, dtype),
-        previous,
-        as_meter(progress),
-    )
+    t0, meter = jnp.asarray(t0, dtype), as_meter(progress)
+    outcome = run_descent(problem, plan, learning_rate, key, t0, previous, meter)
+    trajectory, time_unit = trajectory_of(problem, plan, outcome, num_recorded)
     facts = (("optimizer", factory.name), ("time_unit", time_unit.fact))
     trajectory = with_facts(trajectory, facts)
     return raise_unless_successful(trajectory) if throw else trajectory

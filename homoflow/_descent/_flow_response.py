@@ -16,8 +16,8 @@ from ._linear_form import Coefficients, Form, Source
 from ._read_update import Reading
 
 NONLINEAR = (
-    "steps are not a linear function of the gradients (as in Adam), so there is no "
-    "gradient-flow limit."
+    "steps are not a linear function of the gradients, as far as their program shows (in "
+    "Adam they are not), so no gradient-flow limit is known."
 )
 NOISY = "steps add what is no gradient (noise), so the limit is no gradient flow."
 MIXED = (

@@ -102,13 +102,18 @@ class LawBudget(eqx.Module):
             keeps_weights=self.keeps_weights,
         )
 
-    def split(self, mean: PyTree, step: Step) -> dict | None:
-        """`BatchSplit` of every law, for a step of a batch; `mean` is the full gradient.
+    @property
+    def has_split(self) -> bool:
+        """Whether the optimizer takes a multiple of the gradient, whose noise splits."""
+        return self.update_parts is not None and self.update_parts.is_multiple
 
-        `None` if the optimizer does not take a multiple of the gradient.
-        """
-        if self.update_parts is None or not self.update_parts.is_multiple:
-            return None
+    def no_split(self, weights: PyTree) -> dict[str, BatchSplit]:
+        """A split of zeros."""
+        zeros = jax.tree.map(jnp.zeros_like, self.values(weights))
+        return {name: BatchSplit(zero, zero, zero) for name, zero in zeros.items()}
+
+    def split(self, mean: PyTree, step: Step) -> dict[str, BatchSplit]:
+        """`BatchSplit` of every law, for a step of a batch; `mean` is the full gradient."""
         gradient, mean = widen_half_precision((step.gradient, mean))
         squared = self._split(step).multiple ** 2
         noise = jax.tree.map(jnp.subtract, gradient, mean)

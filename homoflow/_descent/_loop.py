@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from .._jax._arrays import all_finite
 from .._observe._base import Point
 from .._observe._recorder import Carries, Values
 from .._observe._time_grid import values_error
@@ -24,6 +23,7 @@ from ._factory import one_set_of_weights, update_with_extras
 from ._law_budget import BudgetTerms, LawBudget, Step, unit_of_rounding
 from ._plan import Continuation, Plan
 from ._read_update import Reading, read_update
+from ._rows import Rows
 from ._update_parts import starts_from_weights, update_parts
 
 
@@ -53,10 +53,21 @@ class Record(NamedTuple):
     alive: Bool[Array, ""]
 
 
+class History(NamedTuple):
+    """What is written down at a recorded step, and of the step that starts there.
+
+    `splits`: what the noise of its batch does, if there are batches and an account.
+    """
+
+    records: Record
+    splits: dict | None
+
+
 class Carry(NamedTuple):
     state: State
     observing: Carries
     bar: Any
+    rows: Rows
 
 
 class Loop(NamedTuple):
@@ -97,7 +108,7 @@ class Loop(NamedTuple):
             unit = unit_of_rounding(weights, memory)
             accountant = LawBudget(plan.laws, parts, unit, keeps_weights)
         clock = read_clock(reading, zeros, rate_times.dtype)
-        ts = clock.times(jnp.asarray(plan.recorded_steps()), rate_times)
+        ts = clock.times(plan.recorded_steps(), rate_times)
         return Loop(problem, plan, optimizer, meter, ts, first_step, clock, accountant)
 
     def start(
@@ -112,7 +123,9 @@ class Loop(NamedTuple):
             assert key is not None
             order = plan.batches.init(key)
         sums = None if self.accountant is None else self.accountant.start(weights)
-        is_sound = values_error(self.problem) == RESULTS.successful
+        is_sound = jnp.asarray(True)
+        if not plan.are_values_known:
+            is_sound = values_error(self.problem) == RESULTS.successful
         return State(
             weights,
             weights,
@@ -133,27 +146,64 @@ class Loop(NamedTuple):
 
         return self.plan.recorder.start(make_start)
 
-    def block(
-        self, length: int, carry: Carry, index: Int[Array, ""]
-    ) -> tuple[Carry, tuple[Record, dict | None]]:
-        """One recorded step, and others up to the next one."""
-        state, bar = carry.state, carry.bar
-        full = jax.value_and_grad(self.problem.loss)(state.weights)
-        record, observing = self._observe(index, state, carry.observing, full)
-        state, split = self._recorded_step(state, full)
-        state = jax.lax.fori_loop(0, length - 1, self._plain_step, state)
-        done = state.step - self.first_step
-        bar = self.meter.step(bar, done.astype(jnp.float32) / self.plan.steps)
-        return Carry(state, observing, bar), (record, split)
+    def run(self, start: State) -> Carry:
+        """All steps from the state before the first: the end, and what was recorded.
 
-    def end(self, carry: Carry) -> Record:
-        """What is recorded after the last step."""
-        state = carry.state
-        full = jax.value_and_grad(self.problem.loss)(state.weights)
-        index = jnp.asarray(len(self.plan.recorded_steps()) - 1)
-        record, _ = self._observe(index, state, carry.observing, full)
-        alive = state.alive & jnp.isfinite(full[0]) & all_finite(state.weights)
-        return record._replace(alive=alive)
+        Everything stands in the program once: each round of its loop takes a gradient,
+        writes down what is due, and steps. The last round does not step.
+        """
+        observing = self._start_observing(start)
+        row = jnp.arange(0).dtype.type(0)
+        full = jax.eval_shape(self._gradient, start)
+        observe = eqx.filter_closure_convert(self._observe, row, start, observing, full)
+        splits = jax.eval_shape(self._no_split, start)
+        rows = Rows.create(History(observe.out_struct[0], splits), self.plan.room)
+        carry = Carry(start, observing, self.meter.init(), rows)
+        one_round = functools.partial(self._round, observe)
+        return jax.lax.fori_loop(0, self.plan.steps + 1, one_round, carry)
+
+    def _start_observing(self, state: State) -> Carries:
+        """What the observables start from."""
+
+        def make_start() -> Point:
+            full = jax.value_and_grad(self.problem.loss)(state.weights)
+            return self._point(self.ts[0], state, *full)
+
+        return self.plan.recorder.start(make_start)
+
+    def _round(self, observe: Callable, index: Int[Array, ""], carry: Carry) -> Carry:
+        """What is due before a step, and the step."""
+        plan, state = self.plan, carry.state
+        row, is_end = plan.row(index), index == plan.steps
+        is_due = plan.is_due(index) | is_end
+        full = self._gradient(state)
+        seen = row, state, carry.observing, full
+        if isinstance(plan.record_every, int) and plan.record_every == 1:
+            record, observing, mean = observe(*seen)
+        else:
+            record, observing, mean = jax.lax.cond(
+                is_due,
+                lambda *seen: observe(*seen),
+                lambda *seen: _see_nothing(observe, *seen),
+                *seen,
+            )
+        state, split = jax.lax.cond(
+            is_end,
+            lambda state, *_: (state, self._no_split(state)),
+            self._step,
+            *(state, full, mean, is_due),
+        )
+        # Between two recorded steps this fills the row of the next, which comes later.
+        rows = carry.rows.write(row, History(record, split))
+        done = state.step - self.first_step
+        progress = done.astype(jnp.float32) / jnp.asarray(plan.steps, jnp.float32)
+        return Carry(state, observing, self.meter.step(carry.bar, progress), rows)
+
+    def _gradient(self, state: State) -> tuple[Array, PyTree] | None:
+        """Loss and gradient of all data, if every step goes down these."""
+        if self.plan.batches is not None:
+            return None
+        return jax.value_and_grad(self.problem.loss)(state.weights)
 
     def _point(self, t: Array, state: State, loss: Array, gradient: PyTree) -> Point:
         weights = state.weights
@@ -164,18 +214,22 @@ class Loop(NamedTuple):
         return Point(t, self.problem, weights, loss, gradient, weights, velocity)
 
     def _observe(
-        self, index: Array, state: State, observing: Carries, full: tuple
-    ) -> tuple[Record, Carries]:
-        point = self._point(self._time(index, state), state, *full)
+        self, row: Array, state: State, observing: Carries, full: tuple | None
+    ) -> tuple[Record, Carries, PyTree | None]:
+        """What is recorded, what is handed on, and the gradient where a split needs it."""
+        if full is None:
+            full = jax.value_and_grad(self.problem.loss)(state.weights)
+        point = self._point(self._time(row, state), state, *full)
         recorder, accountant = self.plan.recorder, self.accountant
-        values, observing = recorder.record_next(point, index, observing)
+        values, observing = recorder.record_next(point, row, observing)
         account = None
         if accountant is not None:
             weights = state.weights
             account = accountant.values(weights), state.sums, accountant.size(weights)
         saved = state.weights if self.plan.save_models else None
         elapsed = None if state.clock is None else state.clock.elapsed
-        return Record(values, saved, account, elapsed, state.alive), observing
+        record = Record(values, saved, account, elapsed, state.alive)
+        return record, observing, full[1] if self._has_split else None
 
     def _time(self, index: Array, state: State) -> Float[Array, ""]:
         """The time at a recorded step, so far as it is known by then."""
@@ -201,15 +255,50 @@ class Loop(NamedTuple):
             self.optimizer, loss_fn, loss, gradient, state.memory, state.weights
         )
 
+    @property
+    def _has_split(self) -> bool:
+        """Whether an account tells what the noise of batches does."""
+        accountant = self.accountant
+        is_batch = self.plan.batches is not None
+        return is_batch and accountant is not None and accountant.has_split
+
+    def _no_split(self, state: State) -> dict | None:
+        """The split's zeros, where there is a split."""
+        if not self._has_split:
+            return None
+        assert self.accountant is not None
+        return self.accountant.no_split(state.weights)
+
+    def _step(
+        self,
+        state: State,
+        full: tuple[Array, PyTree] | None,
+        mean: PyTree | None,
+        is_due: Bool[Array, ""],
+    ) -> tuple[State, dict | None]:
+        """One step, and what the noise of its batch does if that is `is_due`."""
+        loss_fn, order = self._batch(state)
+        used = jax.value_and_grad(loss_fn)(state.weights) if full is None else full
+        reading = self._read(state, used, loss_fn)
+        split = None
+        if self._has_split:
+            accountant = self.accountant
+            assert accountant is not None
+            split = jax.lax.cond(
+                is_due,
+                lambda: accountant.split(mean, _step(state, used[1], reading)),
+                lambda: self._no_split(state),
+            )
+        return self._advance(state, used, reading, order), split
+
     def _advance(
         self,
         state: State,
         used: tuple[Array, PyTree],
-        loss_fn: Callable,
+        reading: Reading,
         order: EpochOrder | None,
     ) -> State:
         loss, gradient = used
-        reading = self._read(state, used, loss_fn)
         with jax.numpy_dtype_promotion("standard"):
             proposed = optax.apply_updates(state.weights, reading.update)
         # Only the loss is looked at: to look at every weight in every step takes longer
@@ -224,25 +313,6 @@ class Loop(NamedTuple):
         finite = select(alive, state.weights, state.finite_weights)
         count = state.step + alive.astype(state.step.dtype)
         return State(proposed, finite, reading.state, count, alive, order, sums, clock)
-
-    def _plain_step(self, _, state: State) -> State:
-        loss_fn, order = self._batch(state)
-        used = jax.value_and_grad(loss_fn)(state.weights)
-        return self._advance(state, used, loss_fn, order)
-
-    def _recorded_step(
-        self, state: State, full: tuple[Array, PyTree]
-    ) -> tuple[State, dict | None]:
-        """A step from weights at which loss and gradient of all data are known."""
-        loss_fn, order = self._batch(state)
-        if self.plan.batches is None:
-            return self._advance(state, full, loss_fn, order), None
-        used = jax.value_and_grad(loss_fn)(state.weights)
-        split = None
-        if self.accountant is not None:
-            reading = self._read(state, used, loss_fn)
-            split = self.accountant.split(full[1], _step(state, used[1], reading))
-        return self._advance(state, used, loss_fn, order), split
 
 
 def _read(
@@ -277,3 +347,12 @@ def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:
 
 def select(choice: Bool[Array, ""], these: PyTree, those: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(choice, a, b), these, those)
+
+
+def _see_nothing(
+    observe: Any, row: Array, state: State, observing: Carries, full: tuple | None
+) -> tuple[Record, Carries, PyTree | None]:
+    """Zeros in place of what would be recorded."""
+    del row, state, full
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), observe.out_struct)
+    return zeros[0], observing, zeros[2]

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._jax._tracing import is_concrete
 from ._clock import Clock, ClockState, Defects
@@ -95,7 +95,7 @@ class TimeUnit(eqx.Module):
 def time_unit_of(
     clock: Clock,
     state: ClockState | None,
-    steps: int,
+    steps: int | Int[Array, ""],
     ts: Float[Array, " times"],
     rate_times: Float[Array, " times"],
 ) -> TimeUnit:

@@ -41,9 +41,12 @@ class UpdateParts(eqx.Module):
         """What is put together, or has no source; empty if nothing."""
         sentences = []
         if self.coupled and not self.is_multiple:
+            booked = {"memory": "momentum", "weights": "decay"}
+            is_partial = any(booked[kind] in self.separate for kind in self.coupled)
+            first = "Some of what" if is_partial else "What"
             sentences.append(
-                f"What the optimizer makes of its {' and '.join(self.coupled)} cannot be "
-                "told from the rest of the step: it is in `transformation`."
+                f"{first} the optimizer makes of its {' and '.join(self.coupled)} cannot "
+                "be told from the rest of the step: it is in `transformation`."
             )
         if "unattributed" in self.separate:
             sentences.append(

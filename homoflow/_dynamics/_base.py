@@ -64,6 +64,12 @@ class AbstractDynamics(eqx.Module):
         return True
 
     @property
+    def stays_stiff(self) -> bool:
+        """Whether fast directions never die out, so that a dense Jacobian pays where
+        weights are few."""
+        return False
+
+    @property
     def has_memory(self) -> bool:
         """Whether weights alone do not say how a run goes on."""
         return type(self).init is not AbstractDynamics.init
@@ -98,6 +104,13 @@ class AbstractDynamics(eqx.Module):
 
         The problem's own `weights` are not there: they are in the state.
         """
+
+    def clock(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The time on the flow's clock, where the equation is solved in another variable.
+
+        Everything that is recorded is on the clock, velocities too.
+        """
+        return t
 
     def observables(self, laws: Laws) -> dict[str, AbstractObservable]:
         """What is recorded beside the loss, laws and norms, or in place of them."""

@@ -13,12 +13,11 @@ from .._observe._base import AbstractObservable, FunctionOfPoint, Point
 from .._observe._sharpness import Sharpness
 from .._problem._losses import Risk
 from .._problem._problem import Problem
+from .._results._stats import DIFFERENCE_SAFETY
 from ._base import AbstractDynamics
 
 #: Samples whose gradients are in memory at one time.
 _CHUNK = 64
-#: As for the error estimate of weights, twice the difference to a coarser solve.
-_SAFETY = 2.0
 
 
 class DriftState(NamedTuple):
@@ -140,4 +139,4 @@ def _relative_difference(fine: DriftIntegrals, coarse: DriftIntegrals) -> Array:
     if not differences:
         return jnp.zeros(())
     worst = jnp.max(jnp.stack(differences), initial=0)
-    return _SAFETY * jax.lax.stop_gradient(worst)
+    return DIFFERENCE_SAFETY * jax.lax.stop_gradient(worst)

@@ -5,43 +5,28 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from .._dynamics._base import AbstractDynamics
 from .._dynamics._gradient_flow import GradientFlow
-from .._jax._arguments import check_flag, check_instance, check_number
-from .._jax._enumerations import names_of
+from .._jax._arguments import as_times, check_flag, check_instance, check_number
 from .._jax._progress import Progress, check_progress
-from .._jax._tracing import is_concrete, is_concrete_call
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
 from .._methods._base import AbstractMethod
 from .._methods._choose import adapt_method
 from .._methods._steady_state import SteadyState, steady_state_times
-from .._methods._task import Task, is_finite_at_start, is_infinite
+from .._methods._task import Task, is_infinite
 from .._observe._base import Observables, as_observables
 from .._observe._recorder import STANDARD, Recorder
-from .._observe._time_grid import make_time_grid
+from .._observe._time_grid import DEFAULT_TIMES, make_time_grid
 from .._problem._checks import as_max_steps, check_laws
 from .._problem._problem import Problem
 from .._results._failure import raise_unless_successful
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-
-#: Weights with a larger estimated error have not converged.
-_MAX_ERROR = 0.1
-#: How a run may end whose gradient is NaN from the start.
-_MAYBE_AT_START = frozenset(
-    {
-        "nonfinite",
-        "step_size_too_small",
-        "max_steps_reached",
-        "solver_failed",
-        "end_not_reached",
-        "stuck_on_kinks",
-        "kink_mode_unsettled",
-    }
+from ._judge_run import (
+    is_nonfinite_at_start,
+    restored_a_broken_law,
+    warn_if_inaccurate,
 )
 
 
@@ -79,7 +64,9 @@ def make_task(
         )
     recorded = laws_to_record(problem, laws)
     asked = as_observables(observe, STANDARD)
-    recorder = Recorder.create(recorded, dynamics.observables(recorded), asked)
+    num_times = DEFAULT_TIMES if ts is None else len(as_times(ts))
+    of_dynamics = dynamics.observables(recorded.whole)
+    recorder = Recorder.create(recorded, of_dynamics, asked, num_times)
     if is_infinite(t1):
         grid, passed = None, steady_state_times(ts, problem.dtype)
         if is_continued:
@@ -123,61 +110,17 @@ def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
     is_steady = task.grid is None
     method = SteadyState(method) if is_steady else adapt_method(method, task)
     trajectory = method.run(task)
-    if _restored_a_broken_law(trajectory, task):
+    if restored_a_broken_law(trajectory, task):
         warnings.warn(
             "A law that holds at random weights is broken where this flow goes: it was "
             "solved again without restoring laws.",
             stacklevel=3,
         )
         trajectory = method.run(dataclasses.replace(task, project=False))
-    if _is_nonfinite_at_start(trajectory, task):
+    if is_nonfinite_at_start(trajectory, task):
         trajectory = dataclasses.replace(trajectory, result=RESULTS.nonfinite_at_start)
     task.dynamics.warn(trajectory)
     if throw:
         trajectory = raise_unless_successful(trajectory)
-    _warn_if_inaccurate(trajectory, task)
+    warn_if_inaccurate(trajectory, task)
     return trajectory
-
-
-def _restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
-    """Whether projection, which nobody asked for, has made the flow another one."""
-    if task.project is not None or not is_concrete(trajectory.result):
-        return False
-    return bool(jnp.all(trajectory.result == RESULTS.law_broken))
-
-
-def _is_nonfinite_at_start(trajectory: Trajectory, task: Task) -> bool:
-    """Whether a run failed because its loss or gradient is NaN or inf from the start.
-
-    Asked only where a run has failed and nothing that it recorded tells.
-    """
-    if not is_concrete_call((task.given, trajectory)):
-        return False
-    if str(names_of(trajectory.result, RESULTS)) not in _MAYBE_AT_START:
-        return False
-    if np.isfinite(np.asarray(trajectory.losses)).any():
-        return False
-    return not bool(is_finite_at_start(task.given))
-
-
-def _warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:
-    """A warning where a run's own error estimate exceeds the tolerance asked for."""
-    estimate = trajectory.stats["error_estimate"]
-    if estimate is None or not is_concrete((estimate, task.rtol)):
-        return
-    error = float(jnp.max(estimate))
-    rtol = None if task.rtol is None else float(jnp.min(jnp.asarray(task.rtol)))
-    what = f"The relative error of the final weights is estimated at {error:.2g}"
-    if error > _MAX_ERROR:
-        warnings.warn(
-            f"{what}: they have not converged. (Losses and laws may have: see "
-            "`loss_error_estimate`.) Lower `rtol`, or pass `solver=homoflow.Filippov()`, "
-            "which follows each kink.",
-            stacklevel=4,
-        )
-    elif rtol is not None and error > rtol:
-        warnings.warn(
-            f"{what}, which is {error / rtol:.2g} times `rtol`, the tolerance of a single "
-            "step: lower `rtol` to make it smaller.",
-            stacklevel=4,
-        )

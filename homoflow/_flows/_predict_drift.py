@@ -101,7 +101,7 @@ def predict_drift(
         model,
         data,
         t1,
-        dynamics=FlowWithDrift(laws_to_record(problem, laws), noise),
+        dynamics=FlowWithDrift(laws_to_record(problem, laws).whole, noise),
         loss=loss,
         objective=objective,
         trainable=trainable,

@@ -87,8 +87,10 @@ def as_times(ts: Any) -> Array:
         raise TypeError(
             f"`ts` must hold real numbers, the times to record at; got {short_repr(ts)}."
         )
+    is_numpy = isinstance(given, np.ndarray) and given.dtype.kind in "iuf"
     try:
-        times = jnp.asarray(given)
+        # Nothing is compiled for an array of NumPy that is only put on the device.
+        times = jax.device_put(given) if is_numpy else jnp.asarray(given)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`ts` must hold real numbers, the times to record at: {error}"

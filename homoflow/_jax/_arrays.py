@@ -11,6 +11,14 @@ def tree_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(x**2) for x in jax.tree.leaves(tree)])))
 
 
+def tree_norm_of_any_size(tree: PyTree) -> Float[Array, ""]:
+    """The same where squares of single numbers may overflow, or be 0 by underflow."""
+    leaves = jax.tree.leaves(tree)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * tree_norm([x / unit for x in leaves])
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every floating-point array is free of NaN and inf."""
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))

@@ -21,38 +21,48 @@ _OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_leve
 class FastCompileJit:
     """A compiled function, and the same compiled with less optimization.
 
-    `fast_compile` is called on CPUs where this version of XLA has the choice, and not
-    inside of jit, vmap or grad: JAX takes compiler options for a function that is
-    compiled by itself alone.
+    `fast_compile` is called on CPUs, with those of the options that this version of XLA
+    has, and not inside of jit, vmap or grad: JAX takes compiler options for a function
+    that is compiled by itself alone.
     """
 
-    default: Callable
-    fast_compile: Callable
+    function: Callable
 
     def __call__(self, *args: Any) -> Any:
-        takes_options = is_concrete_call(args) and _has_options()
+        takes_options = is_concrete_call(args) and _known_options()
         return (self.fast_compile if takes_options else self.default)(*args)
+
+    @functools.cached_property
+    def default(self) -> Callable:
+        return eqx.filter_jit(self.function)
+
+    @functools.cached_property
+    def fast_compile(self) -> Callable:
+        options = _known_options()
+        return eqx.filter_jit(self.function, compiler_options=options)  # pyright: ignore[reportCallIssue]
 
 
 def fast_compile_jit(function: Callable) -> FastCompileJit:
     """`eqx.filter_jit(function)`, compiled in half the time."""
-    return FastCompileJit(
-        eqx.filter_jit(function),
-        eqx.filter_jit(function, compiler_options=_OPTIONS),  # pyright: ignore[reportCallIssue]
-    )
+    return FastCompileJit(function)
 
 
 def fast_compile_options() -> dict[str, Any] | None:
     """Options for `jax.stages.Lowered.compile` that do the same, where XLA has them."""
-    return dict(_OPTIONS) if _has_options() else None
+    return dict(_known_options()) or None
 
 
 @functools.cache
-def _has_options() -> bool:
+def _known_options() -> dict[str, bool | int]:
+    """The options that this version of XLA has: they come and go."""
     if jax.default_backend() != "cpu":
-        return False
+        return {}
+    return {name: value for name, value in _OPTIONS.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: bool | int) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=_OPTIONS)()
+        jax.jit(lambda: 0, compiler_options={name: value})()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -17,6 +17,12 @@ def is_concrete_call(tree: PyTree) -> bool:
     return is_concrete((tree, jax.numpy.zeros(())))
 
 
+def is_addressable(tree: PyTree) -> bool:
+    """Whether no part of a concrete array is on another machine."""
+    leaves = jax.tree.leaves(tree)
+    return all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
+
+
 def known_finite(tree: PyTree) -> bool:
     """Whether every floating-point leaf of a concrete pytree is free of NaN and inf.
 

@@ -12,4 +12,5 @@ from ._kink_transform import (
     PiecewiseSmoothFunction as PiecewiseSmoothFunction,
     expose_kinks as expose_kinks,
 )
+from ._loops import scan_counts as scan_counts
 from ._smoothness import nonsmooth_primitives as nonsmooth_primitives

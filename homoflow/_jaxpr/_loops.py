@@ -25,8 +25,17 @@ def loop_dependences(
     return _while(eqn, depends, flow)
 
 
+def scan_counts(eqn) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried on."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    # From jax 0.12 on it has the inputs as trees: constants, carried, entries.
+    constants, carried, _ = eqn.params["ft_in"].elts
+    return len(constants.vals), len(carried.vals)
+
+
 def _scan(eqn, depends, flow) -> tuple[_Inputs, list[bool]]:
-    num_constants, num_carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    num_constants, num_carried = scan_counts(eqn)
     constants = depends[:num_constants]
     carried = depends[num_constants : num_constants + num_carried]
     entries = depends[num_constants + num_carried :]

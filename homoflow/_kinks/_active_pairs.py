@@ -40,6 +40,12 @@ class ActivePairs(NamedTuple):
         is_used = index < mask.size
         return ActivePairs(jnp.where(is_used, index, 0), is_used, slot)
 
+    @property
+    def num_slots_used(self) -> Int[Array, ""]:
+        """The number of slots up to the last that is used."""
+        numbers = np.arange(1, self.is_used.size + 1, dtype=np.int32)
+        return jnp.max(jnp.where(self.is_used, numbers, 0), initial=0)
+
     def truncate(self, capacity: int) -> "ActivePairs":
         """The list cut to its first slots."""
         few = slice(capacity)
@@ -56,6 +62,13 @@ class ActivePairs(NamedTuple):
         capacity = self.flat_index.size
         slot = jnp.minimum(self.slot, capacity - 1)
         return jnp.where((self.slot < capacity) & where[slot], values[slot], table)
+
+    def carry_over(self, values: Array, to: "ActivePairs") -> Array:
+        """Values of these slots in those of another list, 0 for pairs not in this one."""
+        slot = self.slot.ravel()[to.flat_index]
+        is_known = to.is_used & (slot < self.flat_index.size)
+        slot = jnp.minimum(slot, self.flat_index.size - 1)
+        return jnp.where(is_known, values[slot], 0)
 
     def gather(self, table: Array) -> Array:
         """The entries of a table over all pairs that belong to the slots."""

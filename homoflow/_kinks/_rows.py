@@ -27,6 +27,14 @@ class Rows(NamedTuple):
     deltas: list[Float[Array, "slots _"]]
     vectors: list[Float[Array, "slots _"]]
 
+    def truncate(self, count: int) -> "Rows":
+        """The first rows."""
+        return Rows(
+            self.explicit[:count],
+            [delta[:count] for delta in self.deltas],
+            [vector[:count] for vector in self.vectors],
+        )
+
     def gram(self) -> Float[Array, "slots slots"]:
         """J Jᵀ."""
         factored = (

@@ -1,5 +1,6 @@
 """The laws of a model that is not homoflow's, searched for once."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -40,7 +41,7 @@ def default_laws(problem: Problem) -> Laws:
             f"The laws of {name} were not searched for: it has more than "
             f"{MAX_SEARCHED_WEIGHTS:,} weights. To search all the same, {_HOW}.",
         )
-    hidden = problem.frozen, problem.objective, _integers(problem.data)
+    hidden = problem.frozen, problem.objective, _integers(_searched_data(problem))
     if not is_concrete(hidden):
         return _unknown(name)
     try:
@@ -59,11 +60,16 @@ def _unknown(name: str) -> Laws:
     )
 
 
+def _searched_data(problem: Problem) -> PyTree:
+    """What of the data a search sees: of samples their inputs."""
+    return problem.data[0] if isinstance(problem.objective, Risk) else problem.data
+
+
 def _key(problem: Problem, hidden: PyTree) -> PyTree:
     """What a search depends on: of samples their shape, not how many there are."""
-    data = problem.data
+    data = _searched_data(problem)
     if isinstance(problem.objective, Risk):
-        data = sample_shape(data[0])
+        data = sample_shape(data)
     return problem.weights, problem.frozen, problem.mask, data, hidden
 
 
@@ -89,20 +95,23 @@ def _example_of(samples: jax.Array) -> jax.Array:
 
 
 def _integers(data: PyTree) -> PyTree:
-    """What of the data a search depends on."""
+    """What of the data a search depends on.
+
+    By NumPy: inside of jit JAX's operations are traced, of known numbers too.
+    """
     return [
-        jnp.max(leaf)
+        np.max(np.asarray(leaf)) if is_concrete(leaf) else leaf
         for leaf in jax.tree.leaves(data)
         if not jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
 
 
 class _Constant(NamedTuple):
-    """An array as what it holds."""
+    """An array as what it holds; a digest of it, so that nothing large is kept."""
 
     dtype: str
     shape: tuple[int, ...]
-    content: bytes
+    digest: bytes
 
 
 def _as_constant(leaf: Any) -> Any:
@@ -110,5 +119,6 @@ def _as_constant(leaf: Any) -> Any:
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    return _Constant(str(array.dtype), array.shape, array.tobytes())
+    array = np.ascontiguousarray(leaf)
+    digest = hashlib.sha256(array.view(np.uint8).data).digest()
+    return _Constant(str(array.dtype), array.shape, digest)

@@ -113,6 +113,23 @@ class Law(eqx.Module):
         """wᵀAw + bᵀw of `model`'s weights, in their dtype; under jit and vmap too."""
         return self.bilinear(model, model) + self.linear(model)
 
+    def shape(self, model: PyTree) -> tuple[int, ...]:
+        """The shape of the value: of a number, of units, or of pairs of units."""
+        if self.contraction == "total":
+            return ()
+        term = (*self.quadratic_terms, *self.linear_terms)[0]
+        units = term.units
+        if term.index is None:
+            array = leaf_at(model, term.path)
+            shape = array.shape if term.view is None else term.view
+            units = shape[term.axis] if shape else 1
+        if self.contraction == "units":
+            return (units,)
+        if self.blocks == 1:
+            return (units, units)
+        size = units // self.blocks
+        return (self.blocks, size, size)
+
     def bilinear(self, left: PyTree, right: PyTree) -> Float[Array, "..."]:
         """uᵀAv of two pytrees of the model's structure, such as weights and gradients.
 
@@ -121,6 +138,17 @@ class Law(eqx.Module):
         """
         products = tuple(self.quadratic_products(left, right))
         return sum(products, start=self._zero(left))
+
+    def bilinear_times(
+        self, left: PyTree, right: PyTree, vectors: Float[Array, "units vectors"]
+    ) -> Float[Array, "units vectors"]:
+        """uᵀAv of a matrix law without blocks, times vectors, without the matrix."""
+        total = jnp.zeros_like(vectors)
+        for term in self.quadratic_terms:
+            u, v = term.rows(left), term.rows(right)
+            half = u @ (v.T @ vectors) + v @ (u.T @ vectors)
+            total = total + term.coefficient * half / 2
+        return total
 
     def gradient(self, model: PyTree, component: int | tuple[int, ...] = ()) -> PyTree:
         """∇h = 2Aw + b, a pytree of the model's structure (`None` where no array is).
@@ -203,12 +231,14 @@ class Laws(eqx.Module):
     `laws["neurons[1]"]` or `laws[0]` is one of them. `note` says in a sentence why a law
     one might expect is not here; it is empty if there is nothing to say. `approximate`
     are quantities that are nearly conserved, such as the norm of weights in front of a
-    normalization with ε > 0. They are not laws, and not counted among them.
+    normalization with ε > 0. They are not laws, and not counted among them. `large` are
+    the names of matrix laws of which a run records a summary only.
     """
 
     items: tuple[Law, ...]
     note: str = eqx.field(static=True, default="")
     approximate: tuple[Law, ...] = ()
+    large: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __iter__(self) -> Iterator[Law]:
         return iter(self.items)
@@ -231,13 +261,23 @@ class Laws(eqx.Module):
         """The value of every law, by name."""
         return {law.name: law.value(model) for law in self.items}
 
+    @property
+    def whole(self) -> "Laws":
+        """The laws whose values a run records, all but the large ones."""
+        items = tuple(law for law in self.items if law.name not in self.large)
+        return dataclasses.replace(self, items=items, large=frozenset())
+
+    def num_values(self, model: PyTree) -> int:
+        """How many numbers the values of all laws are."""
+        return sum(math.prod(law.shape(model)) for law in self.items)
+
     def where(self, keep: Iterable[bool], note: str) -> "Laws":
         """Only the laws for which `keep` is true, with a note about the others."""
         items = tuple(law for law, k in zip(self.items, keep, strict=True) if bool(k))
         notes = [self.note] if self.note else []
         if len(items) < len(self.items):
             notes.append(note)
-        return Laws(items, " ".join(notes), self.approximate)
+        return Laws(items, " ".join(notes), self.approximate, self.large)
 
     def __repr__(self) -> str:
         lines = [f"  {law.name}: {law.formula}" for law in self.items]

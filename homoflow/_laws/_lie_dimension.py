@@ -1,5 +1,6 @@
 """The dimension of the Lie algebra that gradients generate, at generic weights."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._jax._structural_cache import cached_by_structure
 from .._jaxpr import inner_jaxprs, nonsmooth_primitives
 from .search._null_space import normalize_rows
 from .search._random_points import SIZES
-from .search._vectorized import VectorizedProblem
+from .search._vectorized import GradientField, VectorizedProblem
 
 #: The deepest brackets, and the most operations that one may take: each level takes about
 #: three times as many as the one before, and compilation as much longer.
@@ -136,12 +138,12 @@ def _is_smooth(problem: VectorizedProblem) -> bool:
 
 def _gradients(problem: VectorizedProblem) -> Callable[[np.ndarray, int], np.ndarray]:
     """(weights, seed) ↦ the gradients at many data, one in each row."""
-    compiled = jax.jit(jax.vmap(problem.gradient, in_axes=(None, 0)))
     count = _NUM_PER_PARAMETER * problem.size + 8
 
     def evaluate(w: np.ndarray, seed: int) -> np.ndarray:
         with jax.enable_x64(True):
-            rows = np.asarray(compiled(w, _data(problem, count, seed)))
+            data = _data(problem, count, seed)
+            rows = np.asarray(_gradients_at(problem.gradient, w, data))
         return _usable(rows)
 
     return evaluate
@@ -173,22 +175,19 @@ def _brackets(
     """
     count = _NUM_PER_PARAMETER * problem.size + 8
 
-    def bracket(w, levels):
-        return _bracket(problem, w, levels)
-
     def draw(seed: int):
         return [_data(problem, count, seed, depth, k) for k in range(depth)]
 
     with jax.enable_x64(True):
         one = jax.tree.map(lambda a: a[0], draw(0))
-        traced = jax.make_jaxpr(bracket)(np.zeros(problem.size), one)
-    if _count_operations(traced) > _MAX_OPERATIONS:
+        size = _num_operations(problem.gradient, np.zeros(problem.size), one)
+    if size > _MAX_OPERATIONS:
         return None
-    compiled = jax.jit(jax.vmap(bracket, in_axes=(None, 0)))
 
     def evaluate(w: np.ndarray, seed: int) -> np.ndarray:
         with jax.enable_x64(True):
-            rows, scales = map(np.asarray, compiled(w, draw(seed)))
+            drawn = _brackets_at(problem.gradient, w, draw(seed))
+            rows, scales = map(np.asarray, drawn)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(scales)
         rows, scales = rows[finite], scales[finite]
         floor = _CANCELLATION * scales
@@ -207,20 +206,43 @@ def _count_operations(closed) -> int:
     )
 
 
-def _bracket(problem: VectorizedProblem, w: Any, levels: list[Any]) -> tuple[Any, Any]:
+@cached_by_structure()
+def _num_operations(field: GradientField, w: Any, levels: list[Any]) -> int:
+    """How many operations a bracket takes."""
+    arrays, others = eqx.partition(levels, eqx.is_array_like)
+    return _count_operations(
+        jax.make_jaxpr(lambda w, a: _bracket(field, w, eqx.combine(a, others)))(
+            w, arrays
+        )
+    )
+
+
+@eqx.filter_jit
+def _gradients_at(field: GradientField, w: Any, data: Any) -> Any:
+    """∇L at weights, for many data."""
+    return jax.vmap(field, in_axes=(None, 0))(w, data)
+
+
+@eqx.filter_jit
+def _brackets_at(field: GradientField, w: Any, levels: list[Any]) -> Any:
+    """Brackets at weights, for many data."""
+    return jax.vmap(functools.partial(_bracket, field), in_axes=(None, 0))(w, levels)
+
+
+def _bracket(field: GradientField, w: Any, levels: list[Any]) -> tuple[Any, Any]:
     """A nested bracket, and the size that it would have without cancellation."""
 
     def outer(v):
-        return problem.gradient(v, levels[0])
+        return field(v, levels[0])
 
     if len(levels) == 1:
         value = outer(w)
         return value, jnp.linalg.norm(value)
 
     def inner(v):
-        return _bracket(problem, v, levels[1:])[0]
+        return _bracket(field, v, levels[1:])[0]
 
-    x, (y, inner_scale) = outer(w), _bracket(problem, w, levels[1:])
+    x, (y, inner_scale) = outer(w), _bracket(field, w, levels[1:])
     first = jax.jvp(inner, (w,), (x,))[1]
     second = jax.jvp(outer, (w,), (y,))[1]
     scale = jnp.linalg.norm(first) + jnp.linalg.norm(second)

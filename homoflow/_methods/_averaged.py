@@ -6,6 +6,7 @@ import diffrax as dfx
 import equinox as eqx
 from jaxtyping import ArrayLike, Float
 
+from .._jax._tracing import is_concrete
 from .._kinks import AveragedMidpoint, kinked_function
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
@@ -28,8 +29,8 @@ class Averaged(AbstractMethod):
     never stalls: Heun's method, or beyond 20,000 pairs of a sample and a kink (with a
     homoflow loss, and kinks that `homoflow.Filippov` can follow) a midpoint step with
     each pair's mean slope. It solves once more at a coarser tolerance, and
-    `stats["error_estimate"]` is twice the relative difference of the final weights: above
-    about 0.1 the weights have not converged.
+    `stats["error_estimate"]` is twice the relative difference of the final weights, and at
+    least `rtol` with Heun's method: above about 0.1 the weights have not converged.
 
     Ask for it by name where `flow` would choose the exact flow, to compare the two. It
     cannot be differentiated: steps over kinks leave out what a kink does to a derivative.
@@ -67,7 +68,16 @@ class Averaged(AbstractMethod):
         )
         plan = choose_projection(task, is_default_solver=True, adjoint=self.adjoint)
         # Every step at the floor, and as many rejected ones, still reach the end.
-        return run_diffrax(task, method, plan, reason, task.max_steps / 2)
+        # A program that restores laws after steps takes half as long again to compile.
+        watches = task.is_untraced and is_concrete((self.atol, self.dt0))
+        return run_diffrax(
+            task,
+            method,
+            plan,
+            reason,
+            task.max_steps / 2,
+            restores_if_needed=watches and how.code == "nonsmooth_averaged",
+        )
 
     def why(self, task: Task) -> Reason:
         """How kinks are averaged over."""

@@ -10,6 +10,7 @@ from jaxtyping import ArrayLike, Float
 from .._dynamics._base import AbstractDynamics, AbstractStochasticDynamics
 from .._dynamics._gradient_flow import GradientFlow
 from .._jax._arguments import check_flag, check_number, refuse_class
+from .._jax._enumerations import names_of
 from .._jax._tracing import is_concrete
 from .._laws import Laws
 from .._observe._recorder import Recorder
@@ -19,7 +20,7 @@ from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-from .._solvers import as_flow_solver
+from .._solvers import ExponentialAdams, as_flow_solver
 from ._averaged import Averaged
 from ._base import AbstractMethod
 from ._diffrax import (
@@ -29,9 +30,10 @@ from ._diffrax import (
     run_diffrax,
     with_error_estimate_of,
 )
+from ._exact import MAX_ACTIVE_BY_DEFAULT
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
-from ._rules import RULES, AutoOptions, Facts, num_trial_steps
+from ._rules import RULES, AutoOptions, Facts, num_adams_steps, num_trial_steps
 from ._sample_reduction import reduce_samples
 from ._task import Task, is_infinite
 
@@ -60,6 +62,8 @@ class Auto(AbstractMethod):
     - `stiff_restart`: an explicit solver took 1,000 steps and was not at the end:
         `homoflow.ExponentialAdams`, from the start. (Not inside of jit or vmap, where no
         number decides.)
+    - `few_weights_restart`: at most 500 weights, and it took 10,000 steps and was not at
+        the end: `homoflow.Rodas5P`, from the start. So it is where weights start at 1e-60.
     - `many_products`: a million products of samples and weights (inside of jit and vmap,
         where nothing can be tried first, 30,000): `homoflow.ExponentialAdams`, which takes
         the fewest gradients, and ten seconds or more to compile.
@@ -113,16 +117,14 @@ class Auto(AbstractMethod):
         task = dataclasses.replace(task, rtol=rtol, project=project)
         return self.select_for(reduce_samples(task))
 
-    def select_for(
-        self,
-        task: Task,
-        *,
-        exact_failure: str | None = None,
-        stalled_at: float | None = None,
-    ) -> Selection:
-        """The method for a task, perhaps after another one has failed."""
+    def select_for(self, task: Task) -> Selection:
+        """The method for a task that was not tried yet."""
+        return self._select(self._facts(task))
+
+    def _select(self, facts: Facts) -> Selection:
+        """The method that the first rule which applies makes."""
+        task = facts.task
         _refuse_noise(task)
-        facts = self._facts(task, exact_failure, stalled_at)
         for rule in RULES:
             why = rule.applies(facts)
             if why is not None:
@@ -138,47 +140,62 @@ class Auto(AbstractMethod):
         task: Task,
         exact_failure: str | None = None,
         stalled_at: float | None = None,
+        adams_stalled_at: float | None = None,
     ) -> Facts:
         options = AutoOptions(
             *(getattr(self, field.name) for field in dataclasses.fields(AutoOptions))
         )
-        return Facts(options, task, exact_failure, stalled_at)
+        return Facts(options, task, exact_failure, stalled_at, adams_stalled_at)
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         del reason  # The rule's own says more.
         task = with_error_estimate_of(reduce_samples(task), self.error_estimate)
         selection = self.select_for(task)
         if isinstance(selection.method, Filippov):
-            trajectory = selection.method.run(task, selection.reason)
+            room = MAX_ACTIVE_BY_DEFAULT
+            trajectory = selection.method.run_in_room(task, selection.reason, room)
             failure = _exact_failure(trajectory)
             if failure is None:
                 return trajectory
-            selection = self.select_for(task, exact_failure=failure)
+            selection = self._select(self._facts(task, exact_failure=failure))
         if not isinstance(selection.method, Diffrax):
             return selection.method.run(task, selection.reason)
         return self._run_smooth(task, selection)
 
     def _run_smooth(self, task: Task, selection: Selection) -> Trajectory:
-        """By a solver for smooth flows, and by one for stiff flows if that stalls.
+        """By a solver for smooth flows, and where that stalls by one for stiff flows.
 
-        The second begins at the start again: what the first did is lost, and counted.
+        Each begins at the start again: what was done before is lost, and counted.
         """
-        method = selection.method
-        assert isinstance(method, Diffrax)
-        is_explicit = as_flow_solver(method.solver).is_explicit
-        if not is_explicit or not self._facts(task).can_begin_again:
-            return self._run_diffrax(task, selection)
-        short = dataclasses.replace(task, max_steps=num_trial_steps(task))
-        first = self._run_diffrax(short, selection)
-        if first.result != RESULTS.max_steps_reached:
-            return first
-        stalled_at = float(first.stats["time_reached"])
-        then = self._run_diffrax(task, self.select_for(task, stalled_at=stalled_at))
-        count = "gradient_evaluations"
-        both = then.stats.with_numbers(
-            **{count: then.stats[count] + first.stats[count]}
-        )
-        return dataclasses.replace(then, stats=both)
+        facts, stalled_at = self._facts(task), None
+        assert isinstance(selection.method, Diffrax)
+        is_explicit = as_flow_solver(selection.method.solver).is_explicit
+        runs: list[Trajectory] = []
+        if is_explicit and facts.can_begin_again:
+            stalled_at = self._stalls(task, selection, num_trial_steps(task), runs)
+            if stalled_at is None:
+                return runs[-1]
+            selection = self._select(self._facts(task, stalled_at=stalled_at))
+        assert isinstance(selection.method, Diffrax)
+        is_adams = isinstance(selection.method.solver, ExponentialAdams)
+        if is_adams and facts.can_leave_adams:
+            held_at = self._stalls(task, selection, num_adams_steps(task), runs)
+            if held_at is None:
+                return _with_gradients_of(runs)
+            facts = self._facts(task, stalled_at=stalled_at, adams_stalled_at=held_at)
+            selection = self._select(facts)
+        runs.append(self._run_diffrax(task, selection))
+        return _with_gradients_of(runs)
+
+    def _stalls(
+        self, task: Task, selection: Selection, steps: int, runs: list[Trajectory]
+    ) -> float | None:
+        """Where so many steps end that are not enough; the run is added to `runs`."""
+        short = dataclasses.replace(task, max_steps=steps)
+        runs.append(self._run_diffrax(short, selection))
+        if str(names_of(runs[-1].result, RESULTS)) != "max_steps_reached":
+            return None
+        return float(runs[-1].stats["time_reached"])
 
     def _run_diffrax(self, task: Task, selection: Selection) -> Trajectory:
         method, reason = selection
@@ -254,18 +271,28 @@ def adapt_method(method: AbstractMethod, task: Task) -> AbstractMethod:
     )
 
 
+def _with_gradients_of(runs: list[Trajectory]) -> Trajectory:
+    """The last run, which counts the gradients of those before it as well."""
+    name, last = "gradient_evaluations", runs[-1]
+    if len(runs) == 1:
+        return last
+    gradients = sum(run.stats[name] for run in runs)
+    stats = last.stats.with_numbers(**{name: gradients})
+    return dataclasses.replace(last, stats=stats)
+
+
 def _exact_failure(trajectory: Trajectory) -> str | None:
     """Why an exact flow that nobody asked for gave up, or `None` if it did not.
 
     Inside jit and vmap that is not known: there the result says it.
     """
     given_up = (
-        RESULTS.kink_slots_exceeded,
-        RESULTS.kink_mode_unsettled,
-        RESULTS.stuck_on_kinks,
+        "kink_slots_exceeded",
+        "kink_mode_unsettled",
+        "stuck_on_kinks",
     )
     result = trajectory.result
-    if not is_concrete(result) or not any(result == member for member in given_up):
+    if not is_concrete(result) or str(names_of(result, RESULTS)) not in given_up:
         return None
     reached = float(trajectory.stats["time_reached"])
     reason = str(RESULTS[result]).split(". ")[0].split(":")[0]

@@ -26,6 +26,10 @@ MIN_LOOSE_RTOL = 1e-5
 #: stability more often than not, and then exponential Adams is a multiple faster; it takes
 #: seconds to compile, so that it is not what begins.
 MAX_EXPLICIT_STEPS = 1000
+#: Exponential Adams takes hundreds of steps, where it is at its best. It is held up where
+#: weights differ by hundreds of orders of magnitude, as between saddles on the way from a
+#: vanishing start: there a method with a dense Hessian goes on, if there are few weights.
+MAX_ADAMS_STEPS = 10_000
 #: Up to so many weights a step with a dense Hessian costs little, and plateaus and slow
 #: directions, on which flows to a stationary point spend their time, are stiff.
 MAX_DENSE_WEIGHTS = 500

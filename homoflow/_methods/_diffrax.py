@@ -5,10 +5,12 @@ from typing import Any, final
 
 import diffrax as dfx
 import equinox as eqx
+import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from .._dynamics._base import AbstractStochasticDynamics
 from .._jax._arguments import check_flag, check_instance, check_number
+from .._jax._enumerations import names_of
 from .._jax._refuse_derivatives import refuse_derivatives
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
@@ -110,9 +112,10 @@ def run_diffrax(
 def _has_drifted_far(trajectory: Trajectory, settings: Settings) -> bool:
     """Whether laws have drifted by more than what a step may do to the weights."""
     assert settings.rtol is not None
-    could_end = trajectory.result != RESULTS.max_steps_reached
-    drift = trajectory.stats["projected_drift"]
-    return bool(could_end & (drift > _MAX_UNRESTORED_DRIFT * settings.rtol))
+    if str(names_of(trajectory.result, RESULTS)) == "max_steps_reached":
+        return False
+    drift = np.asarray(trajectory.stats["projected_drift"])
+    return bool(drift > _MAX_UNRESTORED_DRIFT * np.asarray(settings.rtol))
 
 
 def _without_derivatives_through(task: Task, kinks: tuple[str, ...]) -> Task:

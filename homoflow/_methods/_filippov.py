@@ -13,7 +13,7 @@ from .._jaxpr import nonsmooth_primitives
 from .._kinks import kinked_function
 from .._observe._recorder import Recorder
 from .._observe._time_grid import TimeGrid
-from .._problem._checks import check_tolerance
+from .._problem._checks import check_count, check_tolerance
 from .._problem._losses import AbstractLoss, Risk
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
@@ -24,7 +24,6 @@ from ._defaults import EXACT_RTOL
 from ._diffrax import make_facts
 from ._exact import (
     MAX_ACTIVE,
-    MAX_ACTIVE_BY_DEFAULT,
     ExactCall,
     ExactOptions,
     cannot_observe,
@@ -116,10 +115,15 @@ class Filippov(AbstractMethod):
     def __check_init__(self):
         if self.atol is not None:
             check_number("atol", self.atol)
-        _check_count("max_active", self.max_active, least=1, may_be_none=True)
-        _check_count("events", self.events, least=0)
+        if self.max_active is not None:
+            check_count("max_active", self.max_active)
+        check_count("events", self.events, least=0)
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
+        return self.run_in_room(task, reason, MAX_ACTIVE)
+
+    def run_in_room(self, task: Task, reason: Reason, most_active: int) -> Trajectory:
+        """The same, in room for at most so many pairs at their kinks at one time."""
         problem = task.given
         self._refuse_options(task)
         grid = task.grid
@@ -149,7 +153,6 @@ class Filippov(AbstractMethod):
                 max_steps=jnp.asarray(task.max_steps),
                 grid=grid,
             )
-            most_active = MAX_ACTIVE if reason is REQUESTED else MAX_ACTIVE_BY_DEFAULT
             return solve_exactly(call, options, task, most_active)
 
         plan = ProjectionPlan((), "the exact flow keeps its laws by itself")
@@ -175,14 +178,6 @@ class Filippov(AbstractMethod):
                 "is not projected. Leave `project` out, lower `rtol`, or take "
                 "`solver=homoflow.Averaged()`."
             )
-
-
-def _check_count(name: str, value: object, *, least: int, may_be_none: bool = False):
-    if value is None and may_be_none:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        kind = "a positive integer" if least else "a whole number, 0 or more"
-        raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
 
 
 def obstacle(problem: Problem) -> str | None:

@@ -16,7 +16,9 @@ from .._rescaling import (
     Translations,
     commuting_laws,
     generating_laws,
+    laws_of_entries,
     make_translations,
+    names_of_some,
 )
 from ._float64 import widened
 from ._task import Task
@@ -63,7 +65,7 @@ def choose_projection(
         reason = "BacksolveAdjoint solves the same equation backwards without it"
     elif not laws:
         reason = "no law is known that comes from rescalings of the weights"
-        reason += f" ({all_laws.note})" if all_laws.note else ""
+        reason += f" ({all_laws.note})" if all_laws.note else _searched(all_laws)
     elif not _are_proven(problem, laws, task.has_user_laws):
         reason = _why_uncertified(problem, laws)
     if reason is None:
@@ -72,10 +74,19 @@ def choose_projection(
         except ValueError as error:
             reason = str(error)
         else:
-            return _plan(laws, translations, problem)
+            plan = _plan(laws, translations, problem)
+            return plan._replace(why=plan.why + _searched(all_laws))
     if task.project:
         raise ValueError(f"`project=True` is not possible here: {reason}.")
     return ProjectionPlan((), reason)
+
+
+def _searched(laws: Laws) -> str:
+    """Which laws are left alone as no rescaling of whole units is known behind them."""
+    searched = laws_of_entries(laws)
+    if not searched:
+        return ""
+    return f" (not {names_of_some(searched)}, which a search found entry by entry)"
 
 
 def _linear_laws(task: Task) -> tuple[Law, ...]:

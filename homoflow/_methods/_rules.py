@@ -19,6 +19,7 @@ from .._solvers import ExponentialAdams, Rodas5P
 from ._averaged import Averaged
 from ._base import AbstractMethod
 from ._defaults import (
+    MAX_ADAMS_STEPS,
     MAX_DENSE_WEIGHTS,
     MAX_EXPLICIT_STEPS,
     MAX_FOLLOWED_PAIRS,
@@ -57,6 +58,7 @@ class Facts:
     task: Task
     exact_failure: str | None
     stalled_at: float | None
+    adams_stalled_at: float | None = None
 
     @functools.cached_property
     def kinks(self) -> tuple[str, ...]:
@@ -92,12 +94,19 @@ class Facts:
     def can_begin_again(self) -> bool:
         """Whether an explicit solver may be tried first, and left where it stalls."""
         task = self.task
-        return (
-            self.may_take_adams
-            and self.numbers_may_decide
-            and task.grid is not None
-            and task.max_steps > num_trial_steps(task)
-        )
+        return self._may_leave and task.max_steps > num_trial_steps(task)
+
+    @property
+    def can_leave_adams(self) -> bool:
+        """Whether exponential Adams may be left where it stalls."""
+        task = self.task
+        is_small = has_few_weights(task)
+        return self._may_leave and is_small and task.max_steps > num_adams_steps(task)
+
+    @property
+    def _may_leave(self) -> bool:
+        is_finite = self.task.grid is not None
+        return self.may_take_adams and self.numbers_may_decide and is_finite
 
     @property
     def numbers_may_decide(self) -> bool:
@@ -145,6 +154,17 @@ def num_trial_steps(task: Task) -> int:
     return MAX_EXPLICIT_STEPS + task.grid.times().size
 
 
+def num_adams_steps(task: Task) -> int:
+    """Steps after which exponential Adams counts as held up, too."""
+    assert task.grid is not None
+    return MAX_ADAMS_STEPS + task.grid.times().size
+
+
+def has_few_weights(task: Task) -> bool:
+    """Whether a step with a dense Hessian costs little."""
+    return task.problem.num_weights <= MAX_DENSE_WEIGHTS
+
+
 class Rule(NamedTuple):
     """A method, and when to take it: `applies` gives the reason, or `None`."""
 
@@ -177,12 +197,24 @@ def _controlled(facts: Facts) -> str | None:
 
 def _steady_state(facts: Facts) -> str | None:
     has_controller = facts.options.stepsize_controller is not None
-    is_small = facts.task.problem.num_weights <= MAX_DENSE_WEIGHTS
-    if facts.task.grid is not None or has_controller or not is_small:
+    if facts.task.grid is not None or has_controller or not has_few_weights(facts.task):
         return None
     return (
         "smooth problem of few weights, to its end: steps with a dense Hessian pass "
         "plateaus and follow slow directions"
+    )
+
+
+def _stays_stiff(facts: Facts) -> str | None:
+    has_controller = facts.options.stepsize_controller is not None
+    goes_back = isinstance(facts.options.adjoint, dfx.BacksolveAdjoint)
+    is_small = facts.task.problem.num_weights <= MAX_DENSE_WEIGHTS
+    is_stiff = facts.task.dynamics.stays_stiff and not facts.kinks
+    if not (is_stiff and is_small) or has_controller or goes_back:
+        return None
+    return (
+        "fast directions never die out, and weights are few: steps with a dense Jacobian "
+        "are bounded by accuracy alone"
     )
 
 
@@ -192,6 +224,15 @@ def _stiff(facts: Facts) -> str | None:
     return (
         f"smooth and stiff: {MAX_EXPLICIT_STEPS:,} explicit steps came to t = "
         f"{facts.stalled_at:.3g} only"
+    )
+
+
+def _few_weights_restart(facts: Facts) -> str | None:
+    if facts.adams_stalled_at is None:
+        return None
+    return (
+        f"few weights, and {MAX_ADAMS_STEPS:,} steps of exponential Adams came to t = "
+        f"{facts.adams_stalled_at:.3g} only: steps with a dense Hessian"
     )
 
 
@@ -235,6 +276,16 @@ RULES = (
     Rule(
         "few_weights_steady_state",
         _steady_state,
+        lambda facts: facts.diffrax(Rodas5P()),
+    ),
+    Rule(
+        "few_weights_stiff",
+        _stays_stiff,
+        lambda facts: facts.diffrax(Rodas5P()),
+    ),
+    Rule(
+        "few_weights_restart",
+        _few_weights_restart,
         lambda facts: facts.diffrax(Rodas5P()),
     ),
     Rule("stiff_restart", _stiff, lambda facts: facts.diffrax(ExponentialAdams())),

@@ -5,9 +5,12 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from .._jax._tracing import is_concrete
 from .._laws import Law
 from .._problem._checks import as_scalar, check_tolerance, checked_step
 from .._rescaling import Translations
@@ -19,6 +22,8 @@ class Settings(eqx.Module):
     """How Diffrax integrates: every number that it needs.
 
     - `controller`: the user's, or `None` for a PID controller at `rtol`, `atol`.
+    - `has_atol`: whether `atol` was given; otherwise it is in proportion to the weights.
+        Both are `None` with a controller that has no use for them.
     - `max_forced_steps`: if not `None`, steps are at least (t1 − t0)/`max_forced_steps`,
         so that chattering on kinks is averaged over instead of resolved without end.
     - `restored_laws`: laws that are restored by projection, which leaves `translations`
@@ -30,6 +35,7 @@ class Settings(eqx.Module):
     controller: dfx.AbstractStepSizeController | None
     rtol: Array | None
     atol: Array | None
+    has_atol: Array | None
     dt0: Array | None
     max_forced_steps: Array | None
     restored_laws: tuple[Law, ...] = ()
@@ -45,7 +51,7 @@ class Settings(eqx.Module):
         """The same at a coarser tolerance or step, to estimate an error with."""
         if isinstance(self.controller, dfx.ConstantStepSize):
             assert self.dt0 is not None
-            return dataclasses.replace(self, dt0=self.dt0 * COARSER_STEP)
+            return dataclasses.replace(self, dt0=_times(self.dt0, COARSER_STEP))
         if self.controller is not None:
             raise ValueError(
                 "`estimate_error` compares two tolerances, which are your "
@@ -53,14 +59,22 @@ class Settings(eqx.Module):
                 "`homoflow.compare` the two."
             )
         assert self.rtol is not None
-        atol = None if self.atol is None else self.atol * COARSER_RTOL
+        atol = None if self.atol is None else _times(self.atol, COARSER_RTOL)
         floor = self.max_forced_steps
         return dataclasses.replace(
             self,
-            rtol=self.rtol * COARSER_RTOL,
+            rtol=_times(self.rtol, COARSER_RTOL),
             atol=atol,
-            max_forced_steps=None if floor is None else floor / COARSER_RTOL,
+            max_forced_steps=None if floor is None else _times(floor, 1 / COARSER_RTOL),
         )
+
+
+def _times(number: Array, factor: float) -> Array:
+    """Their product, by NumPy if it is known: nothing is compiled for it."""
+    if not is_concrete(number):
+        return number * factor
+    known = np.asarray(number)
+    return jax.device_put(known * known.dtype.type(factor))
 
 
 def make_settings(
@@ -102,10 +116,20 @@ def make_settings(
         solver,
         controller,
         as_scalar(rtol, dtype),
-        as_scalar(atol, dtype),
+        *_atol_and_whether(atol, dtype, is_used=controller is None),
         dt0,
         as_scalar(max_forced_steps, dtype),
     )
+
+
+def _atol_and_whether(
+    atol: Any, dtype: jnp.dtype, *, is_used: bool
+) -> tuple[Array | None, Array | None]:
+    """`atol`, and whether it was given: as arrays, so that one program does for both."""
+    if not is_used:
+        return None, None
+    given = 0.0 if atol is None else atol
+    return as_scalar(given, dtype), jax.device_put(np.asarray(atol is not None))
 
 
 def _smooth_rtol(solver: dfx.AbstractSolver, dtype: jnp.dtype) -> float:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
@@ -83,12 +84,13 @@ def make_equation(
         state = unravel(v)
         w = dynamics.weights(state)
         loss, gradient = jax.value_and_grad(problem.loss)(w)
+        at, pace = _clock_and_pace(dynamics, grid, t)
 
         def compute_velocity():
-            return dynamics.weights(dynamics.velocity(problem, t, state))
+            velocity = dynamics.weights(dynamics.velocity(problem, t, state))
+            return jax.tree.map(lambda v: v / pace.astype(v.dtype), velocity)
 
-        t = grid.on_clock(t)
-        return Point(t, shown, w, loss, gradient, state, compute_velocity), recorder
+        return Point(at, shown, w, loss, gradient, state, compute_velocity), recorder
 
     def curvature(t, v, args):
         del t
@@ -117,6 +119,15 @@ def make_equation(
         noise if is_stochastic else None,
         orbit,
         recorder,
+    )
+
+
+def _clock_and_pace(
+    dynamics: AbstractDynamics, grid: TimeGrid, t: Array
+) -> tuple[Array, Array]:
+    """What the clock shows at t of the grid, and how fast it goes there."""
+    return jax.jvp(
+        lambda t: dynamics.clock(grid.on_clock(t)), (t,), (jnp.ones_like(t),)
     )
 
 

@@ -20,7 +20,7 @@ def make_trajectory(
     recorder: Recorder,
     ts: Float[Array, " times"],
     values: Values,
-    valid: Bool[Array, " times"],
+    valid: Bool[Array, " times"] | None,
     *,
     final: PyTree,
     saved: PyTree | None,
@@ -33,9 +33,11 @@ def make_trajectory(
     """The trajectory of `values` over `ts`, NaN where not `valid`.
 
     `final` and `saved` are trained weights, at the end and at all times. To `numbers` is
-    added what every run can say of its laws.
+    added what every run can say of its laws. Without `valid` all that is the caller's.
     """
-    violation = jnp.max(jnp.where(valid, values["law_violation"], 0))
+    if valid is not None:
+        violation = jnp.max(jnp.where(valid, values["law_violation"], 0))
+        numbers = {**numbers, "law_violation": violation}
     observed = {k: v for k, v in values.items() if k not in STANDARD}
     trajectory = Trajectory(
         ts=ts,
@@ -48,15 +50,15 @@ def make_trajectory(
         model=problem.model_at(final),
         # What is not trained is there once, and as good after a failure as before.
         models=None
-        if saved is None
+        if saved is None or valid is None
         else eqx.combine(nan_unless(valid, saved), problem.frozen),
         result=result,
         stats=Stats(
-            {**numbers, "law_violation": violation},
+            numbers,
             (("time_unit", "flow time"), ("laws_note", recorder.laws.note)),
         ),
         events=events,
         ledger=ledger,
         continuation=continuation,
     )
-    return masked_after(trajectory, valid)
+    return trajectory if valid is None else masked_after(trajectory, valid)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._laws import Laws, relative_violation
 from ._base import AbstractObservable, Carry, FunctionOfPoint, Point, as_arrays
+from ._large_laws import LargeLaw
 
 Values = dict[str, PyTree]
 Carries = dict[str, Carry]
@@ -22,13 +23,27 @@ def standard_observables(laws: Laws) -> dict[str, AbstractObservable]:
         "losses": FunctionOfPoint(function=_loss),
         "grad_norms": FunctionOfPoint(function=_gradient_norm),
         "squared_norms": FunctionOfPoint(function=_squared_norms),
-        "laws": FunctionOfPoint(function=LawValues(laws)),
+        "laws": FunctionOfPoint(function=LawValues(laws.whole)),
         "law_violation": FunctionOfPoint(function=LawViolation(laws)),
     }
 
 
+def summaries(laws: Laws, every: int) -> dict[str, AbstractObservable]:
+    """What is recorded of large laws."""
+    large = (law for law in laws if law.name in laws.large)
+    return {law.name: LargeLaw(law=law, every=every) for law in large}
+
+
 #: Names that a user's observables cannot have.
 STANDARD = frozenset({"losses", "grad_norms", "squared_norms", "laws", "law_violation"})
+
+
+#: At how many times, about, large laws are looked at: each takes as long as a gradient.
+_MAX_SUMMARIES = 10
+
+
+def _every(times: int) -> int:
+    return max(1, (times - 1) // _MAX_SUMMARIES)
 
 
 def _loss(point: Point) -> Float[Array, ""]:
@@ -62,7 +77,8 @@ class LawValues(eqx.Module):
 class LawViolation(eqx.Module):
     """The largest |⟨2Aw + b, ∇L⟩| / (2‖w‖‖∇L‖ + ‖∇L‖) over all laws.
 
-    A certificate, made anew at every recorded point, that they are laws of what is
+    Of large matrix laws an estimate of the Frobenius norm of all their entries. It is a
+    certificate, made anew at every recorded point, that they are laws of what is
     minimized. It is a figure about the run: derivatives do not follow it.
     """
 
@@ -71,7 +87,10 @@ class LawViolation(eqx.Module):
     def __call__(self, point: Point) -> Float[Array, ""]:
         if not len(self.laws):
             return jnp.zeros_like(point.loss)
-        violations = relative_violation(self.laws.items, point.weights, point.gradient)
+        laws = self.laws
+        violations = relative_violation(
+            laws.items, point.weights, point.gradient, laws.large
+        )
         return lax.stop_gradient(jnp.max(violations))
 
 
@@ -91,12 +110,15 @@ class Recorder(eqx.Module):
         laws: Laws,
         of_dynamics: dict[str, AbstractObservable],
         asked: dict[str, AbstractObservable],
+        times: int = 1,
     ) -> "Recorder":
         """The standard observables, those of the dynamics, and those asked for.
 
-        Dynamics may record more in place of a standard observable of the same name.
+        Dynamics may record more in place of a standard observable of the same name. Of
+        large laws summaries are recorded, at a tenth or so of the `times`.
         """
-        return Recorder(laws, {**standard_observables(laws), **of_dynamics, **asked})
+        standard = standard_observables(laws) | summaries(laws, _every(times))
+        return Recorder(laws, {**standard, **of_dynamics, **asked})
 
     @property
     def every(self) -> dict[str, int]:
@@ -106,7 +128,8 @@ class Recorder(eqx.Module):
     @property
     def sees_problem(self) -> bool:
         """Whether something is recorded that may look at the data."""
-        return self.observables.keys() != STANDARD
+        own = STANDARD | self.laws.large
+        return not self.observables.keys() <= own
 
     def start(self, make_point: Callable[[], Point]) -> Carries:
         """What the observables start from, at the point where the run starts.

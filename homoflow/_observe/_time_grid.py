@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -62,11 +63,25 @@ def make_time_grid(t0: Any, t1: Any, ts: Any, dtype: jnp.dtype) -> TimeGrid:
             f"ended; got {float(end):g}."
         )
     if ts is None:
-        return TimeGrid(start, end, None)
+        return TimeGrid(start, end, _default_times(start, end))
     times = as_times(ts).astype(dtype)
     if is_concrete((times, start, end)):
         _check_times(np.asarray(times), float(start), float(end))
     return TimeGrid(start, end, times)
+
+
+def _default_times(start: Array, end: Array) -> Array | None:
+    """Equally spaced times as numbers, where they are known.
+
+    So that a program for these does for as many others.
+    """
+    if not is_concrete((start, end)):
+        return None
+    t0, t1 = np.asarray(start), np.asarray(end)
+    fractions = (np.arange(DEFAULT_TIMES) / (DEFAULT_TIMES - 1)).astype(t1.dtype)
+    times = np.minimum(t0 + (t1 - t0) * fractions, t1)
+    times[-1] = t1
+    return jax.device_put(times)
 
 
 def _check_times(times: np.ndarray, t0: float, t1: float) -> None:

@@ -49,12 +49,12 @@ def check_mass(mass: Any) -> None:
         raise ValueError(f"`mass` must be positive and finite; got {float(mass)}.")
 
 
-def check_count(name: str, count: Any) -> None:
-    """`ValueError` unless it is a positive integer."""
+def check_count(name: str, count: Any, *, least: int = 1) -> None:
+    """`ValueError` unless it is an integer, and not less than `least`."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer):
         raise ValueError(f"`{name}` must be an integer; got {count!r}.")
-    if count < 1:
-        raise ValueError(f"`{name}` must be at least 1; got {count}.")
+    if count < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {count}.")
 
 
 def check_batch_size(batch_size: Any, samples: int) -> None:

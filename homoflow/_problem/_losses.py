@@ -155,7 +155,7 @@ class SoftmaxCrossEntropy(AbstractLoss):
 class HuberLoss(AbstractLoss):
     """½r² where |r| ≤ `delta` and `delta`(|r| − ½`delta`) beyond, summed over outputs."""
 
-    delta: float = eqx.field(static=True, default=1.0)
+    delta: float | Float[Array, ""] = 1.0
     reduction: Reduction = eqx.field(static=True, default="mean")
 
     def __check_init__(self):
@@ -167,7 +167,8 @@ class HuberLoss(AbstractLoss):
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         residual = prediction - _like(prediction, target)
-        return jnp.sum(optax.huber_loss(residual, delta=self.delta))
+        delta = jnp.asarray(self.delta, residual.dtype)
+        return jnp.sum(optax.huber_loss(residual, delta=delta))
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del targets, outputs  # Any numbers will do.
@@ -177,6 +178,16 @@ class HuberLoss(AbstractLoss):
     ) -> Bool[Array, ""]:
         del targets, outputs
         return jnp.asarray(True)
+
+
+def with_arrays(loss: LossLike, dtype: Any) -> LossLike:
+    """The loss with its numbers as arrays, so that others compile nothing new.
+
+    Of homoflow's own losses only: a user's may ask what its numbers are.
+    """
+    if type(loss) is not HuberLoss:
+        return loss
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype)), loss)
 
 
 class Risk(eqx.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .._jax._arguments import refuse_class
+from .._jax._same_function import same_function
 from .._jax._structural_cache import cached_by_structure
 from .._jax._text import first_line, short_repr
 from .._jax._tracing import is_concrete
@@ -22,7 +23,7 @@ from ._data import (
     sample_shape,
     shape_of,
 )
-from ._losses import AbstractLoss, LossLike, Risk, SquaredLoss, check_loss
+from ._losses import AbstractLoss, LossLike, Risk, SquaredLoss, check_loss, with_arrays
 from ._trainable import Trainable, trainable_mask
 
 Objective = Callable[[PyTree, PyTree], Scalar]
@@ -148,7 +149,10 @@ def make_problem(
     else:
         data = as_objective_data(data, dtype)
         _refuse_unless_scalar("objective", _objective_shape(objective, model, data))
-    minimized = Risk(loss) if objective is None else objective
+    if objective is None:
+        minimized = Risk(with_arrays(same_function(loss), dtype))
+    else:
+        minimized = same_function(objective)
     return Problem(
         weights, eqx.filter(model, mask, inverse=True), data, minimized, mask
     )

@@ -1,6 +1,7 @@
 """`balance`: the network of least norm that computes the same function."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from .._laws._law import Path, contract, leaf_at, rows_of
 from ._balanced_factors import balance_chain, balance_factors
 from ._balanced_newton import balance_by_newton, meets_itself
 from ._balanced_scales import balance_scales
-from ._generating_laws import generating_laws
+from ._generating_laws import generating_laws, laws_of_entries, names_of_some
 
 #: Sweeps over the laws, which converge linearly where matrix laws meet other laws, and
 #: the imbalance, relative to the squares that cancel, at which they end.
@@ -28,7 +29,8 @@ def balance(model: PyTree, x_example: PyTree | None = None) -> PyTree:
     Where an activation is positively homogeneous, a unit's weights may be moved from
     its inputs to its outputs without changing what the network computes; where it is
     the identity, units may be mixed by any invertible matrix. Among all these networks
-    the one of least ‖w‖² is balanced: all quadratic laws of `homoflow.laws` are 0,
+    the one of least ‖w‖² is balanced: all quadratic laws of `homoflow.laws` are 0 (but for
+    those that only a search finds, entry by entry; a warning names them),
     ‖W_h[i,:]‖² = k‖W_{h+1}[:,i]‖² at units of degree k and W_h W_hᵀ = W_{h+1}ᵀ W_{h+1}
     at linear ones [Kempf & Ness 1979]. It is found by Newton's method and singular value
     decompositions, in float64, and returned in the model's dtype.
@@ -63,11 +65,20 @@ def balance(model: PyTree, x_example: PyTree | None = None) -> PyTree:
     if not known_finite(eqx.filter(model, eqx.is_inexact_array)):
         raise ValueError("The model's weights hold NaN or inf: nothing to balance.")
     found = laws(model, x_example)
-    generating = generating_laws(found)
+    generating, others = generating_laws(found), laws_of_entries(found)
+    searched = f"A search found {names_of_some(others)}, entry by entry: "
     if not generating:
-        reason = found.note or "the laws found do not come from rescalings"
+        reason = found.note or "The laws found do not come from rescalings."
+        if others:
+            reason = f"{searched}which units they rescale is not known."
         raise ValueError(f"There is nothing to balance. {reason}")
     _check_twosided(generating)
+    if others:
+        warnings.warn(
+            f"{searched}they stay as they are, and ‖w‖² is least only among rescalings "
+            f"behind the other laws, {names_of_some(generating)}.",
+            stacklevel=2,
+        )
     paths = dict.fromkeys(t.path for law in generating for t in law.quadratic_terms)
     arrays = {p: np.asarray(leaf_at(model, p), np.float64) for p in paths}
     balanced = _replace_arrays(model, _balance(generating, arrays))

@@ -20,3 +20,20 @@ def generating_laws(laws: Iterable[Law]) -> tuple[Law, ...]:
         and not law.entries
         and law.violation is None
     )
+
+
+def laws_of_entries(laws: Iterable[Law]) -> tuple[Law, ...]:
+    """The quadratic laws that a numerical search has found, entry by entry.
+
+    Which rescaling is behind one is not known: nothing is restored or balanced by them.
+    """
+    return tuple(
+        law for law in laws if any(not share.is_linear for share in law.entries)
+    )
+
+
+def names_of_some(laws: Iterable[Law], most: int = 3) -> str:
+    """The laws' names; of many the first, and how many there are."""
+    names = [law.name for law in laws]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._jax._arguments import check_instance
-from .._jax._arrays import tree_norm
+from .._jax._arrays import tree_norm_of_any_size
 from .._jax._dtypes import cast_floats
 from .._jax._tracing import is_concrete
 from ._status import RESULTS
@@ -29,7 +29,8 @@ class Comparison(eqx.Module):
     - `weight_distance`: ‖w_a − w_b‖₂ of all arrays, at the end of both.
     - `relative_weight_distance`: the same over ‖w_a‖₂.
     - `function_distance`: root mean square of f_a(x) − f_b(x) over samples, summed over
-        outputs, at the end; `None` without `x`.
+        all outputs (of a pytree: all of its floating-point arrays), at the end; `None`
+        without `x`.
     - `weight_distances`, `function_distances`: the same at `ts`, if both saved models and
         no interpolation was needed; otherwise `None`.
     - `notes`: what to know before believing the numbers; empty if there is nothing.
@@ -129,7 +130,8 @@ def compare(
         laws_a={name: read_a(a.laws[name]) for name in shared},
         laws_b={name: read_b(b.laws[name]) for name in shared},
         weight_distance=weight_distance,
-        relative_weight_distance=weight_distance / tree_norm(_arrays(a.model)),
+        relative_weight_distance=weight_distance
+        / tree_norm_of_any_size(_arrays(a.model)),
         function_distance=None
         if x is None
         else _function_distance(a.model, b.model, x),
@@ -246,12 +248,27 @@ def _arrays(model: PyTree) -> PyTree:
 
 
 def _weight_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    return tree_norm(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
+    return tree_norm_of_any_size(jax.tree.map(jnp.subtract, _arrays(a), _arrays(b)))
 
 
 def _function_distance(a: PyTree, b: PyTree, x: PyTree[Array]) -> Float[Array, ""]:
-    difference = jax.vmap(a)(x) - jax.vmap(b)(x)
-    return jnp.sqrt(jnp.sum(difference**2) / difference.shape[0])
+    differences = jax.tree.leaves(
+        jax.tree.map(jnp.subtract, *(_outputs(m, x) for m in (a, b)))
+    )
+    squares = [jnp.sum(jnp.abs(d) ** 2) for d in differences]
+    whole = sum((s.astype(squares[0].dtype) for s in squares[1:]), start=squares[0])
+    return jnp.sqrt(whole / differences[0].shape[0])
+
+
+def _outputs(model: PyTree, x: PyTree[Array]) -> PyTree[Array]:
+    """All that the model returns that is no integer, for each sample."""
+    outputs = eqx.filter(jax.vmap(model)(x), eqx.is_inexact_array)
+    if not jax.tree.leaves(outputs):
+        raise ValueError(
+            "`compare` was given `x`, but the models return no floating-point numbers to "
+            "compare there: leave `x` out."
+        )
+    return outputs
 
 
 def _as_inputs(x: PyTree, model: PyTree) -> PyTree[Array]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -172,6 +173,23 @@ class Ledger(eqx.Module, Mapping):
 
     accounts: dict[str, Account]
     parts_note: str = eqx.field(static=True, default="")
+
+    def first(self, times: int) -> "Ledger":
+        """The ledger at the first so many of its times."""
+
+        def cut(tree: Any, times: int = times) -> Any:
+            return jax.tree.map(lambda array: array[:times], tree)
+
+        accounts = {
+            name: Account(
+                observed=cut(account.observed),
+                parts=cut(account.parts),
+                batch=cut(account.batch, times - 1),
+                largest_rounding=cut(account.largest_rounding),
+            )
+            for name, account in self.accounts.items()
+        }
+        return Ledger(accounts, self.parts_note)
 
     @property
     def note(self) -> str:

@@ -10,6 +10,10 @@ from ._reason import Reason
 
 #: Facts about a run, in order.
 Facts = tuple[tuple[str, str | Reason], ...]
+#: Error estimates are this factor times the difference to a coarser solve: with kinks the
+#: error does not always fall in proportion, and where the two solves become unrelated
+#: their distance may understate the error of either.
+DIFFERENCE_SAFETY = 2.0
 
 
 class Statistic(NamedTuple):

@@ -258,6 +258,23 @@ def markdown(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def first_calls(rows: dict[str, dict[str, float]]) -> str:
+    """A table of what a user waits for, beside the peers' times; `rows` as above."""
+    head = (
+        "| call | first | second | first, cached | programs | operations | first / peer "
+        "| target |"
+    )
+    lines = [head, "|" + "---|" * 8]
+    for name, row in rows.items():
+        peer, target = TARGETS.get(name, ("", ""))
+        ratio = f"{row['first'] / rows[peer]['first']:.2f}" if peer in rows else ""
+        lines.append(
+            f"| {name} | {row['first']:.2f} | {row['second']:.4f} | {row['cached']:.2f} | "
+            f"{row['programs']} | {row['operations']:,} | {ratio} | {target} |"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     import jax
 

@@ -132,12 +132,17 @@ KINKED: dict[str, Callable] = {
 JUMPING: dict[str, Callable] = {"choice": _choose, "rounded": _round_through}
 
 
-def dense(f: Callable) -> Callable[[np.random.Generator], eqx.Module]:
-    return lambda rng: Dense(_draw(rng, HIDDEN, INPUTS), _draw(rng, OUTPUTS, HIDDEN), f)
+#: A model from random numbers and the number of its hidden units.
+Maker = Callable[[np.random.Generator, int], eqx.Module]
 
 
-def mlp(activation: str, sizes=(INPUTS, HIDDEN, OUTPUTS), kind=hf.MLP):
-    def make(rng):
+def dense(f: Callable) -> Maker:
+    return lambda rng, k: Dense(_draw(rng, k, INPUTS), _draw(rng, OUTPUTS, k), f)
+
+
+def mlp(activation: str, hidden_layers: int = 1, kind=hf.MLP) -> Maker:
+    def make(rng, k):
+        sizes = (INPUTS, *[k] * hidden_layers, OUTPUTS)
         model = kind(sizes, activation=activation, key=jax.random.key(0))
         return jax.tree.map(
             lambda leaf: (
@@ -149,24 +154,26 @@ def mlp(activation: str, sizes=(INPUTS, HIDDEN, OUTPUTS), kind=hf.MLP):
     return make
 
 
-MODELS: dict[str, Callable[[np.random.Generator], eqx.Module]] = {
+MODELS: dict[str, Maker] = {
     **{name: dense(f) for name, f in (SMOOTH | KINKED | JUMPING).items()},
     "linear MLP": mlp("linear"),
-    "deep linear MLP": mlp("linear", (INPUTS, HIDDEN, HIDDEN, OUTPUTS)),
+    "deep linear MLP": mlp("linear", 2),
     "ReLU MLP": mlp("relu"),
-    "deep ReLU MLP": mlp("relu", (INPUTS, HIDDEN, HIDDEN, OUTPUTS)),
-    "residual": mlp("relu", (INPUTS, HIDDEN, HIDDEN, OUTPUTS), Residual),
-    "gated": lambda rng: Gated(_draw(rng, 3, INPUTS), _draw(rng, 3, OUTPUTS, INPUTS)),
-    "stacked tanh": lambda rng: Stacked(
+    "deep ReLU MLP": mlp("relu", 2),
+    "residual": mlp("relu", 2, Residual),
+    "gated": lambda rng, _: Gated(
+        _draw(rng, 3, INPUTS), _draw(rng, 3, OUTPUTS, INPUTS)
+    ),
+    "stacked tanh": lambda rng, _: Stacked(
         _draw(rng, 2, INPUTS, INPUTS), _draw(rng, OUTPUTS, INPUTS), jnp.tanh
     ),
-    "stacked ReLU": lambda rng: Stacked(
+    "stacked ReLU": lambda rng, _: Stacked(
         _draw(rng, 2, INPUTS, INPUTS), _draw(rng, OUTPUTS, INPUTS), jax.nn.relu
     ),
-    "difference": lambda rng: Difference(
+    "difference": lambda rng, _: Difference(
         _draw(rng, OUTPUTS, INPUTS), _draw(rng, OUTPUTS, INPUTS)
     ),
-    "spectral": lambda rng: Spectral(
+    "spectral": lambda rng, _: Spectral(
         _draw(rng, 2), _draw(rng, 2), _draw(rng, OUTPUTS, INPUTS)
     ),
 }
@@ -174,3 +181,16 @@ MODELS: dict[str, Callable[[np.random.Generator], eqx.Module]] = {
 
 def _draw(rng: np.random.Generator, *shape: int) -> Array:
     return jnp.asarray(0.7 * rng.standard_normal(shape))
+
+
+#: Models of the same kind that are smaller or plainer, for shrinking.
+PLAINER = {
+    "deep linear MLP": "linear MLP",
+    "linear MLP": "identity",
+    "deep ReLU MLP": "ReLU MLP",
+    "residual": "ReLU MLP",
+    "ReLU MLP": "relu",
+    "stacked ReLU": "relu",
+    "stacked tanh": "tanh",
+    "where": "leaky relu",
+}

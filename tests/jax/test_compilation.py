@@ -10,9 +10,9 @@ from homoflow._jax._compilation import fast_compile_jit
 
 @pytest.fixture(autouse=True)
 def forget():
-    homoflow._jax._compilation._has_options.cache_clear()
+    homoflow._jax._compilation._known_options.cache_clear()
     yield
-    homoflow._jax._compilation._has_options.cache_clear()
+    homoflow._jax._compilation._known_options.cache_clear()
 
 
 def twice():
@@ -36,11 +36,22 @@ def test_options_that_do_not_exist_are_left_out(monkeypatch):
     monkeypatch.setattr(
         homoflow._jax._compilation, "_OPTIONS", {"xla_no_such_option": False}
     )
-    f = twice()
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        f.fast_compile(X)
+        jax.jit(jnp.sin, compiler_options={"xla_no_such_option": False})(X)
+    f = twice()
     assert jnp.array_equal(f(X), 2 * jnp.sin(X))
-    assert forms(f.default) == 1
+    assert (forms(f.default), forms(f.fast_compile)) == (1, 0)
+
+
+def test_one_option_is_used_where_another_does_not_exist(monkeypatch):
+    level = {"xla_backend_optimization_level": 1}
+    monkeypatch.setattr(
+        homoflow._jax._compilation, "_OPTIONS", {"xla_no_such_option": False, **level}
+    )
+    assert homoflow._jax._compilation._known_options() == level
+    f = twice()
+    assert jnp.array_equal(f(X), 2 * jnp.sin(X))
+    assert (forms(f.default), forms(f.fast_compile)) == (0, 1)
 
 
 @pytest.mark.parametrize(

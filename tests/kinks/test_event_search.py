@@ -15,6 +15,7 @@ from homoflow._kinks.filippov._event_location import (
     bracket_first_crossing,
     locate_crossing,
 )
+from homoflow._kinks.filippov._step import _first_root
 
 
 class Curves(eqx.Module):
@@ -127,3 +128,19 @@ def test_a_crossing_that_only_the_interpolant_has_is_none():
     bracketed, _, _, found = brackets(ninth[None, None])
     assert bracketed[0]
     assert not found[0]
+
+
+def test_the_first_root_of_two_parabolas_is_predicted():
+    """With one root, two or none, in and beyond the step, against NumPy's roots."""
+    rng = np.random.default_rng(2)
+    curves = rng.normal(size=(300, 2, 3))
+    curves[..., 0] = rng.uniform(0.05, 2, (300, 2))
+    values = curves @ np.vander([0, 0.5, 1], 3, increasing=True).T
+    found = jax.vmap(_first_root)(*np.moveaxis(jnp.asarray(values), 2, 0))
+    positive = [
+        [r.real for c in pairs for r in np.roots(c[::-1]) if r.imag == 0 and r.real > 0]
+        for pairs in curves
+    ]
+    expected = [min(roots, default=np.inf) for roots in positive]
+    assert 10 < np.sum(np.isinf(expected)) < 290  # Both happen.
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -1,4 +1,4 @@
-"""Events resolved in few slots, where no more are used."""
+"""Events resolved in few slots, where no more are used; and what work is counted."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from problems import relu_regression
 
 import homoflow as hf
-from homoflow._kinks.filippov import _few_slots
+from homoflow._kinks.filippov import _few_slots, _iterate
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,25 @@ def test_an_event_is_the_same_in_few_slots_and_in_many(monkeypatch):
             getattr(part.events, name)[:count], getattr(whole.events, name)[:count]
         )
     np.testing.assert_allclose(part.losses, whole.losses, rtol=1e-10)
+
+
+def test_gradients_are_counted_as_they_are_computed(monkeypatch):
+    """The compiled program itself reports every linearization, and its rows."""
+    linearize, seen = _iterate.linearize, []
+
+    def report(rows):
+        seen.append(int(rows))
+
+    def linearize_and_report(system, w, base, pairs):
+        jax.debug.callback(report, pairs.is_used.sum())
+        return linearize(system, w, base, pairs)
+
+    monkeypatch.setattr(_iterate, "linearize", linearize_and_report)
+    model, data = relu_regression(3)
+    run = hf.flow(model, data, 10.0, laws=(), solver=hf.Filippov(max_active=24))
+    jax.effects_barrier()
+    assert sum(seen) > 100  # It slides.
+    samples = len(data[0])
+    assert run.stats["gradient_evaluations"] == pytest.approx(
+        len(seen) + sum(seen) / samples
+    )

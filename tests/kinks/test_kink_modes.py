@@ -19,6 +19,7 @@ from homoflow._kinks.filippov._sliding_field import (
     Groups,
     Linearization,
     factorize_gram,
+    in_first_slots,
 )
 from homoflow._kinks.filippov._sliding_mode import find_mode
 
@@ -27,10 +28,10 @@ PAIRS, CAPACITY = 12, 14
 
 def linearization(rows, gradient, width, is_used) -> Linearization:
     """Rows of length 1 (or unused), independent of each other in their samples."""
-    zero, capacity = jnp.zeros(()), is_used.size
+    capacity = is_used.size
     return Linearization(
-        loss=zero,
-        max_abs_z=zero,
+        loss=jnp.zeros(()),
+        num_used=jnp.asarray(capacity),
         gradient=gradient,
         rows=Rows(rows, [], []),
         scale=is_used.astype(float),
@@ -103,15 +104,33 @@ def test_sliders_in_any_slots_are_solved_for(capacity, reach):
     rows /= np.linalg.norm(rows, axis=1)[:, None]
     slides = rng.random(capacity) < 0.8
     slides[reach - 1 :] = np.arange(reach - 1, capacity) == reach - 1
-    at = linearization(
-        jnp.asarray(rows), jnp.ones(300), jnp.ones(capacity), jnp.ones(capacity, bool)
-    )
+    rows = jnp.asarray(rows)
     right = rng.standard_normal((capacity, 2))
-    solve, outside = factorize_gram(at, jnp.asarray(slides))
+    solve, outside = factorize_gram(rows @ rows.T, jnp.asarray(slides))
     expected = np.zeros((capacity, 2))
-    few = rows[slides]
+    few = np.asarray(rows)[slides]
     expected[slides] = np.linalg.solve(few @ few.T, right[slides])
     np.testing.assert_allclose(solve(jnp.asarray(right)), expected, atol=1e-11)
     factor = np.linalg.cholesky(few @ few.T)
     np.testing.assert_allclose(outside[slides], np.diagonal(factor), rtol=1e-11)
     assert np.all(outside[~slides] == 1)
+
+
+@pytest.mark.parametrize("used", [0, 10, 11, 21])
+def test_a_table_is_made_in_as_few_slots_as_are_used(used):
+    """Of 40 slots 10, 20 or all are looked at: the rest of a table is 0."""
+    values = np.random.default_rng(used).standard_normal((40, 40))
+    num_used, seen = jnp.asarray(used), []
+
+    def compute(n):
+        seen.append(n)
+        return jnp.asarray(values)[:n, :n] * n
+
+    found = np.asarray(in_first_slots(num_used, 40, compute))
+    assert sorted(set(seen)) == [10, 20, 40]
+    n = next(n for n in (10, 20, 40) if used <= n)
+    np.testing.assert_array_equal(found[:n, :n], values[:n, :n] * n)
+    assert not np.any(found[n:])
+    assert not np.any(found[:, n:])
+    column = in_first_slots(num_used, 40, lambda n: jnp.ones((n, 3)))
+    np.testing.assert_array_equal(column, (np.arange(40) < n)[:, None] * np.ones(3))

@@ -153,8 +153,8 @@ def test_an_estimate_that_auto_is_asked_for_is_made(exact):
 @pytest.mark.filterwarnings("ignore:The relative error of the final weights")
 def test_what_cannot_be_followed_to_the_end_is_averaged(monkeypatch):
     monkeypatch.setattr("homoflow._methods._exact.FIRST_ACTIVE", (2, 2))
-    for name in ("MAX_ACTIVE", "MAX_ACTIVE_BY_DEFAULT"):
-        monkeypatch.setattr(f"homoflow._methods._filippov.{name}", 2)
+    monkeypatch.setattr("homoflow._methods._filippov.MAX_ACTIVE", 2)
+    monkeypatch.setattr("homoflow._methods._choose.MAX_ACTIVE_BY_DEFAULT", 2)
     averaged = flow(max_steps=4000)
     assert averaged.result == hf.RESULTS.successful
     assert averaged.stats["solver"] == "Heun"

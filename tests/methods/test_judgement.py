@@ -149,3 +149,19 @@ def test_derivatives_of_smooth_parts_of_kinked_models_are_taken():
 
     slope = (end(1.001) - end(0.999)) / 0.002
     np.testing.assert_allclose(jax.grad(end)(1.0), slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-160])
+def test_an_estimate_is_no_less_than_the_error_of_the_same_few_steps(size):
+    """Of dw/dt = 2w, by steps of both solves that the first step size makes alike."""
+
+    def objective(w, data):
+        return -data * jnp.sum(jnp.where(w > 0, 1.0, 0.5) * w**2)
+
+    start = size * jnp.array([1.0, 2.0])
+    run = hf.flow(
+        start, jnp.ones(()), 1e-3, objective=objective, rtol=1e-4, solver=hf.Averaged()
+    )
+    error = jnp.max(jnp.abs(run.model / start / jnp.exp(2e-3) - 1))
+    assert error < 3 * run.stats["error_estimate"]
+    np.testing.assert_allclose(run.stats["error_estimate"], 1e-4, rtol=1e-6)

@@ -80,6 +80,39 @@ def test_verdicts_on_functions_that_are_known(terms, start, kind, point):
     np.testing.assert_allclose(ours, values, rtol=1e-12, atol=1e-15)
 
 
+def half_square(w, rows):
+    """½Σp² of polynomials that a user has written as an objective."""
+    terms = jnp.stack([w[0] ** i * w[1] ** j for i, j in POWERS])
+    return 0.5 * jnp.sum((rows @ terms) ** 2)
+
+
+CIRCLE = {(2, 0): 1.0, (0, 2): 1.0, (0, 0): -1.0}
+HYPERBOLA = {(1, 1): 1.0, (0, 0): -1.0}
+CUBIC = {(3, 0): 1.0, (0, 1): -1.0, (0, 0): 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("curve", [CIRCLE, HYPERBOLA, CUBIC])
+@pytest.mark.parametrize("start", [(0.5, 0.9), (1.5, 0.3), (0.8, 2.5)])
+def test_zero_is_the_least_of_squares_whoever_writes_them(curve, start):
+    """Losses of 1e-33 and 1e-34 on a curve of minima are both 0, to rounding."""
+    rows = jnp.stack([coefficients(curve), coefficients({})])
+    flow = hf.flow(jnp.asarray(start), rows, INF, objective=half_square)
+    assert stationary_kind(flow) == StationaryKind.minimum
+    assert half_square(flow.model, rows) < 1e-29
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-8])
+def test_a_small_fall_along_a_valley_is_seen(size):
+    """½u² + ½·size²(1 + (v − 1)³)² falls beyond v = 1, where the flow comes to rest."""
+    inflection = {(0, 0): 0.0, (0, 1): 3 * size, (0, 2): -3 * size, (0, 3): size}
+    rows = jnp.stack([coefficients({(1, 0): 1.0}), coefficients(inflection)])
+    flow = hf.flow(jnp.array([0.3, 1.0]), rows, INF, objective=half_square)
+    assert stationary_kind(flow) == StationaryKind.degenerate_saddle
+    np.testing.assert_allclose(flow.model, [0, 1], atol=1e-12)
+
+
 def test_in_a_valley_it_ends_where_the_conserved_product_says():
     start = np.array([1.3, 0.4])
     flow = end_of(VALLEY, start)

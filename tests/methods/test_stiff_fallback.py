@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.linalg
 from problems import flat
 
@@ -97,3 +98,60 @@ def test_what_was_asked_for_is_not_exceeded(problem, options):
     run = hf.flow(*problem, TS[-1], ts=TS, rtol=1e-8, throw=False, **options)
     assert run.stats["solver"] == "Dopri8"
     assert run.result == hf.RESULTS.max_steps_reached
+
+
+class DiagonalNet(eqx.Module):
+    """β·x with β = u² − v²."""
+
+    u: jax.Array
+    v: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum((self.u**2 - self.v**2) * x, keepdims=True)
+
+
+def diagonal_flow(x, y, size, ts):
+    """β of the flow from u = v = `size`, and the error that SciPy's tolerance leaves.
+
+    With M = −∫∂L/∂β dt the flow has u = s·e^{2M} and v = s·e^{−2M}. So it is an equation
+    for M, whose entries are of order one in the logarithm of 1/s.
+    """
+
+    def beta(m):
+        return np.exp(2 * np.log(size) + 4 * m) - np.exp(2 * np.log(size) - 4 * m)
+
+    def velocity(t, m):
+        return -x.T @ (x @ beta(m) - y) / len(y)
+
+    def jacobian(t, m):
+        growth = np.exp(2 * np.log(size) + 4 * m) + np.exp(2 * np.log(size) - 4 * m)
+        return -4 * x.T @ x / len(y) * growth
+
+    with np.errstate(over="ignore", invalid="ignore"):  # Radau tries too long steps.
+        run = scipy.integrate.solve_ivp(
+            velocity, (0, ts[-1]), np.zeros(x.shape[1]), "Radau", t_eval=ts,
+            jac=jacobian, rtol=1e-11, atol=1e-11,
+        )  # fmt: skip
+    return beta(run.y).T
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e-150])
+def test_saddle_to_saddle_from_a_vanishing_start(size):
+    """Four weights that differ by up to 300 orders of magnitude hold up Adams, too."""
+    x = np.array([[1, 0.5, 0.7, 0], [0.5, 1, 0.1, 0.7]])
+    y = np.array([1.0, 0.0])
+    start = jnp.full(4, size)
+    # The saddles are left at multiples of log(1/s): here one is, and there another.
+    ts = -np.log(size) * np.array([0, 1.03, 3, 5.5, 20])
+    problem = DiagonalNet(start, start), (jnp.asarray(x), jnp.asarray(y)[:, None])
+    run = hf.flow(*problem, ts[-1], ts=ts, save_models=True)
+    assert run.result == hf.RESULTS.successful
+    assert run.stats["solver"] == "Rodas5P"
+    assert run.stats["solver_reason"].code == "few_weights_restart"
+    beta = np.asarray(run.models.u**2 - run.models.v**2)
+    np.testing.assert_allclose(beta, diagonal_flow(x, y, size, ts), atol=1e-6)
+    end = hf.flow(*problem, np.inf)
+    assert end.stats["stationary_kind"] == hf.StationaryKind.minimum
+    for model in (run.model, end.model):
+        found = model.u**2 - model.v**2
+        np.testing.assert_allclose(found, [0, 0, 10 / 7, -10 / 49], atol=1e-8)

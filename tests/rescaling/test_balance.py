@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import problems
 import pytest
 from problems import asserted
 
@@ -253,3 +254,34 @@ def test_what_cannot_be_balanced_is_refused():
     broken = eqx.tree_at(lambda m: m.layers[0].weight, model, jnp.full((4, 3), jnp.nan))
     with pytest.raises(ValueError, match="NaN"):
         hf.balance(broken)
+
+
+@pytest.mark.slow
+def test_laws_that_only_a_search_finds_are_left_and_named():
+    """(u² − v²) has less norm as (√(u² − v²), 0), which is no rescaling of units."""
+    made = problems.model(
+        lambda p, x: (p["u"] ** 2 - p["v"] ** 2) * (p["V"] @ jax.nn.relu(p["W"] @ x)),
+        W=(2, 2), V=(2, 2), u=(2,), v=(2,),
+    )  # fmt: skip
+    x = jnp.ones(2)
+    with pytest.warns(UserWarning, match="entry by entry: they stay as they are"):
+        balanced = hf.balance(made, x)
+    np.testing.assert_allclose(balanced(x), made(x), rtol=1e-12)
+    laws = hf.laws(made, x)
+    rows = [law for law in laws if not law.entries]
+    others = [law for law in laws if law.entries]
+    assert rows
+    assert others
+    for law in rows:
+        assert np.abs(law.value(balanced)).max() < 1e-12
+    data = jnp.eye(2), jnp.eye(2)
+    run = hf.flow(made, data, 0.1, laws=laws, solver=hf.Averaged(), rtol=1e-3)
+    assert f"(not {others[0].name}" in run.stats["projection"]
+
+
+def test_laws_that_only_a_search_finds_are_nothing_to_balance():
+    made = problems.model(
+        lambda p, x: (p["u"] ** 2 - p["v"] ** 2) @ x, u=(2, 2), v=(2, 2)
+    )
+    with pytest.raises(ValueError, match="which units they rescale is not known"):
+        hf.balance(made, jnp.ones(2))

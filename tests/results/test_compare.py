@@ -133,6 +133,45 @@ def test_distances_along_the_way_are_numpys():
     assert hf.compare(a, b).function_distances is None
 
 
+def test_distances_of_weights_whose_squares_are_zero():
+    a, b = (trajectory(FINE, 1e-170 * line(FINE, c)) for c in (0.0, 0.5))
+    plain = hf.compare(trajectory(FINE, line(FINE)), trajectory(FINE, line(FINE, 0.5)))
+    relative = hf.compare(a, b).relative_weight_distance
+    np.testing.assert_allclose(relative, plain.relative_weight_distance, rtol=1e-14)
+
+
+def test_functions_with_several_outputs_are_compared_by_all_of_them():
+    """Of a dictionary with a complex array and an integer: 0.6 and 0.8 of one output."""
+
+    class Several(Neuron):
+        def __call__(self, x):
+            z = super().__call__(x)
+            parts = {"real": 0.6 * z, "complex": jax.lax.complex(0.48 * z, 0.64 * z)}
+            return {**parts, "class": jnp.argmax(jnp.stack([z, -z]))}
+
+    def several(weights):
+        run = trajectory(FINE, weights, save_models=False)
+        return eqx.tree_at(lambda t: t.model, run, Several(jnp.asarray(weights[-1])))
+
+    weights = line(FINE), line(FINE, 0.5)
+    (a, b), (c, d) = map(several, weights), (trajectory(FINE, w) for w in weights)
+    both, plain = hf.compare(a, b, X), hf.compare(c, d, X)
+    np.testing.assert_allclose(
+        known(both.function_distance), known(plain.function_distance), rtol=1e-14
+    )
+
+
+def test_functions_without_numbers_are_refused():
+    class Class(Neuron):
+        def __call__(self, x):
+            return jnp.argmax(x)
+
+    run = trajectory(FINE, line(FINE), save_models=False)
+    run = eqx.tree_at(lambda t: t.model, run, Class(run.model.w))
+    with pytest.raises(ValueError, match="no floating-point numbers"):
+        hf.compare(run, run, X)
+
+
 def test_a_run_equals_itself():
     a = trajectory(FINE, line(FINE), laws=("p",))
     both = hf.compare(a, a, X)

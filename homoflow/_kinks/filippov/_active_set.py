@@ -27,11 +27,13 @@ _NUM_PROPORTIONS, _MIN_PROPORTION = 4, 1e-2
 class ActiveSet(NamedTuple):
     """The pairs with z = 0: `active` ones, and disconnected ones with their sides.
 
-    Of the tables, `constrained` and `choice` are still those from before.
+    Of the tables, `constrained` and `choice` are still those from before. `max_abs_z` is
+    the largest |z| of all pairs.
     """
 
     active: Bool[Array, "samples kinks"]
     tables: PairTables
+    max_abs_z: Float[Array, ""]
 
 
 def classify_pairs(
@@ -64,7 +66,7 @@ def classify_pairs(
     side, base = tables.side, tables.base
     known = (side == 0) | trigger | (hint.is_retry & tables.at_zero)
     turns_on = hint.is_retry & tables.leaves_kink
-    at_zero, is_connected = _find_zeros(system, w, base, known, turns_on, max_abs_z)
+    at_zero, is_connected, z = _find_zeros(system, w, base, known, turns_on, max_abs_z)
     base, side, follows_hint = lax.cond(
         hint.is_retry,
         lambda: _follow_velocity(system, w, tables, hint.velocity),
@@ -94,7 +96,7 @@ def classify_pairs(
         disconnected=disconnected,
         ambiguous=ambiguous,
     )
-    return ActiveSet(active, tables)
+    return ActiveSet(active, tables, jnp.max(jnp.abs(z)))
 
 
 def _push_disconnected(
@@ -173,8 +175,12 @@ def _find_zeros(
     known: Bool[Array, "samples kinks"],
     turns_on: Bool[Array, "samples kinks"],
     max_abs_z: Float[Array, ""],
-) -> tuple[Bool[Array, "samples kinks"], Bool[Array, "samples kinks"]]:
-    """The pairs with z = 0, and the pairs with ∂z/∂w ≠ 0 while those with z = 0 are off.
+) -> tuple[
+    Bool[Array, "samples kinks"],
+    Bool[Array, "samples kinks"],
+    Float[Array, "samples kinks"],
+]:
+    """The pairs with z = 0, those with ∂z/∂w ≠ 0 while these are off, and all z.
 
     A pair is off at the flatter one of its slopes. The pairs that turn on stay as they
     are. ∂z/∂w is taken along one random direction: a derivative that vanishes along it
@@ -189,7 +195,7 @@ def _find_zeros(
     direction = jnp.asarray(random, w.dtype)
 
     def add_zeros(carry):
-        at_zero, _, _ = carry
+        at_zero = carry[0]
 
         def evaluate(w):
             is_off = at_zero & ~turns_on
@@ -199,8 +205,8 @@ def _find_zeros(
 
         z, change = jax.jvp(evaluate, (w,), (direction,))
         found = at_zero | (jnp.abs(z) <= _MAX_ZERO * max_abs_z)
-        return found, jnp.abs(change), jnp.any(found != at_zero)
+        return found, jnp.abs(change), z, jnp.any(found != at_zero)
 
-    start = known, offsets, jnp.asarray(True)
-    at_zero, change, _ = lax.while_loop(lambda carry: carry[2], add_zeros, start)
-    return at_zero, change > _MAX_ZERO_DERIVATIVE * jnp.max(change)
+    start = known, offsets, offsets, jnp.asarray(True)
+    at_zero, change, z, _ = lax.while_loop(lambda carry: carry[3], add_zeros, start)
+    return at_zero, change > _MAX_ZERO_DERIVATIVE * jnp.max(change), z

@@ -1,14 +1,17 @@
 """A point at which the field is wanted: at an event, or at a stage of a step."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._active_pairs import ActivePairs
 from .._system import System
 from ._active_set import classify_pairs
 from ._counts import count_true
+from ._sliding_field import Groups
 from ._state import ContinuationHint, PairTables, State
 
 
@@ -20,6 +23,8 @@ class EventPoint(NamedTuple):
     - `pairs`: the active pairs; `side_before`: their sides, 0 for those that slid.
     - `arrives`: active pairs that were not constrained before.
     - `may_reconnect`: active pairs with disconnected pairs in their sample.
+    - `groups`: those of parallel rows, as far as they are known; at an event they are not.
+    - `max_abs_z`: the largest |z| of all pairs; at a stage, that from where it began.
     - `is_event`: whether the mode is to be found. Else it is known: all active pairs slide.
     """
 
@@ -29,7 +34,28 @@ class EventPoint(NamedTuple):
     side_before: Int[Array, " slots"]
     arrives: Bool[Array, " slots"]
     may_reconnect: Bool[Array, " slots"]
+    groups: Groups
+    max_abs_z: Float[Array, ""]
     is_event: Bool[Array, ""]
+
+    def replaced_unless(
+        self, is_event: Bool[Array, ""], make_stage: Callable[[], "EventPoint"]
+    ) -> "EventPoint":
+        """This point or, unless an event is wanted, another one.
+
+        Only the tables that tell the field are the other's: XLA copies each table that
+        comes out of a branch.
+        """
+
+        def parts(point: EventPoint):
+            tables = point.tables
+            return tables.base, tables.disconnected, point._replace(tables=None)
+
+        base, disconnected, point = lax.cond(
+            is_event, lambda: parts(self), lambda: parts(make_stage())
+        )
+        tables = self.tables._replace(base=base, disconnected=disconnected)
+        return point._replace(tables=tables)
 
 
 def event_point(
@@ -57,6 +83,8 @@ def event_point(
         side_before=jnp.where(pairs.is_used, pairs.gather(after.side), -1),
         arrives=pairs.is_used & ~pairs.gather(tables.constrained),
         may_reconnect=pairs.in_samples_with(after.disconnected | was_disconnected),
+        groups=Groups.apart(capacity),
+        max_abs_z=active_set.max_abs_z,
         is_event=jnp.asarray(True),
     )
     return event, jnp.sum(active) > capacity
@@ -72,6 +100,8 @@ def stage_point(state: State, w: Float[Array, " weights"]) -> EventPoint:
         side_before=jnp.where(pairs.is_used, 0, -1).astype(jnp.int32),
         arrives=jnp.zeros_like(pairs.is_used),
         may_reconnect=pairs.in_samples_with(state.tables.disconnected),
+        groups=state.sliding.groups,
+        max_abs_z=state.point.max_abs_z,
         is_event=jnp.asarray(False),
     )
 

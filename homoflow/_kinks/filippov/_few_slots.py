@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from .._system import System
 from ._event_point import EventPoint
-from ._resolve_event import Iterate, resolve
+from ._iterate import Iterate
+from ._resolve_event import resolve
 
 #: Most events of small networks have room in so many slots.
 FEW = 32
@@ -21,10 +22,11 @@ FEW = 32
 def resolve_in_few_slots(system: System, event: EventPoint) -> Iterate:
     """What `resolve` finds, in the first `FEW` slots where no later one is used.
 
-    With not many more slots than that a second program would cost more than it saves.
+    With not many more slots than that a second program would cost more to compile than it
+    saves: products and factors of matrices are made in as few slots as are used anyway.
     """
     capacity = event.pairs.is_used.size
-    if capacity <= 2 * FEW:
+    if capacity <= 4 * FEW:
         return resolve(system, event)
 
     def resolve_few() -> Iterate:
@@ -42,6 +44,7 @@ def _narrow(event: EventPoint) -> EventPoint:
         side_before=event.side_before[few],
         arrives=event.arrives[few],
         may_reconnect=event.may_reconnect[few],
+        groups=event.groups.truncate(FEW),
     )
 
 

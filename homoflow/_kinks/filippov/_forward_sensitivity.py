@@ -197,7 +197,7 @@ class _DerivativeLoop(NamedTuple):
         xi = lax.cond(
             new.is_accepted & ~old.steps.is_start,
             lambda: propagate(
-                self.family, self.rtol, old.state, c.run.arrival, new.state, c.xi
+                self.family, self.rtol, old.state, run.arrival, new.state, c.xi
             ),
             lambda: c.xi,
         )

@@ -14,19 +14,37 @@ from ._counts import Counts
 from ._event_log import NO_EVENT, classify_side_changes, count_events
 from ._event_point import EventPoint, event_point, loses_sliders, stage_point
 from ._few_slots import resolve_in_few_slots
+from ._iterate import Iterate
 from ._progress import Goal, Progress, Solution, StepCounts, Tally
-from ._resolve_event import Iterate
 from ._resolved_event import ResolvedEvent, finish
 from ._state import Extrapolation, State
-from ._step import NUM_STAGES, Arrival, Step, advance, arrive
+from ._step import (
+    NUM_STAGES,
+    PREDICTION_PASSES,
+    Arrival,
+    Stages,
+    Step,
+    arrive,
+    predict_length,
+    stage_weights,
+    take_step,
+)
 from ._step_control import Decision, judge
+
+#: The number of an evaluation beyond the last.
+_ALL_DONE = NUM_STAGES + 2
 
 
 class Carry(NamedTuple):
-    """Between two steps: the state, the point that the next step reaches, the records."""
+    """Between two steps: the state, and the records.
+
+    - `arrival`: the point that the last step reached.
+    - `length`: that of the next step, as far as its first event can be predicted.
+    """
 
     progress: Progress
     arrival: Arrival
+    length: Float[Array, ""]
     records: Float[Array, "times_and_waste _"]
 
 
@@ -58,16 +76,21 @@ def make_loop(
     row = jax.eval_shape(make_row, state)
     # Rows that are not due are written to the last place.
     records = jnp.zeros((goal.ts.size + 1, row.size), row.dtype)
-    start = Carry(Progress.start(state, log_capacity), Arrival.start(state), records)
+    start = Carry(
+        Progress.start(state, log_capacity),
+        Arrival.start(state),
+        jnp.ones_like(state.t),
+        records,
+    )
 
     def advance_step(c: Carry) -> Carry:
-        p, step = _advance(system, c.progress, c.arrival, goal)
-        arrival = arrive(p.state, step, goal.next_time(p.num_recorded))
+        p, arrival = _advance(system, c.progress, c.length, goal)
+        length = predict_length(system, p.state, goal.next_time(p.num_recorded))
         row = lax.cond(
             p.is_due, make_row, lambda _: jnp.zeros_like(records[0]), p.state
         )
         place = jnp.where(p.is_due, p.num_recorded - 1, goal.ts.size)
-        return Carry(p, arrival, c.records.at[place].set(row))
+        return Carry(p, arrival, length, c.records.at[place].set(row))
 
     def make_solution(c: Carry) -> Solution:
         rows = c.records[:-1]
@@ -113,16 +136,26 @@ class _Stop(NamedTuple):
     - `overflows`: whether too many pairs are active there.
     - `needs_old_velocity`: whether the velocity of the old mode must be computed by
         itself, because sliding pairs of that mode are disconnected at the event.
+    - `passes`: the forward passes that it took to find the arrival.
     """
 
     arrival: Arrival
     event: EventPoint
     overflows: Bool[Array, ""]
     needs_old_velocity: Bool[Array, ""]
+    passes: Int[Array, ""]
 
     @staticmethod
-    def create(system: System, progress: Progress, arrival: Arrival) -> "_Stop":
+    def blank(state: State) -> "_Stop":
+        """Before the step from a state is known."""
+        no, none = jnp.asarray(False), jnp.asarray(0)
+        event = stage_point(state, state.point.w)
+        return _Stop(Arrival.start(state), event, no, no, none)
+
+    @staticmethod
+    def create(system: System, progress: Progress, step: Step, until: Array) -> "_Stop":
         state, side = progress.state, progress.state.tables.side
+        arrival = arrive(state, step, until)
         trigger = jnp.arange(side.size) == arrival.pair
         event, overflows = event_point(
             system,
@@ -135,84 +168,85 @@ class _Stop(NamedTuple):
         )
         is_checked = ~progress.steps.is_start & (arrival.theta > 0) & ~state.is_forced
         loses = loses_sliders(event, state.sliding.pairs)
-        return _Stop(arrival, event, overflows, is_checked & loses)
+        passes = PREDICTION_PASSES + step.event.passes
+        return _Stop(arrival, event, overflows, is_checked & loses, passes)
+
+
+class _Evaluations(NamedTuple):
+    """The evaluations of the field on a step, as far as they are done.
+
+    Numbers 1 to 3 are the further stages of the step. Then its end is known: there number
+    4 is the velocity of the old mode, where that is needed, and the last the event.
+    """
+
+    number: Int[Array, ""]
+    stages: Stages
+    old_velocity: Float[Array, " weights"]
+    stop: _Stop
+    last: Iterate
 
 
 def _advance(
-    system: System, progress: Progress, arrival: Arrival, goal: Goal
-) -> tuple[Progress, Step]:
-    """Resolve the event at the arrival, judge the step, and compute the next one.
+    system: System, progress: Progress, length: Float[Array, ""], goal: Goal
+) -> tuple[Progress, Arrival]:
+    """Take a step of a given length, resolve the event at its end, and judge the step.
 
-    The next step goes on from the arrival, or if that is rejected from where the last one
-    began. All evaluations of the field are in one loop, because compile time grows with
-    the number of places where it is evaluated. Evaluation 0 resolves the event, and 1 to
-    3 are the further stages of the Runge–Kutta step. Where the velocity of the old mode
-    is needed at the event, evaluation −1 finds it.
+    All evaluations of the field are in one loop, because compile time grows with the
+    number of places where it is evaluated. A flow begins with the event at its start.
     """
-    stop = _Stop.create(system, progress, arrival)
+    state, steps = progress.state, progress.steps
+    until = goal.next_time(progress.num_recorded)
 
-    def evaluate(number, work):
-        progress, step = work
-        is_event = number == 0
+    def evaluate(e: _Evaluations) -> _Evaluations:
+        is_end = e.number == NUM_STAGES
+
+        def find_end() -> _Stop:
+            step = take_step(system, state, e.stages, length, until)
+            return _Stop.create(system, progress, step, until)
+
+        stop = lax.cond(is_end, find_end, lambda: e.stop)
+        is_event = jnp.where(is_end, ~stop.needs_old_velocity, e.number > NUM_STAGES)
 
         def make_stage() -> EventPoint:
-            w = step.stage_point(progress.state.point.w, number)
-            return stage_point(progress.state, jnp.where(number < 0, stop.event.w, w))
+            w = stage_weights(state, e.stages, length, e.number)
+            return stage_point(state, jnp.where(is_end, stop.event.w, w))
 
-        point = lax.cond(is_event, lambda: stop.event, make_stage)
-        last = resolve_in_few_slots(system, point)
-
-        def commit(p: Progress):
-            old_velocity = step.stages.velocities[-1]
-            p = _commit(p, stop, point, last, old_velocity, goal)
-            sliding = p.state.sliding
-            return p, (p.state.point.velocity, sliding.multiplier, sliding.width)
-
-        def only_evaluate(p: Progress):
-            mode = last.mode
-            return p, (last.field.velocity_before, mode.multiplier_before, mode.width)
-
-        progress, field = lax.cond(is_event, commit, only_evaluate, progress)
-        step = step._replace(stages=step.stages.insert(number, *field))
-        until = goal.next_time(progress.num_recorded)
-        step = lax.cond(
-            is_event | (number == NUM_STAGES - 1),
-            lambda step: advance(system, progress.state, step, until, is_event),
-            lambda step: step,
-            step,
+        last = resolve_in_few_slots(
+            system, stop.event.replaced_unless(is_event, make_stage)
         )
-        return progress, step
+        velocity, mode = last.field.velocity_before, last.mode
+        stages = e.stages.insert(e.number, velocity, mode.multiplier_before, mode.width)
+        number = jnp.where(is_event, _ALL_DONE, e.number + 1)
+        old_velocity = jnp.where(is_event & ~is_end, e.old_velocity, velocity)
+        return _Evaluations(number, stages, old_velocity, stop, last)
 
-    before = progress.state
-    first = -stop.needs_old_velocity.astype(int)
-    start = progress, Step.blank(before.point.w, before.sliding.leads.size)
-    progress, step = lax.fori_loop(first, NUM_STAGES, evaluate, start)
-    # The step beyond the end of the flow is not taken.
-    is_taken = goal.is_ahead(progress).astype(int)
-    stages = (NUM_STAGES - 1) * is_taken
-    rows = stages * jnp.sum(progress.state.sliding.pairs.is_used)
+    stop = _Stop.blank(state)
+    start = _Evaluations(
+        number=jnp.where(steps.is_start, NUM_STAGES, 1),
+        stages=Stages.first(state),
+        old_velocity=state.point.velocity,
+        stop=stop,
+        last=Iterate.blank(stop.event),
+    )
+    done = lax.while_loop(lambda e: e.number < _ALL_DONE, evaluate, start)
+    stop = done.stop
+    num_stages = jnp.where(steps.is_start, 0, NUM_STAGES - 1)
+    evaluations = num_stages + stop.needs_old_velocity.astype(int)
     counts = progress.tally.counts.add(
-        gradients=stages - first,
-        rows=rows - first * jnp.sum(before.sliding.pairs.is_used),
-        forward=step.event.passes * is_taken,
+        gradients=evaluations,
+        rows=evaluations * jnp.sum(state.sliding.pairs.is_used),
+        forward=stop.passes,
     )
-    return progress._replace(tally=progress.tally._replace(counts=counts)), step
+    tally = progress.tally._replace(counts=counts)
+    after = _commit(progress._replace(tally=tally), done, goal)
+    return after, stop.arrival
 
 
-def _commit(
-    p: Progress,
-    stop: _Stop,
-    point: EventPoint,
-    last: Iterate,
-    old_velocity: Float[Array, " weights"],
-    goal: Goal,
-) -> Progress:
-    """The progress after the event that was resolved by the last iterate."""
-    velocity_before = jnp.where(
-        stop.needs_old_velocity, old_velocity, last.field.velocity_before
-    )
+def _commit(p: Progress, done: _Evaluations, goal: Goal) -> Progress:
+    """The progress after the event that was resolved last."""
+    stop, last = done.stop, done.last
     resolved, counts = finish(
-        point,
+        stop.event,
         last,
         p.tally.counts,
         ambiguous_before=p.state.tables.ambiguous,
@@ -220,7 +254,13 @@ def _commit(
         was_retry=p.state.is_retry & (p.steps.accepted > 0),
     )
     decision = judge(
-        p.state, p.steps, stop.arrival, resolved, velocity_before, stop.overflows, goal
+        p.state,
+        p.steps,
+        stop.arrival,
+        resolved,
+        done.old_velocity,
+        stop.overflows,
+        goal,
     )
     return _apply(p, stop.arrival, resolved, counts, decision, goal)
 
@@ -296,14 +336,16 @@ def _accept(
     point, tables = resolved.point, resolved.tables
     max_abs_z = jnp.maximum(state.point.max_abs_z, point.max_abs_z)
     acceleration = arrival.path.curvature(arrival.theta) / arrival.step**2
+    multiplier_rate, width_rate = (
+        state.sliding.pairs.carry_over(rate, resolved.sliding.pairs)
+        for rate in (arrival.multiplier_rate, arrival.width_rate)
+    )
     return State(
         t=arrival.t,
         point=point._replace(max_abs_z=max_abs_z),
         tables=tables._replace(at_zero=tables.at_zero & ~decision.is_forced),
         sliding=resolved.sliding,
-        extrapolation=Extrapolation(
-            acceleration, arrival.multiplier_rate, arrival.width_rate
-        ),
+        extrapolation=Extrapolation(acceleration, multiplier_rate, width_rate),
         step=arrival.step,
         is_retry=resolved.is_retry | decision.is_forced,
         is_forced=decision.is_forced,

@@ -14,7 +14,8 @@ descent may follow either: where the pair slides, it chatters.)
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from ._sliding_field import Linearization, factorize_gram
 from ._sliding_mode import Mode, compute_z_rate, max_constrained_rate
@@ -40,45 +41,57 @@ def may_keep_sliding(
     """
     slides = mode.state == 0
     rate = compute_z_rate(at, mode.multiplier)
-    solve, _ = factorize_gram(at, slides)
-    response = solve(at.gram)
-    outside = jnp.diagonal(at.gram) - jnp.sum(at.gram * response, 0)
-    moves = leaves & (outside > _MIN_OUTSIDE)
-    moves = moves & (jnp.abs(rate) > max_constrained_rate(at))
-    # The multiplier that would stop the pair.
-    push = jnp.where(moves, rate / jnp.where(moves, outside, 1), 0)
-    # The fraction of time above its kink of each pair l, if pair k is stopped: [l, k].
+    solve, _ = factorize_gram(at.gram, slides)
     plus = is_based_on_plus.astype(at.gram.dtype)
     from_minus = mode.multiplier + plus * mode.width
     nonzero_width = jnp.where(mode.width != 0, mode.width, 1)
-    fraction = (from_minus[:, None] - response * push) / nonzero_width[:, None]
-    width, least, most = _bound_multipliers(at, mode.width, plus, fraction.clip(0, 1))
-    wanted = jnp.where(is_based_on_plus, width, 0) + push
-    return moves & (least <= wanted) & (wanted <= most)
+    moves = leaves & (jnp.abs(rate) > max_constrained_rate(at))
+
+    def may_slide(k):
+        response = solve(at.gram[:, k, None])[:, 0]
+        outside = at.gram[k, k] - at.gram[k] @ response
+        is_free = outside > _MIN_OUTSIDE
+        # The multiplier that would stop the pair.
+        push = jnp.where(is_free, rate[k] / jnp.where(is_free, outside, 1), 0)
+        # The fraction of time above its kink of each other pair, if this one is stopped.
+        fraction = ((from_minus - response * push) / nonzero_width).clip(0, 1)
+        width, least, most = _bound_multiplier(at, mode.width, plus, fraction, k)
+        wanted = jnp.where(is_based_on_plus[k], width, 0) + push
+        return is_free & (least <= wanted) & (wanted <= most)
+
+    def test_next(carry):
+        untested, result = carry
+        k = jnp.argmax(untested)
+        return untested.at[k].set(False), result.at[k].set(may_slide(k))
+
+    # Nearly always there is one pair that leaves.
+    start = moves, jnp.zeros_like(moves)
+    return lax.while_loop(lambda carry: jnp.any(carry[0]), test_next, start)[1]
 
 
-def _bound_multipliers(
+def _bound_multiplier(
     at: Linearization,
     width: Float[Array, " slots"],
     plus: Float[Array, " slots"],
-    fraction: Float[Array, "slots slots"],
-) -> tuple[Float[Array, " slots"], ...]:
-    """The width of each pair, and the least and largest multiplier that it may have.
+    fraction: Float[Array, " slots"],
+    k: Int[Array, ""],
+) -> tuple[Float[Array, ""], ...]:
+    """The width of pair k, and the least and largest multiplier that it may have.
 
-    Multipliers count from the minus side. The kink l above k is on for a given `fraction`
+    Multipliers count from the minus side. A kink l above k is on for a given `fraction`
     of the time. How much of it coincides with the time for which k is on is free, within
     the Fréchet bounds for joint distributions.
     """
-    whole = at.slope_gap * at.length
-    jumps = at.dz_da * (width * at.scale)[:, None]
-    jumps = jumps * (1 - jnp.eye(width.size, dtype=jumps.dtype))
-    alone = (at.dloss_da - plus @ jumps) * whole
+    whole = at.slope_gap[k] * at.length[k]
+    jumps = at.dz_da[:, k] * width * at.scale
+    jumps = jnp.where(jnp.arange(width.size) == k, 0, jumps)
+    alone = (at.dloss_da[k] - plus @ jumps) * whole
     jumps = jumps * whole
-    on = jnp.asarray(_FRACTIONS, fraction.dtype)[:, None, None]
+    on = jnp.asarray(_FRACTIONS, fraction.dtype)[:, None]
     most_overlap = jumps * jnp.minimum(on, fraction)
     least_overlap = jumps * jnp.maximum(on + fraction - 1, 0)
     least, most = (
         jnp.sum(pick(most_overlap, least_overlap), 1) + on[:, 0] * alone
         for pick in (jnp.minimum, jnp.maximum)
     )
-    return alone + jnp.sum(jumps * fraction, 0), jnp.min(least, 0), jnp.max(most, 0)
+    return alone + jumps @ fraction, jnp.min(least), jnp.max(most)

@@ -2,125 +2,88 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._system import System
 from ._event_point import EventPoint
-from ._nonuniqueness import may_keep_sliding
-from ._sliding_field import Groups, Linearization, group_parallel_rows, linearize
-from ._sliding_mode import (
-    Mode,
-    compute_z_rate,
-    find_mode,
-    max_constrained_rate,
-    min_rate,
-)
+from ._iterate import Iterate, iterate
+from ._sliding_field import Groups
 
 #: Iterations at one point, in which base slopes are fitted to the mode.
 _MAX_ITERATIONS = 6
-#: Searches at one point for another solution.
-_MAX_ATTEMPTS = 8
+#: Searches at one point for another solution, and the one that comes back to the first.
+_MAX_ATTEMPTS, _RETURN = 8, 9
 #: Velocities are equal if they differ by less, relative to the jumps that part them.
 _SAME_VELOCITY = 1e-6
 
 
-class Trial(NamedTuple):
-    """What an iteration starts from: base sides, and states of the groups' leaders.
+class _Solution(NamedTuple):
+    """What must be known of the solution while another one is looked for.
 
-    `is_needed` tells whether there should be another one.
+    - `base`, `state`: its base sides and the states of leaders, to come back to it.
+    - `nonconvex`: leaders of groups that might as well go to the other side.
+    - `jump`: the largest of their widths.
+    - `number`: of iterations so far.
+    - `is_settled`: whether it is one: else that it is computed again does not make it one.
+    """
+
+    base: Int[Array, " slots"]
+    state: Int[Array, " slots"]
+    sense: Int[Array, " slots"]
+    leader: Int[Array, " slots"]
+    nonconvex: Bool[Array, " slots"]
+    velocity: Float[Array, " weights"]
+    jump: Float[Array, ""]
+    number: Int[Array, ""]
+    is_settled: Bool[Array, ""]
+
+    @staticmethod
+    def create(event: EventPoint, found: Iterate) -> "_Solution":
+        nonconvex, groups, mode = found.marks.nonconvex, found.groups, found.mode
+        suspects = nonconvex[groups.leader] & event.pairs.is_used
+        width = jnp.where(suspects, jnp.abs(mode.width), 0)
+        return _Solution(
+            base=found.base,
+            state=mode.state,
+            sense=groups.sense,
+            leader=groups.leader,
+            nonconvex=nonconvex,
+            velocity=found.field.velocity,
+            jump=jnp.max(width, initial=0),
+            number=found.number,
+            is_settled=found.mode.is_settled & ~found.next.is_needed,
+        )
+
+    def sides(self, state: Int[Array, " slots"]) -> Int[Array, " slots"]:
+        """The sides of all pairs from the states of leaders."""
+        return (state[self.leader] * self.sense).astype(jnp.int32)
+
+    def differs(self, event: EventPoint, other: Iterate) -> Bool[Array, " slots"]:
+        """Which pairs are on other sides in another solution, if it is one."""
+        suspects = self.nonconvex[self.leader] & event.pairs.is_used
+        apart = other.field.velocity - self.velocity
+        differs = jnp.sqrt(apart @ apart) > _SAME_VELOCITY * self.jump
+        is_solution = other.mode.is_settled & ~other.next.is_needed
+        differs_in_side = self.sides(self.state) != other.sides(event)
+        return suspects & differs_in_side & differs & is_solution
+
+
+class _Course(NamedTuple):
+    """Where the search goes on: what the next iteration starts from.
+
+    Attempt 0 is the search for the solution, further ones are for another solution, and
+    in attempt `_RETURN` the solution is computed again.
     """
 
     base: Int[Array, " slots"]
     start: Int[Array, " slots"]
-    is_needed: Bool[Array, ""]
-
-
-class Field(NamedTuple):
-    """L, the largest |z|, and velocities.
-
-    - `velocity_before`: in the mode in which the point was reached, as far as its sliding
-        pairs are active; `velocity`: that with which the flow goes on.
-    - `correction`: the way back onto the kinks of the sliding pairs, of rounding's size.
-    """
-
-    loss: Float[Array, ""]
-    max_abs_z: Float[Array, ""]
-    velocity_before: Float[Array, " weights"]
-    velocity: Float[Array, " weights"]
-    correction: Float[Array, " weights"]
-
-
-class Marks(NamedTuple):
-    """What there is to say of active pairs.
-
-    - `is_still`: ż = 0, whether the pair slides or others constrain it.
-    - `nonconvex`: leaders of groups at concave kinks, which might as well go to the other
-        side.
-    - `nonunique`: pairs for which this was found to be so.
-    - `may_keep_sliding`: pairs that leave, but might slide with a joint choice of slopes.
-    - `decouples`: pairs that arrive below sliding pairs of one group. Should they leave,
-        that group might part; this is not examined.
-    """
-
-    is_still: Bool[Array, " slots"]
-    nonconvex: Bool[Array, " slots"]
-    nonunique: Bool[Array, " slots"]
-    may_keep_sliding: Bool[Array, " slots"]
-    decouples: Bool[Array, " slots"]
-
-
-class Iterate(NamedTuple):
-    """The field and mode at a point, from the last of so many iterations.
-
-    `base` holds the base sides that were used, and `next` those that fit the mode found.
-    """
-
     number: Int[Array, ""]
-    base: Int[Array, " slots"]
-    next: Trial
-    groups: Groups
-    mode: Mode
-    field: Field
-    marks: Marks
-
-    @staticmethod
-    def blank(event: EventPoint) -> "Iterate":
-        """Before the first iteration."""
-        pairs, before, w = event.pairs, event.side_before, event.w
-        base = jnp.where(before == 0, pairs.gather(event.tables.base), before)
-        zero, nowhere = jnp.zeros((), w.dtype), jnp.zeros_like(w)
-        states, no = jnp.zeros_like(before), jnp.zeros_like(pairs.is_used)
-        return Iterate(
-            number=jnp.asarray(0),
-            base=base,
-            next=Trial(base, states, jnp.asarray(False)),
-            groups=Groups(states, states, no),
-            mode=Mode.blank(states, w.dtype),
-            field=Field(zero, zero, nowhere, nowhere, nowhere),
-            marks=Marks(pairs.is_used, no, no, no, no),
-        )
-
-    @property
-    def is_base_on_plus(self) -> Bool[Array, " slots"]:
-        """Whether each pair's base slope is on the plus side of its group."""
-        return (self.base * self.groups.sense) > 0
-
-    def sides(self, event: EventPoint) -> Int[Array, " slots"]:
-        """The sides of active pairs that the mode tells, 0 where they slide."""
-        side = self.mode.state[self.groups.leader] * self.groups.sense
-        return jnp.where(event.pairs.is_used, side, 1).astype(jnp.int32)
-
-
-class _Search(NamedTuple):
-    """The latest iterate, and the one with which the flow goes on.
-
-    Attempt 0 is the search for the latter, further ones are for another solution.
-    """
-
-    latest: Iterate
-    solution: Iterate
+    nonunique: Bool[Array, " slots"]
+    solution: _Solution
     attempt: Int[Array, ""]
     is_done: Bool[Array, ""]
 
@@ -135,202 +98,85 @@ def resolve(system: System, event: EventPoint) -> Iterate:
     from there. This only tells whether the solution is unique: the first one is taken.
     """
 
-    def advance_search(s: _Search) -> _Search:
-        latest = _iterate(system, event, s.latest)
-        is_unfinished = (
-            latest.next.is_needed & event.is_event & (latest.number < _MAX_ITERATIONS)
-        )
-        return lax.switch(
-            jnp.where(is_unfinished, 2, jnp.minimum(s.attempt, 1)),
-            (
-                lambda: _start_attempt(event, latest, 0),
-                lambda: _start_attempt(
-                    event, _compare(event, s.solution, latest), s.attempt
-                ),
-                lambda: s._replace(latest=latest),
+    def advance_search(s: tuple[Iterate, _Course]) -> tuple[Iterate, _Course]:
+        latest, course = s
+        latest = iterate(system, event, latest)
+        is_unfinished = latest.next.is_needed & (latest.number < _MAX_ITERATIONS)
+        # XLA copies all that comes out of a branch: this is little.
+        course = lax.cond(
+            event.is_event & ~is_unfinished,
+            lambda: _end_attempt(event, course, latest),
+            lambda: course._replace(
+                base=latest.next.base,
+                start=latest.next.start,
+                number=latest.number,
+                is_done=~event.is_event,
             ),
         )
+        return _set_out(latest, course), course
 
     blank = Iterate.blank(event)
-    start = _Search(blank, blank, jnp.asarray(0), jnp.asarray(False))
-    return lax.while_loop(lambda s: ~s.is_done, advance_search, start).solution
+    course = _Course(
+        base=blank.base,
+        start=blank.next.start,
+        number=blank.number,
+        nonunique=blank.marks.nonunique,
+        solution=_Solution.create(event, blank),
+        attempt=jnp.asarray(0),
+        is_done=jnp.asarray(False),
+    )
+    found, _ = lax.while_loop(lambda s: ~s[1].is_done, advance_search, (blank, course))
+    return found
 
 
-def _start_attempt(event: EventPoint, solution: Iterate, attempt) -> _Search:
-    """The search after so many attempts, set up for the next one, from other sides.
+def _set_out(latest: Iterate, course: _Course) -> Iterate:
+    """The latest iterate, set up for the next one, or to be the solution."""
+    is_settled = latest.mode.is_settled & course.solution.is_settled
+    return latest._replace(
+        number=course.number,
+        mode=latest.mode._replace(is_settled=is_settled),
+        next=latest.next._replace(base=course.base, start=course.start),
+        marks=latest.marks._replace(nonunique=course.nonunique),
+    )
+
+
+def _end_attempt(event: EventPoint, course: _Course, latest: Iterate) -> _Course:
+    """The course after an attempt, set up for the next one, from other sides.
 
     First all nonconvex groups start on their other sides, then one at a time.
     """
-    groups, nonconvex, mode = solution.groups, solution.marks.nonconvex, solution.mode
-    dtype = solution.field.loss.dtype
-    arrives = groups.sum(event.arrives.astype(dtype)) > 0
-    number = jnp.cumsum(nonconvex)
-    has_more = (attempt == 0) | ((attempt <= number[-1]) & (number[-1] > 1))
-    goes_on = event.is_event & has_more & (attempt < _MAX_ATTEMPTS)
-    goes_on = goes_on & jnp.any(nonconvex & arrives)
-    goes_on = goes_on & ~jnp.any(solution.marks.nonunique)
-    is_flipped = nonconvex & ((attempt == 0) | (number == attempt))
-    start = jnp.where(is_flipped, -mode.state, mode.state)
-    side = (start[groups.leader] * groups.sense).astype(jnp.int32)
-    base = jnp.where(event.pairs.is_used, groups.base_side(side), solution.base)
-    latest = solution._replace(
-        number=jnp.ones_like(solution.number),
-        next=solution.next._replace(base=base, start=start),
+    attempt, is_first = course.attempt, course.attempt == 0
+    solution = jax.tree.map(
+        lambda new, old: jnp.where(is_first, new, old),
+        _Solution.create(event, latest),
+        course.solution,
     )
-    return _Search(latest, solution, jnp.asarray(attempt + 1), ~goes_on)
-
-
-def _compare(event: EventPoint, solution: Iterate, other: Iterate) -> Iterate:
-    """`solution`, with marks on pairs that are on other sides in another solution."""
-    suspects = solution.marks.nonconvex[solution.groups.leader] & event.pairs.is_used
-    width = jnp.where(suspects, jnp.abs(solution.mode.width), 0)
-    jump = jnp.max(width, initial=0)
-    apart = other.field.velocity - solution.field.velocity
-    differs = jnp.sqrt(apart @ apart) > _SAME_VELOCITY * jump
-    is_solution = other.mode.is_settled & ~other.next.is_needed
-    differs_in_side = solution.sides(event) != other.sides(event)
-    nonunique = suspects & differs_in_side & differs & is_solution
-    return solution._replace(
-        number=solution.number + other.number - 1,
-        marks=solution.marks._replace(nonunique=nonunique),
+    differs = solution.differs(event, latest) & ~is_first
+    nonunique = course.nonunique | differs
+    total = solution.number + jnp.where(is_first, 0, latest.number - 1)
+    nonconvex = solution.nonconvex
+    groups = Groups(solution.leader, solution.sense, nonconvex)
+    arrivals = groups.sum(event.arrives.astype(latest.field.velocity.dtype))
+    # A cumulative sum, which XLA turns into many small kernels.
+    rank = np.tri(nonconvex.size, dtype=np.float32) @ nonconvex.astype(jnp.float32)
+    rank = rank.astype(attempt.dtype)
+    has_more = is_first | ((attempt <= rank[-1]) & (rank[-1] > 1))
+    goes_on = has_more & (attempt < _MAX_ATTEMPTS) & ~jnp.any(nonunique)
+    goes_on = goes_on & jnp.any(nonconvex & (arrivals > 0))
+    is_flipped = nonconvex & (is_first | (rank == attempt)) & goes_on
+    start = jnp.where(is_flipped, -solution.state, solution.state)
+    base = jnp.where(
+        event.pairs.is_used & goes_on,
+        groups.base_side(solution.sides(start)),
+        solution.base,
     )
-
-
-def _iterate(system: System, event: EventPoint, last: Iterate) -> Iterate:
-    """One iteration: linearize at base slopes, find the mode, fit base slopes to it."""
-    is_used, before, base = event.pairs.is_used, event.side_before, last.next.base
-    at, groups = _linearize(system, event, base)
-    dtype, is_first = at.scale.dtype, last.number == 0
-    on_plus = (base * groups.sense) > 0
-    plus = on_plus[groups.leader]
-    is_mixed = jnp.any(is_used & (on_plus != plus))
-    slid = groups.sum((before == 0).astype(dtype)) > 0
-    first = jnp.where(slid, 0, before * groups.sense)
-    start = jnp.where(is_first, first, last.next.start)
-    mode = find_mode(system, at, groups, is_used, plus, start, event.is_event)
-    side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
-    leaves_base = is_used & (side != 0) & (side != base)
-    changes_rows = jnp.any(leaves_base[None, :] & (at.dz_da != 0))
-    is_needed = is_mixed | changes_rows
-    fitting = groups.base_side(jnp.where(is_mixed, 0, side))
-    velocity_before, velocity, correction = _velocities(
-        system, at, mode, event.is_event
-    )
-    velocity_before = jnp.where(is_first, velocity_before, last.field.velocity_before)
-    return Iterate(
-        number=last.number + 1,
+    is_done = (is_first & ~goes_on) | (attempt == _RETURN)
+    return _Course(
         base=base,
-        next=Trial(
-            base=jnp.where(is_needed & is_used, fitting, base),
-            start=jnp.where(is_mixed, start, mode.state),
-            is_needed=is_needed,
-        ),
-        groups=groups,
-        mode=mode,
-        field=Field(at.loss, at.max_abs_z, velocity_before, velocity, correction),
-        marks=_mark(system, event, at, groups, mode, on_plus)._replace(
-            nonunique=last.marks.nonunique
-        ),
+        start=start,
+        number=jnp.where(is_done, total, 1),
+        nonunique=nonunique,
+        solution=solution._replace(number=total),
+        attempt=jnp.where(goes_on, attempt + 1, _RETURN),
+        is_done=is_done,
     )
-
-
-def _linearize(
-    system: System, event: EventPoint, base: Int[Array, " slots"]
-) -> tuple[Linearization, Groups]:
-    """The problem at a point to first order, with one-sided derivatives where needed.
-
-    The latter are for pairs at the minus side which may reconnect others: ∂L/∂a then
-    depends on the sides to which they push these.
-    """
-    pairs, is_used = event.pairs, event.pairs.is_used
-    table = pairs.scatter(event.tables.base, base, is_used)
-    at = linearize(system, event.w, table, pairs)
-    groups = group_parallel_rows(at, is_used)
-    on_plus = (base * groups.sense) > 0
-    is_one_sided = is_used & ~groups.is_shared & ~on_plus & event.may_reconnect
-
-    def differentiate():
-        found = system.dloss_da_if_alone(
-            event.w, system.slope(table), event.tables.disconnected, pairs
-        )
-        return jnp.where(is_one_sided, found, at.dloss_da)
-
-    dloss_da = lax.cond(jnp.any(is_one_sided), differentiate, lambda: at.dloss_da)
-    return at._replace(dloss_da=dloss_da), groups
-
-
-def _mark(
-    system: System,
-    event: EventPoint,
-    at: Linearization,
-    groups: Groups,
-    mode: Mode,
-    on_plus: Bool[Array, " slots"],
-) -> Marks:
-    is_used = event.pairs.is_used
-    side = (mode.state[groups.leader] * groups.sense).astype(jnp.int32)
-    slides_in_group = is_used & (side == 0) & groups.is_shared
-    is_below_group = jnp.any(slides_in_group[:, None] & (at.dz_da != 0), 0)
-    rate = compute_z_rate(at, mode.multiplier)
-    no = jnp.zeros_like(is_used)
-    keeps_sliding = no
-    if system.function.depth > 1:
-        keeps_sliding = lax.cond(
-            event.is_event & jnp.any(is_used & (side != 0)),
-            lambda: _find_optional_sliding(
-                at, mode, on_plus, is_used & ~groups.is_shared
-            ),
-            lambda: no,
-        )
-    return Marks(
-        is_still=jnp.abs(rate) <= max_constrained_rate(at),
-        nonconvex=_find_nonconvex(at, mode, rate, is_used & groups.is_leader),
-        nonunique=no,
-        may_keep_sliding=keeps_sliding,
-        decouples=event.arrives & (event.side_before != 0) & is_below_group,
-    )
-
-
-def _find_nonconvex(
-    at: Linearization, mode: Mode, rate: Array, leads: Bool[Array, " slots"]
-) -> Bool[Array, " slots"]:
-    """Groups at concave kinks whose ż may change sign with their sides.
-
-    Whatever the other pairs do, ż changes by no more than the sum of all jumps.
-    """
-    is_concave = leads & (mode.state != 0) & (mode.width < -min_rate(at))
-    jumps = jnp.sum(jnp.where(is_concave, -mode.width, 0))
-    return is_concave & (jnp.abs(rate) <= jumps)
-
-
-def _find_optional_sliding(
-    at: Linearization,
-    mode: Mode,
-    on_plus: Bool[Array, " slots"],
-    is_alone: Bool[Array, " slots"],
-) -> Bool[Array, " slots"]:
-    """Pairs that leave below sliding pairs, though they might slide as well."""
-    slides = is_alone & (mode.state == 0)
-    is_below = jnp.any(slides[:, None] & (at.dz_da != 0), 0)
-    leaves = is_alone & (mode.state != 0) & is_below
-    return lax.cond(
-        jnp.any(leaves),
-        lambda: may_keep_sliding(at, mode, on_plus, leaves),
-        lambda: jnp.zeros_like(leaves),
-    )
-
-
-def _velocities(
-    system: System, at: Linearization, mode: Mode, is_event: Bool[Array, ""]
-) -> Float[Array, "3 weights"]:
-    """ẇ = −(g + Jᵀλ) before and after the search for the mode; and the correction."""
-    rows = jnp.stack([mode.multiplier_before, mode.multiplier, mode.correction])
-    rows = rows * at.scale
-    has_gradient = jnp.array([1, 1, 0], at.scale.dtype)
-
-    def add_velocity(i, out):
-        force = has_gradient[i] * at.gradient + system.layout.vjp(at.rows, rows[i])
-        return out.at[i].set(-force)
-
-    zeros = jnp.zeros((3, at.gradient.size), at.scale.dtype)
-    return lax.fori_loop(0, jnp.where(is_event, 3, 1), add_velocity, zeros)

@@ -9,7 +9,7 @@ from ..._results._event_kind import EventKind
 from ._counts import Counts, count_true
 from ._event_log import NO_EVENT
 from ._event_point import EventPoint
-from ._resolve_event import Iterate
+from ._iterate import Iterate
 from ._state import FlowPoint, PairTables, Sliding
 
 
@@ -64,11 +64,12 @@ def finish(
     num_used, num_sliding = count_true([is_used, slides])
     resolved = ResolvedEvent(
         point=FlowPoint(
-            event.w + field.correction, field.loss, field.velocity, field.max_abs_z
+            event.w + field.correction, field.loss, field.velocity, event.max_abs_z
         ),
         tables=tables,
         sliding=Sliding(
             pairs=pairs._replace(is_used=slides),
+            groups=groups,
             leads=leads,
             multiplier=jnp.where(leads, from_minus, 0),
             width=jnp.where(leads, mode.width, 0),

@@ -88,7 +88,7 @@ def differentiate_field(
     system, zeros = family.system, jnp.zeros_like(family.system.low)
     at = linearize(system, w, base, pairs)
     groups = group_parallel_rows(at, pairs.is_used)
-    solve, _ = factorize_gram(at, pairs.is_used & groups.is_leader)
+    solve, _ = factorize_gram(at.gram, pairs.is_used & groups.is_leader)
     lam = -solve(at.row_dot_gradient[:, None])[:, 0]
     mu = pairs.scatter(zeros, lam * at.scale, pairs.is_used)
 

@@ -13,6 +13,7 @@ high if λ_k lies between 0 and the *width* (high − low) b_k.
 All multipliers here are those of rows scaled to length 1.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,12 +37,14 @@ _JITTER = 1e-14
 #: The largest matrix that LAPACK (OpenBLAS) factorizes on one thread. Several threads wait
 #: for each other in loops: on busy cores for a hundred times as long as the work takes.
 MAX_ON_ONE_THREAD = 127
+#: Fewer slots than these are not told apart.
+MIN_FEW = 8
 
 
 class Linearization(NamedTuple):
     """The problem at one w to first order, at base slopes, for the active pairs.
 
-    - `max_abs_z`: the largest |z| of all pairs, which sets the scale of z.
+    - `num_used`: of the slots no later one is used.
     - `scale`: 1/‖J_k‖, or 0 in a slot without a row.
     - `gram`, `row_dot_gradient`: JJᵀ and Jg of the scaled rows.
     - `residual`: z in units of the scaled rows, which is rounding error.
@@ -51,7 +54,7 @@ class Linearization(NamedTuple):
     """
 
     loss: Float[Array, ""]
-    max_abs_z: Float[Array, ""]
+    num_used: Int[Array, ""]
     gradient: Float[Array, " weights"]
     rows: Rows
     scale: Float[Array, " slots"]
@@ -101,8 +104,17 @@ class Groups(NamedTuple):
 
     def sum(self, values: Float[Array, " slots"]) -> Float[Array, " slots"]:
         """Sums over groups, at their leaders."""
-        is_member = self.leader[None, :] == self._slots[:, None]
-        return is_member.astype(values.dtype) @ values
+        return jnp.zeros_like(values).at[self.leader].add(values)
+
+    def truncate(self, capacity: int) -> "Groups":
+        """Those of the first slots, if no later one is used."""
+        return Groups(*(part[:capacity] for part in self))
+
+    @staticmethod
+    def apart(capacity: int) -> "Groups":
+        """Where each pair is alone in its group."""
+        slots = jnp.arange(capacity, dtype=jnp.int32)
+        return Groups(slots, jnp.ones_like(slots), jnp.zeros(capacity, bool))
 
 
 def linearize(
@@ -110,7 +122,11 @@ def linearize(
 ) -> Linearization:
     """One gradient of the loss at base slopes, and one row for each active pair."""
     found = system.derivatives(w, system.slope(base), pairs)
-    is_used, gram = pairs.is_used, found.rows.gram()
+    is_used = pairs.is_used
+    num_used = pairs.num_slots_used
+    gram = in_first_slots(
+        num_used, is_used.size, lambda few: found.rows.truncate(few).gram()
+    )
     square = jnp.diagonal(gram)
     has_row = is_used & (square > 0)
     scale = jnp.where(has_row, 1 / jnp.sqrt(jnp.where(has_row, square, 1)), 0)
@@ -120,7 +136,7 @@ def linearize(
     )
     return Linearization(
         loss=found.loss,
-        max_abs_z=jnp.max(jnp.abs(found.z)),
+        num_used=num_used,
         gradient=found.gradient,
         rows=found.rows,
         scale=scale,
@@ -146,20 +162,40 @@ def group_parallel_rows(at: Linearization, is_used: Bool[Array, " slots"]) -> Gr
     return groups._replace(is_shared=(size > 1)[leader])
 
 
+def in_first_slots(
+    num_used: Int[Array, ""], capacity: int, compute: Callable[[int], Array]
+) -> Float[Array, "slots _"]:
+    """`compute(n)`, a table of n rows, for one of a few n, not less than `num_used`.
+
+    The table gets further rows of zeros, and columns if it has one for each slot.
+    Products and factors of matrices take most of the time of an evaluation: in half as
+    many slots, a quarter or an eighth of it.
+    """
+    sizes = *(n for n in (capacity // 4, capacity // 2) if n >= MIN_FEW), capacity
+
+    def compute_in(n: int) -> Array:
+        table = compute(n)
+        missing = [(0, capacity - n if size == n else 0) for size in table.shape]
+        return jnp.pad(table, missing)
+
+    index = sum((num_used > n).astype(int) for n in sizes[:-1])
+    return lax.switch(index, [functools.partial(compute_in, n) for n in sizes])
+
+
 def factorize_gram(
-    at: Linearization, slides: Bool[Array, " slots"]
+    gram: Float[Array, "slots slots"], slides: Bool[Array, " slots"]
 ) -> tuple[
     Callable[[Float[Array, "slots sides"]], Float[Array, "slots sides"]],
     Float[Array, " slots"],
 ]:
-    """A solver of (JJᵀ)x = right for the scaled rows of the sliding pairs.
+    """A solver of (JJᵀ)x = right for the scaled rows of the sliding pairs, from `gram`.
 
     x is 0 for all other pairs, and for rows that are in the span of those before them.
     Returned too is the length of the part of each row that is outside of that span, as a
     fraction of the row's.
     """
-    on = slides.astype(at.gram.dtype)
-    matrix = at.gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
+    on = slides.astype(gram.dtype)
+    matrix = gram * on[:, None] * on[None, :] + jnp.diag(1 - on + _JITTER)
     factor = _factor(matrix, on)
     outside = jnp.diagonal(factor)
     redundant = slides & (outside < _MAX_REDUNDANT)
@@ -220,9 +256,13 @@ def solve_multipliers(
 ) -> Multipliers:
     """The multipliers with ż = 0 for the sliding pairs, those of the others `fixed`."""
     right = jnp.stack([-(at.row_dot_gradient + at.gram @ fixed), at.residual], 1)
-    solve, outside = factorize_gram(at, slides)
-    x = solve(right)
-    is_unique = jnp.min(outside, initial=1) > _MAX_DEPENDENT
+
+    def solve_in_first(few: int) -> Float[Array, "few 3"]:
+        solve, outside = factorize_gram(at.gram[:few, :few], slides[:few])
+        return jnp.concatenate([solve(right[:few]), 1 - outside[:, None]], 1)
+
+    x = in_first_slots(at.num_used, slides.size, solve_in_first)
+    is_unique = jnp.max(x[:, 2], initial=0) < 1 - _MAX_DEPENDENT
     return Multipliers(fixed + x[:, 0], x[:, 1], is_unique)
 
 
@@ -248,29 +288,35 @@ def compute_widths(
     The second rule needs widths of kinks above. So they are computed from the top layer
     down, one layer in a pass. Without groups one pass is enough.
     """
-    length = at.length
+    length, gap = at.length, at.slope_gap
     has_groups = jnp.any(is_used & groups.is_shared)
     passes = jnp.where(has_groups, system.function.depth, 1)
     are_in_group = groups.leader[:, None] == groups.leader[None, :]
     sense = groups.sense.astype(multiplier.dtype)
 
-    def update_layer(number, carry):
+    def widths_at(dloss_da):
+        return groups.sum(jnp.where(is_used, gap * dloss_da * length, 0))
+
+    def update_layer(_, carry):
         dloss_da, width = carry
         part = jnp.where(width != 0, multiplier / jnp.where(width != 0, width, 1), 0)
-        jump = sense * at.slope_gap * dloss_da
+        jump = sense * gap * dloss_da
         shift = jnp.where(
             groups.is_shared, part[groups.leader] * jump, multiplier * at.scale
         )
         whole = jnp.where(is_based_on_plus, -jump, jump)
-        shifts = jnp.where(are_in_group, whole[:, None], shift[:, None])
-        # The first pass is at the base slopes: no widths are known yet.
-        shifts = jnp.where(is_used[:, None] & (number > 0), shifts, 0)
-        dloss_da = at.dloss_da + jnp.sum(at.dz_da * shifts, 0)
-        widths = jnp.where(is_used, at.slope_gap * dloss_da * length, 0)
-        return dloss_da, groups.sum(widths)
+        in_group = lax.cond(
+            has_groups,
+            lambda: (whole - shift) @ jnp.where(are_in_group, at.dz_da, 0),
+            lambda: jnp.zeros_like(shift),
+        )
+        # Products with a vector: a sum over a matrix takes ten times as long.
+        dloss_da = at.dloss_da + shift @ at.dz_da + in_group
+        return dloss_da, widths_at(dloss_da)
 
-    start = at.dloss_da, jnp.zeros_like(at.dloss_da)
-    return lax.fori_loop(0, passes + 1, update_layer, start)[1]
+    # At the base slopes: no widths above are known yet.
+    start = at.dloss_da, widths_at(at.dloss_da)
+    return lax.fori_loop(0, passes, update_layer, start)[1]
 
 
 def sliding_velocity(system: System, at: Linearization, multiplier: Array) -> Array:

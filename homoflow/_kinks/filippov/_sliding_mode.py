@@ -97,50 +97,56 @@ def find_mode(
 
     def pivot(s: _Search) -> _Search:
         old, state = s.mode, s.next_state
-        on_plus = (state > 0).astype(plus.dtype)
-        fixed = jnp.where(leads & (state != 0), old.width * (on_plus - plus), 0)
+        jump = (state > 0).astype(plus.dtype) - plus
+        fixed = jnp.where(leads & (state != 0), old.width * jump, 0)
         found = solve_multipliers(at, leads & (state == 0), fixed)
         width = compute_widths(
             system, at, groups, found.value, is_used, is_based_on_plus
         )
+        before = jnp.where(s.pivots == 0, found.value, old.multiplier_before)
         new = old._replace(
             state=state,
             multiplier=found.value,
             width=width,
-            multiplier_before=jnp.where(
-                s.pivots == 0, found.value, old.multiplier_before
-            ),
+            multiplier_before=before,
             correction=found.correction,
             is_unique=found.is_unique,
         )
-        descends = s.pivots >= _NUM_BLOCK_PIVOTS
-        violations = Violations.find(at, new, plus, leads, descends=descends)
-        next_state, fraction = violations.next_states(state, s.fraction)
+        next_state, fraction = lax.cond(
+            is_event,
+            lambda: Violations.find(
+                at, new, plus, leads, descends=s.pivots >= _NUM_BLOCK_PIVOTS
+            ).next_states(state, s.fraction),
+            lambda: (state, s.fraction),
+        )
         # The width of a pair that is off its base slope depends on multipliers above it.
         is_off_base = leads & (state != 0) & ((state > 0) != is_based_on_plus)
-        change = jnp.abs(width - old.width)
-        tolerance = _WIDTH_TOLERANCE * jnp.max(jnp.abs(width))
+        has_new_width = jnp.abs(width - old.width) > min_change(width)
         return _Search(
             pivots=s.pivots + 1,
             mode=new,
             next_state=next_state,
             fraction=fraction,
-            widths_change=jnp.any(is_off_base & (change > tolerance)),
+            widths_change=jnp.any(is_off_base & has_new_width),
             last_state=jnp.where(jnp.any(is_off_base), state, s.last_state),
         )
 
     def goes_on(s: _Search) -> Bool[Array, ""]:
         return (s.pivots == 0) | (s.is_unsettled() & (s.pivots < max_pivots))
 
-    blank = Mode.blank(start, at.scale.dtype)
-    no, zeros = jnp.asarray(False), jnp.zeros_like(at.scale)
-    first = _Search(jnp.asarray(0), blank, start, zeros, no, start)
+    blank, zeros = Mode.blank(start, at.scale.dtype), jnp.zeros_like(at.scale)
+    first = _Search(jnp.asarray(0), blank, start, zeros, jnp.asarray(False), start)
     last = lax.while_loop(goes_on, pivot, first)
     is_settled = last.pivots < max_pivots
     # Widths of pairs off their base slopes may diverge. At base slopes that fit these
     # states they are known: the caller tries again with those.
     state = jnp.where(is_settled | ~is_event, last.mode.state, last.last_state)
     return last.mode._replace(state=state, is_settled=is_settled)
+
+
+def min_change(width: Float[Array, " slots"]) -> Float[Array, ""]:
+    """Changes of widths up to this are rounding."""
+    return _WIDTH_TOLERANCE * jnp.max(jnp.abs(width))
 
 
 def compute_z_rate(at: Linearization, multiplier: Array) -> Float[Array, " slots"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._active_pairs import ActivePairs
 from ._event_log import NO_EVENT
+from ._sliding_field import Groups
 
 
 class FlowPoint(NamedTuple):
@@ -61,11 +62,13 @@ class PairTables(NamedTuple):
 class Sliding(NamedTuple):
     """The pairs that slide.
 
+    - `groups`: those of them whose rows are parallel.
     - `leads`: the slots with the leaders of groups, which have the multipliers.
     - `multiplier`, `width`: of groups, from the minus side.
     """
 
     pairs: ActivePairs
+    groups: Groups
     leads: Bool[Array, " slots"]
     multiplier: Float[Array, " slots"]
     width: Float[Array, " slots"]
@@ -75,19 +78,19 @@ class Extrapolation(NamedTuple):
     """Time derivatives at the end of the last step, with which the next is predicted.
 
     - `acceleration`: ẅ.
-    - `multiplier_rate`, `width_rate`: those of the sliding pairs, as tables over pairs.
+    - `multiplier_rate`, `width_rate`: those of the sliding pairs.
     """
 
     acceleration: Float[Array, " weights"]
-    multiplier_rate: Float[Array, "samples kinks"]
-    width_rate: Float[Array, "samples kinks"]
+    multiplier_rate: Float[Array, " slots"]
+    width_rate: Float[Array, " slots"]
 
 
 class State(NamedTuple):
     """A point on the flow at time t, from which the next step goes on.
 
     - `step`: the length that error control allows for that step.
-    - `is_retry`: the event here must be resolved once more.
+    - `is_retry`: the event here must be resolved, at the start for the first time.
     - `is_forced`: no way on was found. So a short step is taken along the velocity, at
         whose end the event is resolved.
     """
@@ -110,17 +113,19 @@ class State(NamedTuple):
     ) -> "State":
         """At time 0, when only the sides are known."""
         zero, no = jnp.zeros((), w.dtype), jnp.asarray(False)
-        none, table = jnp.zeros(capacity, w.dtype), jnp.zeros(side.shape, w.dtype)
+        none = jnp.zeros(capacity, w.dtype)
         samples, kinks = side.shape
         pairs = ActivePairs.empty((samples, kinks), capacity)
         return State(
             t=zero,
             point=FlowPoint(w, zero, jnp.zeros_like(w), max_abs_z),
             tables=PairTables.from_sides(side),
-            sliding=Sliding(pairs, jnp.zeros(capacity, bool), none, none),
-            extrapolation=Extrapolation(jnp.zeros_like(w), table, table),
+            sliding=Sliding(
+                pairs, Groups.apart(capacity), jnp.zeros(capacity, bool), none, none
+            ),
+            extrapolation=Extrapolation(jnp.zeros_like(w), none, none),
             step=jnp.ones((), w.dtype),
-            is_retry=no,
+            is_retry=~no,
             is_forced=no,
         )
 

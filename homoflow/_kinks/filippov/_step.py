@@ -10,13 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from .._system import System
 from ._event_location import (
     BRACKET_PASSES,
-    Bracket,
     Crossing,
     Path,
     SideMonitor,
@@ -46,6 +44,8 @@ _MIN_SLACK = 1e-9
 #: The length of a forced step relative to the weights. It is taken where no way on is
 #: found; the kinks that meet there are then met one by one.
 FORCED_STEP = 3e-8
+#: The forward passes of a prediction.
+PREDICTION_PASSES = len(_THETAS)
 #: A predicted event shortens a step to no less than this part.
 _MIN_SHORTENING = 1e-3
 
@@ -55,7 +55,7 @@ class Arrival(NamedTuple):
 
     - The point is at θ = `theta` on `path`, a step of length `step`.
     - `pair`: the pair that left its side there; the number of pairs if none did.
-    - `multiplier_rate`, `width_rate`: their time derivatives there, as tables over pairs.
+    - `multiplier_rate`, `width_rate`: time derivatives there, of the pairs that slid.
     """
 
     t: Float[Array, ""]
@@ -63,8 +63,8 @@ class Arrival(NamedTuple):
     theta: Float[Array, ""]
     step: Float[Array, ""]
     pair: Int[Array, ""]
-    multiplier_rate: Float[Array, "samples kinks"]
-    width_rate: Float[Array, "samples kinks"]
+    multiplier_rate: Float[Array, " slots"]
+    width_rate: Float[Array, " slots"]
 
     @staticmethod
     def start(state: State) -> "Arrival":
@@ -72,7 +72,7 @@ class Arrival(NamedTuple):
         one, rates = jnp.ones_like(state.t), state.extrapolation
         return Arrival(
             t=state.t,
-            path=blank_path(state.point.w),
+            path=Path(state.point.w, _no_powers(state.point.w)),
             theta=one,
             step=one,
             pair=jnp.asarray(state.tables.side.size),
@@ -89,6 +89,10 @@ class Arrival(NamedTuple):
         return self.theta * self.step
 
 
+def _no_powers(w: Array) -> Float[Array, "powers weights"]:
+    return jnp.zeros((_NUM_POWERS, w.size), w.dtype)
+
+
 class Stages(NamedTuple):
     """The field at the stages of a Runge–Kutta step."""
 
@@ -97,14 +101,16 @@ class Stages(NamedTuple):
     widths: Float[Array, "4 slots"]
 
     @staticmethod
-    def blank(w: Float[Array, " weights"], capacity: int) -> "Stages":
-        none = jnp.zeros((NUM_STAGES, capacity), w.dtype)
-        return Stages(jnp.zeros((NUM_STAGES, w.size), w.dtype), none, none)
+    def first(state: State) -> "Stages":
+        """With the first one, which is the field at the state."""
+        sliding, later = state.sliding, ((0, NUM_STAGES - 1), (0, 0))
+        values = state.point.velocity, sliding.multiplier, sliding.width
+        return Stages(*(jnp.pad(value[None], later) for value in values))
 
     def insert(
         self, number: Int[Array, ""], velocity: Array, multiplier: Array, width: Array
     ) -> "Stages":
-        """With the field at the stage `number`."""
+        """With the field at the stage `number`, if there is one."""
         return Stages(
             self.velocities.at[number].set(velocity),
             self.multipliers.at[number].set(multiplier),
@@ -113,7 +119,7 @@ class Stages(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step in the making, and the first event on it.
+    """A step whose stages are known, and the first event on it.
 
     - `length`: in time.
     - `event`: where it ends; a `pair` leaves its side there if `is_found`.
@@ -121,50 +127,123 @@ class Step(NamedTuple):
     """
 
     path: Path
-    stages: Stages
     length: Float[Array, ""]
     event: Crossing
     rates: Float[Array, "2 slots"]
 
-    @staticmethod
-    def blank(w: Float[Array, " weights"], capacity: int) -> "Step":
-        stages, one = Stages.blank(w, capacity), jnp.ones((), w.dtype)
-        event = Crossing(one, jnp.asarray(0), jnp.asarray(False), jnp.asarray(0))
-        return Step(blank_path(w), stages, one, event, stages.multipliers[:2])
 
-    def stage_point(
-        self, w: Float[Array, " weights"], number: Int[Array, ""]
-    ) -> Float[Array, " weights"]:
-        """The weights of a stage of the step from w."""
-        weights = jnp.asarray(_STAGES, self.length.dtype)
-        return w + self.length * (weights[number] @ self.stages.velocities)
+def stage_weights(
+    state: State, stages: Stages, length: Float[Array, ""], number: Int[Array, ""]
+) -> Float[Array, " weights"]:
+    """The weights of a stage of the step from a state."""
+    weights = jnp.asarray(_STAGES, length.dtype)
+    return state.point.w + length * (weights[number] @ stages.velocities)
 
 
-def blank_path(w: Float[Array, " weights"]) -> Path:
-    return Path(w, jnp.zeros((_NUM_POWERS, w.size), w.dtype))
+def predict_length(
+    system: System, state: State, until: Float[Array, ""]
+) -> Float[Array, ""]:
+    """How long the next step should be to end near its first event.
+
+    From a path of second order, on which z and multipliers are interpolated by parabolas.
+    """
+    point, rates = state.point, state.extrapolation
+    h = jnp.minimum(state.step, until - state.t)
+    path = Path(
+        point.w, jnp.stack([h * point.velocity, 0.5 * h**2 * rates.acceleration])
+    )
+    thetas = jnp.asarray(_THETAS, h.dtype)
+    monitor = _monitor(system, state)
+    distances = jax.vmap(lambda theta: monitor.distances(path(theta)))(thetas)
+    slack = jnp.maximum(-distances[0], 0) + monitor.noise
+    times = thetas[:, None] * h
+    multipliers = state.sliding.multiplier + times * rates.multiplier_rate
+    widths = state.sliding.width + times * rates.width_rate
+    exits, _ = _find_exits(state, multipliers, widths)
+    first = jnp.minimum(_first_root(*(distances + slack)), jnp.min(exits))
+    return jnp.clip(first, _MIN_SHORTENING, 1) * h
 
 
-def advance(
+def _first_root(
+    start: Float[Array, " pairs"],
+    middle: Float[Array, " pairs"],
+    end: Float[Array, " pairs"],
+) -> Float[Array, ""]:
+    """The least positive θ at which a parabola through three points falls below 0.
+
+    All start above 0. The inverse of the root costs one division, and no pair a branch.
+    """
+    bend = 2 * (start - 2 * middle + end)
+    slope = end - start - bend
+    discriminant = slope**2 - 4 * bend * start
+    inverse = (jnp.sqrt(jnp.maximum(discriminant, 0)) - slope) / (2 * start)
+    fastest = jnp.max(jnp.where(discriminant >= 0, inverse, 0))
+    return jnp.where(fastest > 0, 1 / jnp.where(fastest > 0, fastest, 1), jnp.inf)
+
+
+def take_step(
     system: System,
     state: State,
-    step: Step,
+    stages: Stages,
+    length: Float[Array, ""],
     until: Float[Array, ""],
-    is_prediction: Bool[Array, ""],
 ) -> Step:
-    """The step up to the first event, to time `until`, or to its end.
-
-    Before its stages are known it is predicted, to find how long it should be.
-    """
-    left = until - state.t
-    length = jnp.where(is_prediction, jnp.minimum(state.step, left), step.length)
-    step = step._replace(length=length)
-    path, multipliers, widths = lax.cond(
-        is_prediction, _predict, _interpolate, state, step
+    """The step with these stages up to the first event, to time `until`, or to its end."""
+    weights = jnp.asarray(_WEIGHTS.T, length.dtype)
+    path = Path(state.point.w, length * (weights @ stages.velocities))
+    end = jnp.minimum(
+        jnp.asarray(_MAX_EXTRAPOLATION, length.dtype), (until - state.t) / length
     )
-    limit = jnp.minimum(jnp.asarray(_MAX_EXTRAPOLATION, left.dtype), left / length)
-    end = jnp.where(is_prediction, 1, limit)
-    step = step._replace(path=path)
-    return _stop_at_event(system, state, step, multipliers, widths, end, is_prediction)
+    exits, rates = _find_exits(
+        state, stages.multipliers[_INTERPOLATED], stages.widths[_INTERPOLATED]
+    )
+    exit_ = jnp.min(exits)
+    bracket, monitor = bracket_first_crossing(_monitor(system, state), path, end)
+    is_found = bracket.is_found & (bracket.low <= exit_)
+    # Without a crossing to go to, the end is checked for pairs that the scan missed.
+    stop = jnp.where(exit_ <= end, exit_, jnp.minimum(1, end))
+    high = jnp.where(is_found, bracket.high, stop)
+    found = locate_crossing(
+        monitor, path, bracket._replace(is_found=is_found, high=high)
+    )
+    is_exit = (exit_ <= end) & ~(found.is_found & (found.theta <= exit_))
+    event = Crossing(
+        theta=jnp.where(is_exit, exit_, found.theta),
+        pair=found.pair,
+        is_found=found.is_found & ~is_exit,
+        passes=found.passes + BRACKET_PASSES,
+    )
+    return Step(path, length, event, jnp.stack([rates[0], rates[0] + rates[1]]))
+
+
+def _monitor(system: System, state: State) -> SideMonitor:
+    """What tells whether pairs leave their sides on a step from a state."""
+    tables = state.tables
+    # Ambiguous pairs keep their sides until other pairs have an event. With all sliding
+    # units raised such a pair might be on the other side, and cross with every step.
+    is_ignored = tables.constrained | tables.ambiguous
+    side = jnp.where(is_ignored, 0, tables.side)
+    slopes, slides = system.slope(tables.base), tables.side == 0
+    return SideMonitor.create(system, slopes, side, slides, state.point.max_abs_z)
+
+
+def _find_exits(
+    state: State,
+    multipliers: Float[Array, "3 slots"],
+    widths: Float[Array, "3 slots"],
+) -> tuple[Float[Array, "2 slots"], Float[Array, "2 slots"]]:
+    """Where multipliers leave their intervals, below and above, and rates at θ = 1.
+
+    Multipliers and widths are given at three points of a step. The rates are those of
+    the distances from both ends.
+    """
+    sliding = state.sliding
+    # No less than what the search for the mode can tell from rounding.
+    min_slack = _MIN_SLACK * jnp.max(jnp.abs(sliding.width), initial=0)
+    slack = jnp.maximum(_EXIT_SLACK * sliding.width, min_slack)
+    return jax.vmap(
+        lambda excess: find_first_exit(excess, _THETAS, slack, sliding.leads)
+    )(jnp.stack([multipliers, widths - multipliers]))
 
 
 def arrive(state: State, step: Step, until: Float[Array, ""]) -> Arrival:
@@ -180,104 +259,13 @@ def arrive(state: State, step: Step, until: Float[Array, ""]) -> Arrival:
     theta = jnp.where(state.is_retry, retried, step.event.theta)
     is_at_end = theta * step.length >= left * (1 - 1e-15)
     has_left = step.event.is_found & ~state.is_retry
-    tables = state.tables
-    zeros = jnp.zeros(tables.side.shape, left.dtype)
-    multiplier_rate, width_rate = (
-        state.sliding.pairs.scatter(zeros, rate / step.length, state.sliding.leads)
-        for rate in step.rates
-    )
+    rates = jnp.where(state.sliding.leads, step.rates / step.length, 0)
     return Arrival(
         t=jnp.where(is_at_end, until, state.t + theta * step.length),
         path=step.path,
         theta=theta,
         step=step.length,
-        pair=jnp.where(has_left, step.event.pair, tables.side.size),
-        multiplier_rate=multiplier_rate,
-        width_rate=width_rate,
+        pair=jnp.where(has_left, step.event.pair, state.tables.side.size),
+        multiplier_rate=rates[0],
+        width_rate=rates[1],
     )
-
-
-def _predict(state: State, step: Step) -> tuple[Path, Array, Array]:
-    """Second-order path and linear multipliers, from the end of the last step."""
-    h, point, rates = step.length, state.point, state.extrapolation
-    rows = jnp.zeros((_NUM_POWERS - 2, point.w.size), point.w.dtype)
-    taylor = jnp.stack([h * point.velocity, 0.5 * h**2 * rates.acceleration])
-    times = jnp.asarray(_THETAS, h.dtype)[:, None] * h
-    multipliers, widths = (
-        now + times * state.sliding.pairs.gather(rate)
-        for now, rate in (
-            (state.sliding.multiplier, rates.multiplier_rate),
-            (state.sliding.width, rates.width_rate),
-        )
-    )
-    return Path(point.w, jnp.concatenate([taylor, rows])), multipliers, widths
-
-
-def _interpolate(state: State, step: Step) -> tuple[Path, Array, Array]:
-    """The Runge–Kutta step from its stages."""
-    weights, stages = jnp.asarray(_WEIGHTS.T, step.length.dtype), step.stages
-    path = Path(state.point.w, step.length * (weights @ stages.velocities))
-    return path, stages.multipliers[_INTERPOLATED], stages.widths[_INTERPOLATED]
-
-
-def _stop_at_event(
-    system: System,
-    state: State,
-    step: Step,
-    multipliers: Float[Array, "3 slots"],
-    widths: Float[Array, "3 slots"],
-    end: Float[Array, ""],
-    is_prediction: Bool[Array, ""],
-) -> Step:
-    """The step up to its first event, or up to θ = `end`.
-
-    Multipliers and widths are given at three points of the step.
-    """
-    path, tables, sliding = step.path, state.tables, state.sliding
-    # Ambiguous pairs keep their sides until other pairs have an event. With all sliding
-    # units raised such a pair might be on the other side, and cross with every step.
-    is_ignored = tables.constrained | tables.ambiguous
-    side = jnp.where(is_ignored, 0, tables.side)
-    slopes, slides = system.slope(tables.base), tables.side == 0
-    monitor = SideMonitor.create(system, slopes, side, slides, state.point.max_abs_z)
-    # No less than what the search for the mode can tell from rounding.
-    min_slack = _MIN_SLACK * jnp.max(jnp.abs(sliding.width), initial=0)
-    slack = jnp.maximum(_EXIT_SLACK * sliding.width, min_slack)
-    # Distances of the multipliers from both ends of their intervals.
-    exits, rates = jax.vmap(
-        lambda excess: find_first_exit(excess, _THETAS, slack, sliding.leads)
-    )(jnp.stack([multipliers, widths - multipliers]))
-    exit_ = jnp.min(exits)
-    bracket, monitor = bracket_first_crossing(monitor, path, end)
-    is_found = bracket.is_found & (bracket.low <= exit_)
-    # Without a crossing to go to, the end is checked for pairs that the scan missed.
-    stop = jnp.where(exit_ <= end, exit_, jnp.minimum(1, end))
-    high = jnp.where(is_found, bracket.high, stop)
-    bracket = bracket._replace(is_found=is_found, high=high)
-    found = lax.cond(
-        is_prediction,
-        _guess_crossing,
-        lambda bracket: locate_crossing(monitor, path, bracket),
-        bracket,
-    )
-    is_exit = (exit_ <= end) & ~(found.is_found & (found.theta <= exit_))
-    theta = jnp.where(is_exit, exit_, found.theta)
-    shortened = jnp.maximum(theta, _MIN_SHORTENING) * step.length
-    event = Crossing(
-        theta=theta,
-        pair=found.pair,
-        is_found=found.is_found & ~is_exit,
-        passes=step.event.passes + found.passes + BRACKET_PASSES,
-    )
-    return step._replace(
-        length=jnp.where(is_prediction, shortened, step.length),
-        event=event,
-        rates=jnp.stack([rates[0], rates[0] + rates[1]]),
-    )
-
-
-def _guess_crossing(bracket: Bracket) -> Crossing:
-    """What `locate_crossing` would find, from the scan alone."""
-    guess = jnp.minimum(bracket.guess, bracket.high)
-    theta = jnp.where(bracket.is_found, guess, bracket.high)
-    return Crossing(theta, bracket.pair, bracket.is_found, jnp.asarray(0))

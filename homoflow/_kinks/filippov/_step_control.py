@@ -91,9 +91,9 @@ class _Norms(NamedTuple):
         slope = arrival.path.slope(arrival.theta) / arrival.step
         defect = slope - velocity_before
         point = resolved.point
-        vectors = jnp.stack([state.point.w, point.w, point.velocity, defect])
-        # One matrix product, because XLA compiles two kernels for each sum.
-        return _Norms(*jnp.sqrt(jnp.diagonal(vectors @ vectors.T)))
+        vectors = state.point.w, point.w, point.velocity, defect
+        # Products, because XLA compiles two kernels for each sum.
+        return _Norms(*jnp.sqrt(jnp.stack([v @ v for v in vectors])))
 
 
 def _error(norms: _Norms, duration: Array, allowed: Tolerances) -> Float[Array, ""]:

@@ -208,9 +208,8 @@ def _differentiate_exit_time(
     pairs = old.sliding.pairs
     side = pairs.gather(new.tables.side)
     leaves = pairs.is_used & old.sliding.leads & (side != 0)
-    rate = pairs.gather(arrival.multiplier_rate)
-    width_rate = pairs.gather(arrival.width_rate)
-    rate = jnp.where(side > 0, rate - width_rate, rate)
+    rate = arrival.multiplier_rate
+    rate = jnp.where(side > 0, rate - arrival.width_rate, rate)
     late = jnp.where(rate != 0, end.multiplier, 0) / jnp.where(rate != 0, rate, 1)
     last = jnp.argmax(jnp.where(leaves, late, -jnp.inf))
     happens = leaves[last] & (late[last] > 0)

@@ -1,5 +1,6 @@
 """Weights as one vector, and laws as functions of it: for small models only."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,24 @@ from ._jacobian import jacobian_of_laws
 from ._random_points import LARGE_SIZES, SIZES, Probe, flatten_rows
 
 
+class GradientField(eqx.Module):
+    """(w, data) ↦ ∇L at a vector of weights; to be traced in double precision.
+
+    Two of the same structure are the same to JAX, which compiles for one of them.
+    """
+
+    objective: Callable[[PyTree, PyTree], Any]
+    frozen: PyTree
+    unravel: Callable[[Any], PyTree] = eqx.field(static=True)
+
+    def __call__(self, w: Any, data: Any) -> Any:
+        def loss(v: Any) -> Any:
+            return self.objective(eqx.combine(self.unravel(v), self.frozen), data)
+
+        with full_matmul_precision():
+            return jax.grad(loss)(w)
+
+
 class VectorizedProblem:
     """Gradients of a probe's objective with respect to one vector of weights."""
 
@@ -24,15 +43,7 @@ class VectorizedProblem:
         with jax.enable_x64(True):
             flat, self.unravel = ravel_pytree(self.template)
         self.size = flat.size
-
-    def gradient(self, w: Any, data: Any) -> Any:
-        """∇L at a vector of weights; to be traced in double precision."""
-        with full_matmul_precision():
-            return jax.grad(
-                lambda v: self.probe.objective(
-                    eqx.combine(self.unravel(v), self.frozen), data
-                )
-            )(w)
+        self.gradient = GradientField(probe.objective, self.frozen, self.unravel)
 
     def draw(self, count: int, seed: int) -> tuple[np.ndarray, Any]:
         """Random weights and data, stacked; some of the data are very large."""

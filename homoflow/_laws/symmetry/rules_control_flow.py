@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jax.tree_util import SequenceKey
 
+from ..._jaxpr import scan_counts
 from ._interpreter import Arrays, Rule, ScalingInterpreter
 from ._log_scale import ZERO, Component, LogScale, index_axis, simplify
 from ._tracked_array import Leaf, TrackedArray, make_scale_by_axis, track_parameter
@@ -17,7 +18,7 @@ _MAX_OPERATIONS = 3000
 def _scan(interpreter: ScalingInterpreter, eqn, operands: Arrays) -> Arrays:
     p = eqn.params
     closed, length = p["jaxpr"], p["length"]
-    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    n_consts, n_carry = scan_counts(eqn)
     consts = operands[:n_consts]
     carry = operands[n_consts : n_consts + n_carry]
     xs = operands[n_consts + n_carry :]

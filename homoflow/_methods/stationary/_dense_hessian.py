@@ -17,6 +17,8 @@ _ROUNDING = 1e-12
 #: A curvature below this, relative to ‖∇²L‖ at the start, has vanished: at an inflection
 #: point all of them do, and are no measure of each other.
 _VANISHED = 1e-10
+#: An entry of the Hessian is more than rounding from so many times that on.
+_IS_KNOWN = 10.0
 #: Units of weights are changed where curvatures differ by more than the square of this.
 _MIN_SPREAD, _RUIZ_STEPS = 1e4, 20
 #: Columns of the Hessian that are computed at a time.
@@ -30,17 +32,29 @@ def dense_hessian(
     return np.asarray(_derivatives(flat_loss, jnp.asarray(weights))[2])
 
 
+def rounding_of_hessian(
+    flat_loss: FlatLoss, weights: np.ndarray, hessian: Float[np.ndarray, "size size"]
+) -> Float[np.ndarray, "size size"]:
+    """How much ∇²L differs where all weights are off by a few roundings."""
+    signs = np.where(np.arange(len(weights)) % 2, 1.0, -1.0)
+    nudged = weights * (1 + 4 * float(np.finfo(float).eps) * signs)
+    return np.abs(dense_hessian(flat_loss, nudged) - hessian)
+
+
 def balanced_units(
     *hessians: Float[np.ndarray, "size size"],
+    rounding: Float[np.ndarray, "size size"],
 ) -> Float[np.ndarray, " size"] | None:
     """Units of weights in which all rows of Hessians are about 1; `None` if they are.
 
     An eigenvalue is known up to the rounding of the largest: features of sizes 1e4 and
     1e-3 give curvatures of 1e8 and 1e-6, of which the second would be taken for zero.
-    Ruiz's iteration on the sum of their absolute values; a row of zeros keeps its unit.
+    Ruiz's iteration on the sum of their absolute values; a row of zeros, or of nothing
+    but `rounding`, keeps its unit.
     """
     total = sum(np.abs(hessian) for hessian in hessians)
     assert isinstance(total, np.ndarray)
+    total = np.where(total > _IS_KNOWN * rounding, total, 0)
     scale, is_seen = np.ones(len(total)), np.any(total > 0, axis=1)
     if not (np.isfinite(total).all() and is_seen.any()):
         return None

@@ -23,6 +23,7 @@ from ._dense_hessian import (
     balanced_units,
     dense_hessian,
     make_dense_analyzer,
+    rounding_of_hessian,
 )
 from ._flat_loss import FlatLoss, ravel_weights, with_weights
 from ._krylov import make_krylov_analyzer
@@ -113,11 +114,12 @@ def solve_to_stationary_point(
 
 def _at_one_resolution(problem: Problem, method: Settings) -> Settings:
     """With the absolute tolerance of the start all along, not that of each segment."""
-    if method.rtol is None or method.atol is not None:
+    if method.rtol is None or method.has_atol is None or bool(method.has_atol):
         return method
     weights = ravel_weights(problem, problem.model)
     scale = float(np.sqrt(np.mean(weights**2))) or 1.0
-    return dataclasses.replace(method, atol=method.rtol * scale)
+    has_atol = jnp.ones_like(method.has_atol)
+    return dataclasses.replace(method, atol=method.rtol * scale, has_atol=has_atol)
 
 
 def _search(task: Task, method: Settings, restore: Restore) -> _Search:
@@ -127,7 +129,7 @@ def _search(task: Task, method: Settings, restore: Restore) -> _Search:
     start = ravel_weights(problem, problem.model)
     size = float(np.linalg.norm(start))
     resolution = np.finfo(float).eps * size
-    if method.atol is not None:
+    if method.atol is not None and bool(method.has_atol):
         resolution = _UNRESOLVED * float(method.atol)
     limit = separation_loss(problem) if weight_decay is None else None
     flat_loss = FlatLoss(problem, weight_decay, task.recorder.laws)
@@ -247,7 +249,9 @@ def _make_analyzer(search: _Search, weights: np.ndarray, size: float) -> _Analys
     if before is None:
         return _Analysis(flat_loss, ones, make_krylov_analyzer(flat_loss, size))
     # With the curvatures at the start: those that have vanished since stay small.
-    scale = balanced_units(before, dense_hessian(flat_loss, weights))
+    hessian = dense_hessian(flat_loss, weights)
+    rounding = rounding_of_hessian(flat_loss, weights, hessian)
+    scale = balanced_units(before, hessian, rounding=rounding)
     if scale is None:
         norm = float(np.linalg.norm(before))
         return _Analysis(flat_loss, ones, make_dense_analyzer(flat_loss, size, norm))

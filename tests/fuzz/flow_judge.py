@@ -1,43 +1,29 @@
-"""What a call returned, beside an oracle that does not use homoflow."""
+"""What a flow returned, beside an oracle that does not use homoflow."""
 
-import dataclasses
 import functools
 import warnings
-from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import LOSSES, OPTIONS, Call, Case
+from flow_cases import LOSSES, OPTIONS, Call, Case
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
+from judgement import GaveUp, Judgement, refused
+from kink_oracle import SLOPES, Piecewise
 from scipy.integrate import solve_ivp
 
 import homoflow as hf
 
-Outcome = Literal[
-    "right", "told", "failed honestly", "false alarm", "not judged", "SILENTLY WRONG",
-    "CRASHED",
-]  # fmt: skip
 NUM_TIMES = 5
 #: Evaluations after which an oracle gives up.
 MAX_EVALUATIONS = 30_000
 #: An error up to so many times what was promised counts as kept: tolerances are those of
 #: a step. Of an error estimate, the stated factor.
 SLACK, UNDERSTATED = 300.0, 3.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    outcome: Outcome
-    error: float = float("nan")
-    promised: float = float("nan")
-    detail: str = ""
-
-
-class GaveUp(Exception):
-    """The oracle needs too many evaluations."""
+#: What an oracle of tolerance 1e-11 may itself be off by.
+FINE, DOUBT = 1e-11, 1e-9
 
 
 def judge(case: Case) -> Judgement:
@@ -52,18 +38,12 @@ def judge(case: Case) -> Judgement:
                 call.model, (call.x, call.y), call.t1, ts=ts, loss=LOSSES[case.loss],
                 save_models=True, throw=False, **options,
             )  # fmt: skip
-        except (ValueError, TypeError) as error:
-            is_sentence = (
-                len(str(error)) > 40 and "homoflow" not in type(error).__module__
-            )
-            kind: Outcome = "failed honestly" if is_sentence else "CRASHED"
-            return Judgement(kind, detail=f"{type(error).__name__}: {error}")
         except Exception as error:
-            return Judgement("CRASHED", detail=f"{type(error).__name__}: {error}")
+            return refused(error)
     if not bool(run.result == hf.RESULTS.successful):
         return _judge_failure(case, call, ts, str(hf.RESULTS[run.result])[:60])
     try:
-        truth, doubt = _truth(case, call, ts)
+        truth, doubt = truth_of(case, call, ts)
     except GaveUp:
         return Judgement("not judged", detail="the oracle gave up")
     return _compare(case, call, run, truth, doubt, [str(w.message) for w in told])
@@ -76,34 +56,48 @@ def _compare(case, call, run, truth, doubt, told) -> Judgement:
     estimate = run.stats["error_estimate"]
     estimate = None if estimate is None else float(estimate)
     rtol = OPTIONS[case.options].get("rtol") or (1e-4 if estimate is not None else 1e-8)
-    promised = SLACK * rtol * _growth(case, call)
+    promised = SLACK * rtol * growth_of(case, call)
     if estimate is not None:
-        promised = max(UNDERSTATED * estimate, rtol)
+        promised = UNDERSTATED * estimate
+    figures = f"estimate {estimate}, doubt {doubt:.1e}"
     if error <= promised + 3 * doubt:
-        return Judgement("right", error, promised)
+        return Judgement("right", error, promised, figures)
     nonunique = run.stats["num_nonunique_pairs"]
     if told or (nonunique is not None and int(nonunique) > 0):
-        return Judgement("told", error, promised, "; ".join(told)[:200])
-    return Judgement("SILENTLY WRONG", error, promised, f"doubt {doubt:.1e}")
+        return Judgement("told", error, promised, f"{figures}; {'; '.join(told)[:200]}")
+    return Judgement("SILENTLY WRONG", error, promised, figures)
 
 
 def _judge_failure(case: Case, call: Call, ts: np.ndarray, why: str) -> Judgement:
     """Honest where the oracle, too, meets trouble; else a false alarm."""
     try:
-        truth, doubt = _truth(case, call, ts)
+        truth, doubt = truth_of(case, call, ts)
     except GaveUp:
         return Judgement("failed honestly", detail=why)
     is_easy = np.all(np.isfinite(truth)) and doubt < 1e-3
     return Judgement("false alarm" if is_easy else "failed honestly", detail=why)
 
 
-def _truth(case: Case, call: Call, ts: np.ndarray) -> tuple[np.ndarray, float]:
-    """The weights at `ts`, and how far the oracle itself may be off, relative to ‖w‖."""
+def truth_of(
+    case: Case, call: Call, ts: np.ndarray, nudge: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, float]:
+    """The weights at `ts`, and how far the oracle itself may be off, relative to ‖w‖.
+
+    `nudge` is added to the weights at the start.
+    """
     field, start = _field(case, call)
+    start = start + nudge
+    if case.model in SLOPES:
+        decay = OPTIONS[case.options].get("weight_decay", 0.0)
+        x, y = call.x, call.y
+        flow = Piecewise(case.model, case.loss, x, y, case.hidden, decay)
+        try:
+            return flow.solve(start, ts, FINE), 10 * DOUBT
+        except GaveUp:
+            pass
     if case.has_kinks:
         return _by_midpoint(field, start, call.t1)
-    fine = _by_scipy(field, start, ts, 1e-11)
-    return fine, 1e-9
+    return _by_scipy(field, start, ts, FINE), DOUBT
 
 
 def _by_scipy(field, start, ts, rtol) -> np.ndarray:
@@ -155,7 +149,7 @@ def _by_midpoint(field, start, t1) -> tuple[np.ndarray, float]:
     return fine, float(np.max(np.linalg.norm(fine - coarse, axis=1)) / size)
 
 
-def _growth(case: Case, call: Call) -> float:
+def growth_of(case: Case, call: Call) -> float:
     """By how much an error at the start grows: unstable flows multiply those of steps."""
     if case.has_kinks:
         return 1.0

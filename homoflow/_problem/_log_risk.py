@@ -1,0 +1,128 @@
+"""The logarithm of a loss of exponential type: a number however small the loss is."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from ._losses import (
+    AbstractLoss,
+    ExponentialLoss,
+    LogisticLoss,
+    Risk,
+    SoftmaxCrossEntropy,
+)
+from ._problem import Problem
+
+#: Below this log(1 + e)/e is its series, which has no 0/0 in it.
+_SMALL = 1e-4
+
+
+def log_risk(problem: Problem, weights: PyTree) -> Float[Array, ""]:
+    """log L(w), where L itself may be far below the smallest number that is not 0."""
+    logs = log_losses(problem, weights)
+    total = logsumexp(logs)
+    objective = problem.objective
+    assert isinstance(objective, Risk)
+    return (
+        total - jnp.log(logs.size).astype(total.dtype) if objective.is_mean else total
+    )
+
+
+def log_losses(problem: Problem, weights: PyTree) -> Float[Array, " m"]:
+    """log ℓ of each sample."""
+    of_sample = _LOG_LOSSES[_kind_of_loss(problem)]
+    model, (x, y) = problem.model_at(weights), problem.data
+    return jax.vmap(lambda xi, yi: of_sample(model(xi), yi))(x, y)
+
+
+def sample_margins(problem: Problem, weights: PyTree) -> Float[Array, "m outputs"]:
+    """The margins whose exponentials the loss adds up, of each sample.
+
+    One for each output with labels −1 and +1: y·f; one for each other class with class
+    indices: f_y − f_c.
+    """
+    of_sample = _MARGINS[_kind_of_loss(problem)]
+    model, (x, y) = problem.model_at(weights), problem.data
+    return jax.vmap(lambda xi, yi: of_sample(model(xi), yi))(x, y)
+
+
+def against_log_risk(problem: Problem) -> str | None:
+    """Why the loss of a problem is not of exponential type; `None` if it is."""
+    objective = problem.objective
+    kinds = ", ".join(f"`homoflow.{kind.__name__}()`" for kind in _LOG_LOSSES)
+    if not isinstance(objective, Risk):
+        return f"a custom `objective` does not show its samples: use one of {kinds}"
+    if type(objective.loss) not in _LOG_LOSSES:
+        name = type(objective.loss).__name__
+        return f"the loss must be of exponential type, {kinds}; this is {name}"
+    _, y = problem.data
+    is_classes = jnp.issubdtype(y.dtype, jnp.integer) and y.ndim == 1
+    if type(objective.loss) is SoftmaxCrossEntropy and not is_classes:
+        return "cross-entropy needs class indices (integers, shape (m,)) as targets"
+    return None
+
+
+def _kind_of_loss(problem: Problem) -> type[AbstractLoss]:
+    objective = problem.objective
+    assert isinstance(objective, Risk)
+    assert isinstance(objective.loss, AbstractLoss)
+    return type(objective.loss)
+
+
+def _signed(
+    prediction: Array, target: Shaped[Array, "..."]
+) -> Float[Array, " outputs"]:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"The model predicts shape {prediction.shape}, a target has {target.shape}."
+        )
+    return jnp.ravel(prediction * target.astype(prediction.dtype))
+
+
+def _ahead(prediction: Array, target: Shaped[Array, ""]) -> Float[Array, " others"]:
+    """How far the right class is ahead of each other one."""
+    others = jnp.arange(prediction.size - 1)
+    is_after = others >= target.astype(others.dtype)
+    return prediction[target] - prediction[others + is_after.astype(others.dtype)]
+
+
+def _log_logistic(prediction: Array, target: Shaped[Array, "..."]) -> Float[Array, ""]:
+    return logsumexp(_log_softplus(-_signed(prediction, target)))
+
+
+def _log_exponential(prediction: Array, target: Shaped[Array, "..."]) -> Array:
+    return logsumexp(-_signed(prediction, target))
+
+
+def _log_cross_entropy(prediction: Array, target: Shaped[Array, ""]) -> Array:
+    return _log_softplus(logsumexp(-_ahead(prediction, target)))
+
+
+def _log_softplus(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log log(1 + eᶻ), with relative accuracy at either end.
+
+    For z < 0 it is z + log(log(1 + e)/e) with e = eᶻ, whose second term tends to 0.
+    """
+    is_negative = z < 0
+    e = jnp.exp(jnp.where(is_negative, z, 0))
+    is_small = e < _SMALL
+    safe = jnp.where(is_small, 1, e)
+    series = e * (-1 / 2 + e * (5 / 24 - e / 8))
+    below = z + jnp.where(is_small, series, jnp.log(jnp.log1p(safe) / safe))
+    above = jnp.log(jax.nn.softplus(jnp.where(is_negative, 0, z)))
+    return jnp.where(is_negative, below, above)
+
+
+_LOG_LOSSES: dict[type[AbstractLoss], Callable[[Array, Array], Array]] = {
+    LogisticLoss: _log_logistic,
+    ExponentialLoss: _log_exponential,
+    SoftmaxCrossEntropy: _log_cross_entropy,
+}
+_MARGINS: dict[type[AbstractLoss], Callable[[Array, Array], Array]] = {
+    LogisticLoss: _signed,
+    ExponentialLoss: _signed,
+    SoftmaxCrossEntropy: _ahead,
+}
