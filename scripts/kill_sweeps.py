@@ -62,11 +62,11 @@ def kill_at_random(
     store: Path, rng: random.Random, seconds: float
 ) -> tuple[bool, bool, bool]:
     """Whether the child was killed, and whether that left a half file or a half chunk."""
-    marks = store / "_chunks"
+    before = num_done(store)
     child = start(store)
-    lock = store.with_name(f"{store.name}.lock")
-    while child.poll() is None and not (lock.exists() and lock.read_text()):
-        time.sleep(0.005)
+    # Not while it compiles: from its first new chunk on.
+    while child.poll() is None and num_done(store) == before:
+        time.sleep(0.001)
     end = time.monotonic() + rng.uniform(0, seconds)
     while child.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
@@ -76,16 +76,23 @@ def kill_at_random(
     child.send_signal(signal.SIGKILL)
     child.wait()
     has_half_file = any(store.rglob("*.partial"))
-    chunks = sum(path.is_file() for path in (store / "steps" / "c").rglob("*"))
-    done = len([p for p in marks.glob("*.json") if p.name != "zarr.json"])
-    return True, has_half_file, chunks > done
+    # The array that is written first.
+    begun = sum(path.is_file() for path in (store / "result" / "c").rglob("*"))
+    return True, has_half_file, begun > num_done(store)
+
+
+def num_done(store: Path) -> int:
+    """How many chunks have their mark."""
+    return len(list(store.glob("_chunks/[0-9]*.json")))
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Kill sweeps and resume them.")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=0.6, help="longest life")
+    parser.add_argument(
+        "--seconds", type=float, default=0.4, help="longest life after its first chunk"
+    )
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     killed = half_files = half_chunks = stores = 0

@@ -1,6 +1,7 @@
 """Statistics of a sweep's data set, over its seeds or any other axis."""
 
 import math
+import warnings
 from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
@@ -123,7 +124,10 @@ def quantile_band(
         raise ValueError(
             f"`quantiles` must be two increasing numbers in [0, 1]; got {quantiles}."
         )
-    found = values.quantile([low, 0.5, high], over, skipna=True)
+    with warnings.catch_warnings():
+        # NumPy warns where no setting has a number: there is none to give.
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        found = values.quantile([low, 0.5, high], over, skipna=True)
     parts = {
         name: found.isel(quantile=i, drop=True)
         for i, name in enumerate(("low", "estimate", "high"))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _BAND = (0.1, 0.9)
 #: Values that lie further apart are drawn on a logarithmic axis.
 _DECADE = 30.0
+#: So many values of a setting can be ticks.
+_MAX_TICKS = 9
 #: The side of a panel of a grid, in inches.
 _PANEL = 2.6
 
@@ -173,6 +175,7 @@ def _draw_bands(
         ax.set_yscale("log")
     if abscissa in every.coords and _is_wide(np.asarray(every[abscissa])):
         ax.set_xscale("log")
+        _label_places(ax, np.asarray(every[abscissa]))
     ax.set(xlabel=_abscissa(abscissa), ylabel=str(values.name or "value"))
 
 
@@ -196,6 +199,13 @@ def _places(values: Any, abscissa: str) -> np.ndarray:
             "as `by`."
         )
     return known[0]
+
+
+def _label_places(ax: "Axes", places: np.ndarray) -> None:
+    """Ticks at a few values of a logarithmic axis, in place of powers of ten."""
+    if len(places) <= _MAX_TICKS:
+        ax.set_xticks(places, [f"{place:.3g}" for place in places])
+        ax.set_xticks([], minor=True)
 
 
 def _abscissa(dim: str) -> str:
