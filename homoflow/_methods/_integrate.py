@@ -185,7 +185,10 @@ def _stepper_and_controller(
     )
     is_adaptive = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
     if flow_solver.lands_on_times and is_adaptive and not settings.is_averaging:
-        controller = dfx.ClipStepSizeController(controller, step_ts=span.times())
+        # Where steps end is no part of the derivative by t1: from one recorded time to
+        # the next, growth of the step size would amplify it without bound.
+        step_ts = jax.lax.stop_gradient(span.times())
+        controller = dfx.ClipStepSizeController(controller, step_ts=step_ts)
     stepper = flow_solver.with_tolerances(settings.rtol, atol)
     if equation.curvature is not None:
         stepper = as_flow_solver(stepper).with_curvature(equation.curvature)

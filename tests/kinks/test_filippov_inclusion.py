@@ -153,7 +153,7 @@ def test_single_gradients_are_not_that(followed):
 
 
 def test_a_point_without_a_way_on_is_leapt_over_and_counted():
-    case = smaller_start(12)
+    case = smaller_start(5)
     flow = follow(case, 4.0)
     assert flow.stats["forced_steps"] == 1
     assert flow.stats["first_nonunique_time"] < 4.0

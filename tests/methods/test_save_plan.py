@@ -75,3 +75,28 @@ def test_derivatives(problem, monkeypatch):
         return jnp.sum(jnp.sin(hf.flow(model, data, 3.0, ts=TS, laws=()).losses))
 
     assert_close(*both_ways(lambda: slope(model), monkeypatch))
+
+
+class _Stiff(eqx.Module):
+    w: jax.Array
+
+
+def test_the_derivative_by_the_final_time_is_the_velocity_of_a_stiff_flow():
+    # Steps of an explicit solver are bounded by stability here, and cut at each time.
+    rates = jnp.array([1.0, 7.0, 60.0, 400.0])
+
+    def objective(model, _):
+        return 0.5 * jnp.sum(rates * model.w**2) + 0.1 * jnp.sum(model.w**4)
+
+    def run(t1):
+        model = _Stiff(jnp.array([1.0, -0.5, 0.3, 0.8]))
+        return hf.flow(model, None, t1, objective=objective, laws=(), throw=False)
+
+    by_time = jax.jit(jax.jacrev(lambda t1: (run(t1).model.w, run(t1).losses)))
+    of_weights, of_losses = by_time(jnp.asarray(3.0))
+    flow = run(3.0)
+    velocity = -jax.grad(lambda m: objective(m, None))(flow.model).w
+    np.testing.assert_allclose(of_weights, velocity, rtol=1e-8, atol=1e-12)
+    # The i-th time is i/100 of the last.
+    expected = -jnp.linspace(0, 1, 101) * flow.grad_norms**2
+    np.testing.assert_allclose(of_losses, expected, rtol=1e-4, atol=1e-7)
