@@ -155,7 +155,8 @@ class Loop(NamedTuple):
         observing = self._start_observing(start)
         row = jnp.arange(0).dtype.type(0)
         full = jax.eval_shape(self._gradient, start)
-        observe = eqx.filter_closure_convert(self._observe, row, start, observing, full)
+        seen = row, start, observing, full
+        observe: Any = eqx.filter_closure_convert(self._observe, *seen)
         splits = jax.eval_shape(self._no_split, start)
         rows = Rows.create(History(observe.out_struct[0], splits), self.plan.room)
         carry = Carry(start, observing, self.meter.init(), rows)
@@ -194,7 +195,7 @@ class Loop(NamedTuple):
             *(state, full, mean, is_due),
         )
         # Between two recorded steps this fills the row of the next, which comes later.
-        rows = carry.rows.write(row, History(record, split))
+        rows = carry.rows.write(jnp.asarray(row), History(record, split))
         done = state.step - self.first_step
         progress = done.astype(jnp.float32) / jnp.asarray(plan.steps, jnp.float32)
         return Carry(state, observing, self.meter.step(carry.bar, progress), rows)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._jax._device import Device
 from .._jax._enumerations import member_names
 from .._results._failure import TrajectoryError
 from .._results._status import RESULTS
@@ -61,7 +62,7 @@ class Computed:
 class Worker:
     """Computes the chunks of one job, with the programs that it has traced."""
 
-    def __init__(self, job: Job, devices: Sequence[jax.Device]):
+    def __init__(self, job: Job, devices: Sequence[Device]):
         self._job = job
         self._devices = tuple(devices)
         self._programs: dict[int, Program] = {}
@@ -183,8 +184,10 @@ def _merge(
             rows = values.copy() if found or raised else values
         for row, alone in found.items():
             own = alone.variables.get(name)
-            fits = own is not None and own.values.shape == rows.shape[1:]
-            rows[row] = own.values if fits else missing(rows.dtype)
+            if own is not None and own.values.shape == rows.shape[1:]:
+                rows[row] = own.values
+            else:
+                rows[row] = missing(rows.dtype)
         if raised:
             rows[raised] = missing(rows.dtype)
         variables[name] = Variable(dims, rows)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._jax._device import Device
 from .._jax._text import first_line
 from ._compute import Computed, Job, Worker
 from ._plan import Chunk, Plan
@@ -40,7 +41,7 @@ class Stop:
 class InTurn:
     """Chunks one after the other, in this process."""
 
-    def __init__(self, plan: Plan, jobs: dict[int, Job], devices: Sequence[jax.Device]):
+    def __init__(self, plan: Plan, jobs: dict[int, Job], devices: Sequence[Device]):
         self._plan = plan
         self._jobs = jobs
         self._devices = devices

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from .._jax._compilation import fast_compile_options
+from .._jax._device import Device
 from .._jax._text import first_line
 from .._results._failure import MustNotThrow, failures_are_data
 from ._plan import padded
@@ -19,7 +21,7 @@ from ._variables import reduce_result
 _AXIS = "setting"
 #: What was compiled last, by fingerprint and devices: a sweep that is called again, or
 #: goes on from its store, compiles nothing.
-_COMPILED: dict[tuple[str, tuple[jax.Device, ...]], Any] = {}
+_COMPILED: dict[tuple[str, tuple[Device, ...]], Any] = {}
 _MAX_COMPILED = 16
 
 
@@ -38,7 +40,7 @@ class Program:
         columns: dict[str, Any],
         *,
         batch: int,
-        devices: Sequence[jax.Device],
+        devices: Sequence[Device],
         models: bool,
     ):
         def one(own):
@@ -102,7 +104,7 @@ class Program:
         leaves = jax.tree.leaves(padded(columns, self._batch))
         return jax.device_put(leaves, self._sharding(_AXIS))
 
-    def _sharding(self, *axes: str) -> NamedSharding | jax.Device:
+    def _sharding(self, *axes: str) -> NamedSharding | Device:
         if self._mesh.size == 1:
             return self._mesh.devices.item()
         return NamedSharding(self._mesh, PartitionSpec(*axes))
@@ -110,7 +112,7 @@ class Program:
 
 def as_numbers(array: Any) -> Any:
     """An array itself; of random keys, their data."""
-    is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(array) if is_key else array
 
 

@@ -226,7 +226,7 @@ def _column(name: str, values: Any) -> Column:
             f"`{name}` must be a list of its values, a range or an array; got "
             f"{short_repr(values)}. A single value is `{name}=[…]`."
         )
-    if hasattr(values, "ndim") and values.ndim == 0:
+    if getattr(values, "ndim", None) == 0:
         raise TypeError(f"`{name}` is one value: write `{name}=[…]`.")
     listed = tuple(values)
     if not listed:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._jax._arguments import check_flag
+from .._jax._device import Device
 from .._jax._text import short_repr
 from .._results._stats import Stats
 from ._compute import Computed, Job
@@ -45,7 +46,7 @@ def sweep(
     store: str | os.PathLike[str] | None = None,
     resume: bool | Literal["force"] = True,
     executor: Any = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     models: bool = False,
     retry: bool = True,
     errors: Literal["record", "raise"] = "record",
@@ -195,9 +196,7 @@ def _check_options(
         )
 
 
-def _devices(
-    devices: Sequence[jax.Device] | None, executor: Any
-) -> tuple[jax.Device, ...]:
+def _devices(devices: Sequence[Device] | None, executor: Any) -> tuple[Device, ...]:
     if executor is not None:
         check_executor(executor)
         if devices is not None:
@@ -217,7 +216,7 @@ def _devices(
     return chosen
 
 
-def _default_chunk(devices: tuple[jax.Device, ...]) -> int:
+def _default_chunk(devices: tuple[Device, ...]) -> int:
     is_cpu = devices[0].platform == "cpu"
     return len(devices) * (_CHUNK_ON_CPU if is_cpu else _CHUNK_ELSEWHERE)
 

@@ -74,6 +74,7 @@ def panels(
             "pick values with `.sel(…)`, or give `by`."
         )
     shape = (values.sizes[rows], values.sizes[columns])
+    axes: Any
     figure, axes = plt.subplots(
         *shape,
         figsize=(_PANEL * shape[1] + 0.6, 0.8 * _PANEL * shape[0] + 0.6),
@@ -164,7 +165,7 @@ def _draw_bands(
         count = int(own["count"].max())
         least = int(own["count"].min())
         note = f"{count} {over}s" if least == count else f"{least} to {count} {over}s"
-        label = note if place is None else f"{by} = {_text(own, by)}, {note}"
+        label = note if by is None else f"{by} = {_text(own, by)}, {note}"
         x = _places(values if place is None else values.isel({by: place}), abscissa)
         ax.plot(x, own.estimate, label=label, **look)
         ax.fill_between(
