@@ -6,7 +6,7 @@ import importlib.metadata
 import inspect
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -119,9 +119,13 @@ def _source_hash(run: Callable[..., Any]) -> str:
     except (TypeError, ValueError):
         used = {}
     for name in sorted(used):
-        for leaf in jax.tree.leaves(used[name]):
+        for leaf in jax.tree.leaves(used[name], is_leaf=_is_iterator):
             if eqx.is_array_like(leaf):
                 array = np.asarray(as_numbers(leaf) if eqx.is_array(leaf) else leaf)
                 text.update(f"{name}{array.dtype}{array.shape}".encode())
                 text.update(np.ascontiguousarray(array).tobytes())
     return text.hexdigest()[:32]
+
+
+def _is_iterator(value: Any) -> bool:
+    return isinstance(value, Iterator)

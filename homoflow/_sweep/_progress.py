@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, TextIO, final
+from typing import Any, final
 
 #: Seconds between two lines in a file; on a screen one line is written over and over.
 _BETWEEN_LINES = 10.0
@@ -10,9 +10,9 @@ _BETWEEN_LINES = 10.0
 
 @final
 class SweepMeter:
-    """A line of text on standard error, or nothing."""
+    """A line of text on a stream, such as standard error; nothing on `None`."""
 
-    def __init__(self, total: int, done: int, failed: int, stream: TextIO | None):
+    def __init__(self, total: int, done: int, failed: int, stream: Any):
         self._total = total
         self._before = self._done = done
         self._failed = failed

@@ -85,7 +85,8 @@ def mean_band(
     count = values.notnull().sum(over)
     mean = values.mean(over)
     error = values.std(over, ddof=1) / np.sqrt(count)
-    quantiles = {n: _student_quantile(confidence, n - 1) for n in np.unique(count)}
+    counts = np.unique(count).tolist()
+    quantiles = {n: _student_quantile(confidence, n - 1) for n in counts}
     factor = xr.apply_ufunc(np.vectorize(quantiles.__getitem__, [float]), count)
     return xr.Dataset(
         {

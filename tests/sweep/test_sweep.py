@@ -6,6 +6,7 @@ import warnings
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -236,6 +237,15 @@ def test_without_memory_half_a_chunk_is_taken(monkeypatch):
         sweep(lambda x: {"double": 2 * x}, {"x": range(10)}, chunk=8)
 
 
+@pytest.fixture
+def default_interrupt():
+    """In the background Python starts with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupt")
 def test_ctrl_c_returns_what_there_is(capsys):
     def run(x):
         if x == 2:
@@ -319,7 +329,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_sweep_of_the_wrong_kind(call, message):
+def test_a_sweep_of_the_wrong_kind(call, message, monkeypatch):
+    # Type checking is off, as it is for users.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((TypeError, ValueError, hf.SweepError), match=message):
         call()
 
