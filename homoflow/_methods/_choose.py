@@ -59,6 +59,8 @@ class Auto(AbstractMethod):
     - `nonsmooth_many_pairs`, `nonsmooth_averaged`: other kinks: `homoflow.Averaged`.
     - `nonsmooth_controller`: kinks, and a step size control of your own: Heun's method.
     - `few_weights_steady_state`: `t1=inf` and at most 500 weights: `homoflow.Rodas5P`.
+    - `few_weights_stiff`: an equation that stays stiff, such as that of
+        `homoflow.late_flow`, and at most 500 weights: `homoflow.Rodas5P`.
     - `stiff_restart`: an explicit solver took 1,000 steps and was not at the end:
         `homoflow.ExponentialAdams`, from the start. (Not inside of jit or vmap, where no
         number decides.)
