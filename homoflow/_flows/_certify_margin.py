@@ -16,14 +16,14 @@ from .._problem._log_risk import against_log_risk, sample_margins
 from .._problem._losses import LogisticLoss, LossLike
 from .._problem._problem import Problem, make_problem
 from .._problem._trainable import Trainable
-from .._results._margin_certificate import MarginCertificate
+from .._results._margin_certificate import NEGLIGIBLE, MarginCertificate
 
 #: The largest deviation from Euler's identity, relative to its terms.
 _MAX_DEVIATION = 1e-6
 #: The Jacobian of the margins has at most so many numbers, a Hessian so many rows.
 _MAX_NUMBERS, _MAX_DENSE = 20_000_000, 1_000
-#: Multipliers below this share of the largest one hold no margin in place.
-_NEGLIGIBLE = 1e-6
+#: Eigenvalues below this share of the largest one are rounding.
+_ROUNDING = 1e-12
 
 
 def certify_margin(
@@ -175,9 +175,9 @@ def _curvature(problem: Problem, multipliers: np.ndarray, slopes: np.ndarray) ->
     if problem.num_weights > _MAX_DENSE:
         return float("nan")
     hessian = np.asarray(_lagrangian_hessian(problem, jnp.asarray(multipliers)))
-    held = slopes[multipliers > _NEGLIGIBLE * multipliers.max()]
+    held = slopes[multipliers > NEGLIGIBLE * multipliers.max()]
     values, directions = np.linalg.eigh(held.T @ held)
-    free = directions[:, values <= _NEGLIGIBLE**2 * values.max()]
+    free = directions[:, values <= _ROUNDING * values.max()]
     if not free.size:
         return float("inf")
     return float(np.linalg.eigvalsh(free.T @ hessian @ free)[0])

@@ -4,6 +4,9 @@ import dataclasses
 
 from jaxtyping import Array, Bool, Float, PyTree
 
+#: A multiplier below this share of the largest one holds no margin in place.
+NEGLIGIBLE = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class MarginCertificate:
@@ -34,7 +37,7 @@ class MarginCertificate:
     @property
     def support(self) -> Bool[Array, "m outputs"]:
         """Which margins hold the weights: those with a multiplier that is not 0."""
-        return self.multipliers > _NEGLIGIBLE * self.multipliers.max()
+        return self.multipliers > NEGLIGIBLE * self.multipliers.max()
 
     def is_kkt(self, tolerance: float = 1e-4) -> bool:
         """Whether both residuals are below a tolerance."""
@@ -47,7 +50,3 @@ class MarginCertificate:
             f"stationarity {self.stationarity:.2g}, complementarity "
             f"{self.complementarity:.2g}, curvature {self.curvature:.2g})"
         )
-
-
-#: A multiplier below this share of the largest one is 0.
-_NEGLIGIBLE = 1e-6
