@@ -152,9 +152,8 @@ def _degree(
 
 
 def _multipliers(w: np.ndarray, slopes: np.ndarray, excess: np.ndarray) -> np.ndarray:
-    from scipy.optimize import (
-        nnls,
-    )  # JAX needs SciPy too; only this needs its optimizers
+    # SciPy comes with JAX; only here are its optimizers worth their import.
+    from scipy.optimize import nnls
 
     # In units in which ‖w‖ = 1, the second block is max λ_i (m_i − 1)/‖w‖².
     size = float(np.linalg.norm(w))

@@ -13,6 +13,7 @@ from ._losses import (
     LogisticLoss,
     Risk,
     SoftmaxCrossEntropy,
+    as_target_of,
 )
 from ._problem import Problem
 
@@ -33,9 +34,7 @@ def log_risk(problem: Problem, weights: PyTree) -> Float[Array, ""]:
 
 def log_losses(problem: Problem, weights: PyTree) -> Float[Array, " m"]:
     """log ℓ of each sample."""
-    of_sample = _LOG_LOSSES[_kind_of_loss(problem)]
-    model, (x, y) = problem.model_at(weights), problem.data
-    return jax.vmap(lambda xi, yi: of_sample(model(xi), yi))(x, y)
+    return _of_samples(problem, weights, _LOG_LOSSES)
 
 
 def sample_margins(problem: Problem, weights: PyTree) -> Float[Array, "m outputs"]:
@@ -44,9 +43,7 @@ def sample_margins(problem: Problem, weights: PyTree) -> Float[Array, "m outputs
     One for each output with labels −1 and +1: y·f; one for each other class with class
     indices: f_y − f_c.
     """
-    of_sample = _MARGINS[_kind_of_loss(problem)]
-    model, (x, y) = problem.model_at(weights), problem.data
-    return jax.vmap(lambda xi, yi: of_sample(model(xi), yi))(x, y)
+    return _of_samples(problem, weights, _MARGINS)
 
 
 def against_log_risk(problem: Problem) -> str | None:
@@ -65,21 +62,24 @@ def against_log_risk(problem: Problem) -> str | None:
     return None
 
 
-def _kind_of_loss(problem: Problem) -> type[AbstractLoss]:
+def _of_samples(
+    problem: Problem,
+    weights: PyTree,
+    by_loss: dict[type[AbstractLoss], Callable[[Array, Array], Array]],
+) -> Array:
+    """What belongs to the problem's loss, of each sample's prediction and target."""
     objective = problem.objective
     assert isinstance(objective, Risk)
     assert isinstance(objective.loss, AbstractLoss)
-    return type(objective.loss)
+    of_sample = by_loss[type(objective.loss)]
+    model, (x, y) = problem.model_at(weights), problem.data
+    return jax.vmap(lambda xi, yi: of_sample(model(xi), yi))(x, y)
 
 
 def _signed(
     prediction: Array, target: Shaped[Array, "..."]
 ) -> Float[Array, " outputs"]:
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"The model predicts shape {prediction.shape}, a target has {target.shape}."
-        )
-    return jnp.ravel(prediction * target.astype(prediction.dtype))
+    return jnp.ravel(prediction * as_target_of(prediction, target))
 
 
 def _ahead(prediction: Array, target: Shaped[Array, ""]) -> Float[Array, " others"]:

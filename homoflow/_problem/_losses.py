@@ -66,7 +66,7 @@ class SquaredLoss(AbstractLoss):
     def __call__(
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
-        return 0.5 * jnp.sum((prediction - _like(prediction, target)) ** 2)
+        return 0.5 * jnp.sum((prediction - as_target_of(prediction, target)) ** 2)
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del targets, outputs  # Any numbers will do.
@@ -86,7 +86,7 @@ class LogisticLoss(AbstractLoss):
     def __call__(
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
-        return jnp.sum(jax.nn.softplus(-_like(prediction, target) * prediction))
+        return jnp.sum(jax.nn.softplus(-as_target_of(prediction, target) * prediction))
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del outputs
@@ -107,7 +107,7 @@ class ExponentialLoss(AbstractLoss):
     def __call__(
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
-        return jnp.sum(jnp.exp(-_like(prediction, target) * prediction))
+        return jnp.sum(jnp.exp(-as_target_of(prediction, target) * prediction))
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         del outputs
@@ -135,7 +135,7 @@ class SoftmaxCrossEntropy(AbstractLoss):
             jnp.result_type(target), jnp.integer
         ):
             return optax.softmax_cross_entropy_with_integer_labels(prediction, target)
-        return optax.softmax_cross_entropy(prediction, _like(prediction, target))
+        return optax.softmax_cross_entropy(prediction, as_target_of(prediction, target))
 
     def check_targets(self, targets: Shaped[Array, "m ..."], outputs: int) -> None:
         if not bool(self.accepts_targets(targets, lambda: outputs)):
@@ -166,7 +166,7 @@ class HuberLoss(AbstractLoss):
     def __call__(
         self, prediction: Float[Array, "*out"], target: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
-        residual = prediction - _like(prediction, target)
+        residual = prediction - as_target_of(prediction, target)
         delta = jnp.asarray(self.delta, residual.dtype)
         return jnp.sum(optax.huber_loss(residual, delta=delta))
 
@@ -210,7 +210,7 @@ class Risk(eqx.Module):
         return getattr(self.loss, "reduction", "mean") == "mean"
 
 
-def _like(prediction: Array, target: Shaped[Array, "..."]) -> Array:
+def as_target_of(prediction: Array, target: Shaped[Array, "..."]) -> Array:
     # Broadcasting (3,) against () would silently sum the wrong residuals.
     if jnp.shape(target) != prediction.shape:
         raise ValueError(

@@ -43,13 +43,13 @@ class Program:
         devices: Sequence[Device],
         models: bool,
     ):
-        def one(own):
+        def run_setting(own):
             return reduce_result(run(**fixed, **own), models=models)
 
         self._mesh = Mesh(np.array(devices), (_AXIS,))
         self._batch = batch
         share = padded(columns, batch // len(devices))
-        closed, shapes = _trace(one, share)
+        closed, shapes = _trace(run_setting, share)
         self._structure = jax.tree.structure(shapes)
         self._constants = jax.device_put(closed.consts, self._sharding())
         self._lowered = self._lower(closed, self._placed(columns))
@@ -117,27 +117,27 @@ def as_numbers(array: Any) -> Any:
 
 
 def _trace(
-    one: Callable[..., PyTree], columns: dict[str, Any]
+    run_setting: Callable[..., PyTree], columns: dict[str, Any]
 ) -> tuple[ClosedJaxpr, PyTree]:
-    """`one` under vmap, as operations; an error in words where that is not possible."""
+    """`run_setting` under vmap, as operations; an error in words where it cannot be."""
     try:
         with failures_are_data():
-            return jax.make_jaxpr(jax.vmap(one), return_shape=True)(columns)
+            return jax.make_jaxpr(jax.vmap(run_setting), return_shape=True)(columns)
     except MustNotThrow:
         raise
     except Exception as error:  # whatever a user's function raises
-        raise ValueError(_why_not(one, columns, error)) from error
+        raise ValueError(_why_not(run_setting, columns, error)) from error
 
 
 def _why_not(
-    one: Callable[..., PyTree], columns: dict[str, Any], error: Exception
+    run_setting: Callable[..., PyTree], columns: dict[str, Any], error: Exception
 ) -> str:
     """What to do about a function that cannot be traced with these names batched."""
     names = ", ".join(f"`{name}`" for name in columns)
     said = f"{type(error).__name__}: {first_line(error)}"
     text = f"`run` cannot be compiled with {names} batched ({said})."
     for name in columns:
-        if _is_traceable_without(name, one, columns):
+        if _is_traceable_without(name, run_setting, columns):
             rest = "".join(f'"{other}", ' for other in columns if other != name)
             return (
                 f"{text} It can if `{name}` is a known number: pass `vectorize=({rest})`, "
@@ -152,7 +152,7 @@ def _why_not(
 
 
 def _is_traceable_without(
-    name: str, one: Callable[..., PyTree], columns: dict[str, Any]
+    name: str, run_setting: Callable[..., PyTree], columns: dict[str, Any]
 ) -> bool:
     value = columns[name][0]
     known = value.item() if isinstance(value, np.generic) else value
@@ -161,7 +161,9 @@ def _is_traceable_without(
         return False
     try:
         with failures_are_data():
-            jax.eval_shape(jax.vmap(lambda own: one({**own, name: known})), rest)
+            jax.eval_shape(
+                jax.vmap(lambda own: run_setting({**own, name: known})), rest
+            )
     except MustNotThrow:
         return True
     except Exception:  # It cannot: that is the answer.
