@@ -14,8 +14,6 @@ import pytest
 
 import homoflow as hf
 
-xr = pytest.importorskip("xarray")
-
 X = jr.normal(jr.key(1), (6, 3))
 DATA = (X, X[:, :1])
 

@@ -17,8 +17,6 @@ import pytest
 import homoflow as hf
 from homoflow._sweep import _engines
 
-xr = pytest.importorskip("xarray")
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 OVER = {"seed": range(12), "scale": [0.5, 1.0]}
 
@@ -237,7 +235,8 @@ def test_what_cannot_be_sent_is_told(monkeypatch):
 
 def test_dask_goes_on_without_a_killed_worker(tmp_path):
     """A scheduler and two workers on this machine; the first to compute is killed."""
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     mark = tmp_path / "killed"
 
     def run(x):

@@ -6,10 +6,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 
 from homoflow import plot
-
-xr = pytest.importorskip("xarray")
 
 
 @pytest.fixture(autouse=True)

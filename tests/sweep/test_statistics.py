@@ -5,11 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import scipy.stats
+import xarray as xr
 
 import homoflow as hf
 from homoflow._sweep._statistics import _student_quantile
-
-xr = pytest.importorskip("xarray")
 
 
 def array(values, *dims, **coords):

@@ -11,14 +11,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
 import homoflow as hf
 from homoflow._sweep import _fingerprint
 from homoflow._sweep._lock import Lock, StoreInUse
 from homoflow._sweep._marks import Marks
-
-xr = pytest.importorskip("xarray")
-zarr = pytest.importorskip("zarr")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OVER = {"x": [1.0, 2.0, 3.0, 4.0, 5.0], "y": [0.5, 0.25]}
@@ -242,7 +241,6 @@ def test_a_full_disk_is_told_and_nothing_is_lost(store, monkeypatch):
 
 
 def test_an_address_of_fsspec_is_a_store():
-    pytest.importorskip("fsspec")
     there = sweep("memory://sweeps/one")
     xr.testing.assert_identical(there.load(), sweep(None))
     xr.testing.assert_identical(sweep("memory://sweeps/one").load(), sweep(None))

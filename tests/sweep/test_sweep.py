@@ -14,8 +14,6 @@ import homoflow as hf
 from homoflow._sweep import _compute
 from homoflow._sweep._progress import SweepMeter
 
-xr = pytest.importorskip("xarray")
-
 X = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)))
 DATA = (X, X[:, :1])
 
