@@ -28,6 +28,7 @@ from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
 from ._error_estimate import with_error_estimate, without_derivatives
+from ._give_up import GiveUpEarly
 from ._save_plan import Records, make_save_plan
 from ._settings import Settings
 from ._task import Task
@@ -109,6 +110,10 @@ def _solve(
     span = grid.emptied_unless(error == RESULTS.successful)
     equation = make_equation(problem, shown, dynamics, recorder, settings, span)
     stepper, controller = _stepper_and_controller(problem, settings, equation, span)
+    if settings.gives_up and isinstance(
+        controller, dfx.AbstractAdaptiveStepSizeController
+    ):
+        controller = GiveUpEarly(controller, span.t1, options.max_steps)
     solver = _with_projection(stepper, settings, equation, grid)
     plan = make_save_plan(
         equation,
