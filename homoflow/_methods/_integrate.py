@@ -91,6 +91,17 @@ class _Options(eqx.Module):
     adjoint: dfx.AbstractAdjoint
     max_steps: int = eqx.field(static=True)
 
+    def for_trial(
+        self,
+        controller: dfx.AbstractStepSizeController,
+        settings: Settings,
+        span: TimeGrid,
+    ) -> dfx.AbstractStepSizeController:
+        """The step size control, that ends a trial once it has no prospect."""
+        if not settings.gives_up:
+            return controller
+        return GiveUpEarly(controller, span.t1, self.max_steps)
+
 
 @fast_compile_jit
 @full_matmul_precision()
@@ -110,10 +121,6 @@ def _solve(
     span = grid.emptied_unless(error == RESULTS.successful)
     equation = make_equation(problem, shown, dynamics, recorder, settings, span)
     stepper, controller = _stepper_and_controller(problem, settings, equation, span)
-    if settings.gives_up and isinstance(
-        controller, dfx.AbstractAdaptiveStepSizeController
-    ):
-        controller = GiveUpEarly(controller, span.t1, options.max_steps)
     solver = _with_projection(stepper, settings, equation, grid)
     plan = make_save_plan(
         equation,
@@ -132,7 +139,7 @@ def _solve(
         equation.start,
         args=equation.args,
         saveat=plan.saveat,
-        stepsize_controller=controller,
+        stepsize_controller=options.for_trial(controller, settings, span),
         adjoint=options.adjoint,
         event=_event(options.adjoint, settings),
         max_steps=options.max_steps,
