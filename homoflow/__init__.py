@@ -22,6 +22,7 @@ from ._flows._late_flow import late_flow as late_flow
 from ._flows._modified_flow import modified_flow as modified_flow
 from ._flows._predict_drift import predict_drift as predict_drift
 from ._flows._sharpness import sharpness as sharpness
+from ._flows._spectrum import spectrum as spectrum
 from ._laws import (
     Certificate as Certificate,
     Law as Law,

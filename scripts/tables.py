@@ -49,8 +49,43 @@ def provenance() -> str:
     )
 
 
+def edge() -> str:
+    """The drift of laws at the edge of stability: measured, and predicted."""
+    head = (
+        "network, seed",
+        "weights",
+        "at the edge",
+        "cycles",
+        "overshoot",
+        "drift",
+        "error",
+        "error with noise",
+        "leading order",
+        "distance of weights",
+    )
+    return table(head, [_edge_row(name, r) for name, r in stored("edge.json").items()])
+
+
+def _edge_row(name: str, run: dict) -> tuple[str, ...]:
+    if "cycles" not in run:
+        return (name, *[""] * 8, run["result"])
+    return (
+        name,
+        f"{run['weights']:,}",
+        f"{run['most critical']}",
+        f"{run['cycles']:.1f}",
+        f"{run['overshoot']:.2f}",
+        f"{run['drift']:.3g}",
+        f"{100 * run['error']:.2g} %",
+        f"{100 * run['error with noise']:.2g} %",
+        f"{100 * run['leading order']:.2g} %",
+        f"{run['distance central']:.2g} / {run['distance flow']:.2g}",
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "bench": bench,
+    "edge": edge,
     "paper": paper,
     "measured": measured,
     "provenance": provenance,

@@ -35,7 +35,7 @@ from .edge._edge import Edge, Motion, Spectrum, Work
 _RTOL, _CLOSE = 1e-6, 1e-5
 #: Runs with fewer cycles of the oscillation, or a larger overshoot at its onset, are
 #: warned of.
-MIN_CYCLES, MAX_OVERSHOOT = 10, 0.2
+MIN_CYCLES, MAX_OVERSHOOT = 15, 0.2
 
 
 class CentralState(NamedTuple):

@@ -72,7 +72,7 @@ def central_flow(
     - `edge_drift`: ∫2·(threshold)·tr(AΣ)dτ, which is the drift of `laws`.
     - `cycles`: of the oscillation so far.
 
-    **Warns:** where descent is not expected to follow: fewer than 10 cycles of the
+    **Warns:** where descent is not expected to follow: fewer than 15 cycles of the
     oscillation (`stats["edge_cycles"]`), or an onset that overshoots the threshold by more
     than a fifth (`stats["edge_overshoot"]`). (Not under jit or vmap.)
 

@@ -81,16 +81,19 @@ def random_vectors(weights: PyTree, k: int) -> Float[Array, "k size"]:
 
 
 def hessian_eigenvalues(
-    problem: Problem, weights: PyTree, guess: Float[Array, "k size"]
+    problem: Problem,
+    weights: PyTree,
+    guess: Float[Array, "k size"],
+    sign: float | Float[Array, ""] = 1.0,
 ) -> tuple[TopEigenvalues, Float[Array, "k size"]]:
-    """The largest eigenvalues of ∇²L at `weights`, and their vectors.
+    """The largest eigenvalues of `sign`·∇²L at `weights`, and their vectors.
 
     The values can be differentiated: with the derivative of a simple eigenvalue.
     """
     flat, unravel = ravel_pytree(weights)
 
     def gradient(problem, flat):
-        return jax.grad(lambda v: problem.loss(unravel(v)))(flat)
+        return jax.grad(lambda v: sign * problem.loss(unravel(v)))(flat)
 
     # The iteration is not to be differentiated: with its vector v held still, the
     # derivative of vᵀHv is that of the eigenvalue.

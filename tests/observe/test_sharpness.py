@@ -89,3 +89,23 @@ def test_bad_input_is_refused_at_the_door():
     model, (x, y) = neuron()
     with pytest.raises(ValueError, match="NaN or inf"):
         hf.sharpness(model, (x.at[0, 0].set(jnp.nan), y))
+
+
+@pytest.mark.parametrize("end", ["largest", "smallest"])
+def test_both_ends_of_the_spectrum_are_those_of_the_dense_hessian(end):
+    model = hf.MLP((3, 5, 2), activation=jnp.tanh, key=jr.key(0))
+    x = jr.normal(jr.key(1), (12, 3))
+    data = (x, jnp.sin(x[:, :2]))
+    problem = hf.make_problem(model, data)
+    flat, unravel = jax.flatten_util.ravel_pytree(problem.weights)
+    dense = np.linalg.eigvalsh(jax.hessian(lambda w: problem.loss(unravel(w)))(flat))
+    assert dense[0] < 0 < dense[-1]
+    wanted = dense[::-1][:3] if end == "largest" else dense[:3]
+    found = hf.spectrum(model, data, 3, end=end)
+    norm = np.abs(dense).max()
+    assert np.all(np.abs(found.values - wanted) <= found.residuals + 1e-12 * norm)
+    np.testing.assert_allclose(found.values, wanted, atol=1e-5 * norm)
+    with pytest.raises(ValueError, match="end"):
+        hf.spectrum(model, data, 3, end="both")
+    with pytest.raises(ValueError, match="`k`"):
+        hf.spectrum(model, data, 0)
