@@ -14,7 +14,7 @@ from .._jax._device import Device
 from .._jax._enumerations import member_names
 from .._results._failure import TrajectoryError
 from .._results._status import RESULTS
-from ._program import Program
+from ._program import Program, traced_program
 from ._variables import RAISED, Outcome, Variable, outcome_of, reduce_result
 
 #: Alone, outside of compiled programs, there are other methods to try: more room for
@@ -70,13 +70,14 @@ class Worker:
     def program(self, columns: dict[str, Any], batch: int) -> Program:
         """The program for `batch` settings of such columns."""
         if batch not in self._programs:
-            self._programs[batch] = Program(
-                self._job.run,
-                self._job.fixed,
-                columns,
-                batch=batch,
-                devices=self._devices,
-                models=self._job.models,
+            run, fixed, models = self._job.run, self._job.fixed, self._job.models
+
+            def make():
+                options = {"devices": self._devices, "models": models}
+                return Program(run, fixed, columns, batch=batch, **options)
+
+            self._programs[batch] = traced_program(
+                make, (run, fixed), columns, batch, self._devices, models
             )
         return self._programs[batch]
 
