@@ -43,11 +43,11 @@ _CHANGING = tuple(
     for name in names
 )
 #: What a class has of itself or by its metaclass, beside what its author wrote.
-_OF_PYTHON = frozenset(
-    "__abstractmethods__ __annotations__ __dataclass_fields__ __dataclass_params__ "
-    "__dict__ __doc__ __firstlineno__ __module__ __orig_bases__ __parameters__ "
-    "__static_attributes__ __weakref__ _abc_impl".split()
-)
+_OF_PYTHON = (
+    "__abstractmethods__", "__annotations__", "__dataclass_fields__",
+    "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__module__",
+    "__orig_bases__", "__parameters__", "__static_attributes__", "__weakref__", "_abc_impl",
+)  # fmt: skip
 #: The flag of classes that were made while Python runs, by a statement `class`.
 _IS_OF_PYTHON = 1 << 9
 _JITTED = type(jax.jit(abs))

@@ -52,7 +52,6 @@ class ZarrStore(AbstractStorage):
         self._notes = {n: Note(**json.loads(text)) for n, text in self._marks.read()}
         self._arrays: dict[tuple[int, str], Any] = {}
         self._groups: dict[int, Any] = {}
-        self._there: dict[int, set[str]] = {}
         self._lock: Lock | None = None
 
     @classmethod
@@ -161,7 +160,6 @@ class ZarrStore(AbstractStorage):
                 # A process that was killed may have made it, and written nothing.
                 found[name][:] = values
         self._groups[group] = found
-        self._there[group] = set(found.array_keys())
         return found
 
     def _array(
@@ -169,7 +167,7 @@ class ZarrStore(AbstractStorage):
     ) -> Any:
         if (group, name) not in self._arrays:
             where = self._group(group)
-            if name in self._there[group]:
+            if name in where:
                 self._arrays[group, name] = where[name]
             else:
                 layout, rest = self._layout, values.shape[1:]
