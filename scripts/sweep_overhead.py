@@ -81,7 +81,10 @@ def calls(name: str, seeds: int, chunk: int, folder: Path) -> dict[str, Callable
 
 
 def overhead(name: str, seeds: int, chunk: int, repeats: int) -> dict[str, Any]:
-    """Seconds of first calls, each in a process of its own, and of later ones here."""
+    """First calls, each in a process of its own, and later ones here.
+
+    Seconds of the bare one, and how much longer the sweeps take, as a part of it.
+    """
     first = {way: first_call(name, way, seeds, chunk) for way in WAYS}
     later: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
@@ -95,12 +98,17 @@ def overhead(name: str, seeds: int, chunk: int, repeats: int) -> dict[str, Any]:
         {way: statistics.median(pair[i] for pair in later[way]) for way in WAYS}
         for i in range(2)
     )
-    found = {"first": first, "later": cpu, "later, wall": wall}
-    for what, seconds in found.items():
-        more = (f"{way} {seconds[way] / seconds['bare'] - 1:+.1%}" for way in WAYS[1:])
+    found = {}
+    for what, seconds in {"first": first, "later": cpu, "later, wall": wall}.items():
+        bare, *rest = (seconds[way] for way in WAYS)
+        more = {
+            way: round(s / bare - 1, 3) for way, s in zip(WAYS[1:], rest, strict=True)
+        }
+        found[what] = {"bare, seconds": round(bare, 2), **more}
+        text = ", ".join(f"{way} {part:+.1%}" for way, part in more.items())
         print(
-            f"{name}, {seeds} seeds in chunks of {chunk}, {what}: bare "
-            f"{seconds['bare']:.2f} s, sweep {', '.join(more)}",
+            f"{name}, {seeds} seeds in chunks of {chunk}, {what}: bare {bare:.2f} s, "
+            f"sweep {text}",
             flush=True,
         )
     return found
@@ -160,7 +168,8 @@ def main(arguments: list[str]) -> int:
         found = {name: overhead(name, *sizes, options.repeats) for name in RUNS}
     found["megabytes"] = {}
     for seeds in (256, 4096):
-        found["megabytes"][seeds] = peak = peak_memory(seeds)
+        peak = peak_memory(seeds)
+        found["megabytes"][seeds] = round(peak)
         print(f"{seeds} seeds in chunks of 256: {peak:.0f} MB", flush=True)
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
