@@ -183,6 +183,20 @@ def test_an_exception_in_a_program_is_that_of_one_setting():
     assert found.attempt.values.tolist() == [2, 2, 2]
 
 
+def test_a_setting_of_another_shape_is_told():
+    """Here `run` looks at whether its numbers are known."""
+
+    def run(x):
+        is_long = not isinstance(x, jax.core.Tracer) and x > 3
+        values = jnp.full(3 if is_long else 2, x)
+        return {"values": eqx.error_if(values, x < 0, "negative")}
+
+    found = sweep(run, {"x": [1.0, -1.0, 4.0]})
+    assert found.result.values.tolist() == ["successful", "raised", "raised"]
+    assert "`values` has shape (3,) for this setting" in str(found.error.values[2])
+    np.testing.assert_array_equal(found["values"][:, 0], [1, np.nan, np.nan])
+
+
 def test_what_runs_out_of_steps_is_run_again_alone():
     """Stiff: alone, homoflow goes on to a solver for stiff flows."""
     rates = jnp.asarray([1.0, 3e4])
