@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -125,7 +126,7 @@ class _Reader:
             return type(value), *map(self.read, value)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return self.read(type(value)), *map(self.read, value)
-        if type(value) in (dict, types.MappingProxyType):
+        if type(value) is dict or isinstance(value, types.MappingProxyType):
             return dict, *((self.read(k), self.read(v)) for k, v in value.items())
         if type(value) in (set, frozenset) and all(type(v) in _SCALARS for v in value):
             return type(value), frozenset(map(self.read, value))
@@ -151,7 +152,7 @@ class _Reader:
         if _is_fixed(_module_of(value)):
             return _unless_changing(value)
         if isinstance(value, _JITTED):
-            return Only(value), self.read(value.__wrapped__)
+            return Only(value), self.read(getattr(value, "__wrapped__"))  # noqa: B009
         raise _UnknownError
 
     def _of_function(self, function: types.FunctionType) -> Hashable:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -15,8 +15,6 @@ from homoflow import MatrixFactorization, Trajectory, sweep
 
 if TYPE_CHECKING:
     from xarray import Dataset
-
-Fields = TypeVar("Fields", bound=NamedTuple)
 
 #: Seeds in one batch: what is recorded of them fits in memory.
 BATCH = 125
@@ -61,7 +59,7 @@ def of_seeds(config: Any, run: Callable[..., Any], **others: float) -> "Dataset"
     return data.squeeze(list(others))
 
 
-def fields_of(data: "Dataset", kind: type[Fields]) -> Fields:
+def fields_of(data: "Dataset", kind: Any) -> Any:
     """The named tuple that every setting of a sweep returned, of all of them at once."""
     return kind(*(data[name].to_numpy() for name in kind._fields))
 
