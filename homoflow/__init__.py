@@ -9,9 +9,11 @@ from ._dynamics._base import (
     AbstractDynamics as AbstractDynamics,
     AbstractStochasticDynamics as AbstractStochasticDynamics,
 )
+from ._dynamics._central import Central as Central
 from ._dynamics._gradient_flow import GradientFlow as GradientFlow
 from ._dynamics._heavy_ball import HeavyBall as HeavyBall
 from ._dynamics._modified import Modified as Modified
+from ._flows._central_flow import central_flow as central_flow
 from ._flows._certify_margin import certify_margin as certify_margin
 from ._flows._drift_prediction import DriftPrediction as DriftPrediction
 from ._flows._flow import flow as flow
@@ -32,6 +34,7 @@ from ._methods._base import AbstractMethod as AbstractMethod
 from ._methods._choose import Auto as Auto, Selection as Selection
 from ._methods._diffrax import Diffrax as Diffrax
 from ._methods._filippov import Filippov as Filippov
+from ._methods.edge._along_edge import AlongEdge as AlongEdge
 from ._models import (
     MLP as MLP,
     Abs as Abs,
@@ -85,6 +88,7 @@ from ._results._ledger import (
 from ._results._margin_certificate import MarginCertificate as MarginCertificate
 from ._results._reason import Reason as Reason
 from ._results._save import load as load, save as save
+from ._results._smooth import smooth as smooth
 from ._results._stationary_kind import StationaryKind as StationaryKind
 from ._results._stats import Stats as Stats
 from ._results._status import RESULTS as RESULTS

@@ -86,6 +86,8 @@ def runs():
     model = hf.MLP((3, 4, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (8, 3))
     gd = hf.descend(model, (x, x[:, :1]), 20, learning_rate=0.1, ledger=True)
+    linear = hf.MLP((3, 4, 1), activation="linear", key=jax.random.key(0))
+    central = hf.central_flow(linear, (x, x[:, :1]), 2.0, learning_rate=0.1)
     # As in `Filippov`'s example, which compiles it.
     x = jax.random.normal(jax.random.key(1), (20, 3))
     exact = hf.flow(
@@ -94,7 +96,13 @@ def runs():
         5.0,
         solver=hf.Filippov(max_active=32, events=500),
     )
-    return {"flow": gd, "gd": gd, "exact": exact, "sweep": small_sweep()}
+    return {
+        "flow": gd,
+        "gd": gd,
+        "central": central,
+        "exact": exact,
+        "sweep": small_sweep(),
+    }
 
 
 @pytest.mark.parametrize("name", list(documented()))

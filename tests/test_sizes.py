@@ -15,6 +15,7 @@ FACES = frozenset(
         "flow",
         "modified_flow",
         "heavy_ball_flow",
+        "central_flow",
         "late_flow",
         "predict_drift",
         "descend",

@@ -74,6 +74,14 @@ class AbstractDynamics(eqx.Module):
         """Whether weights alone do not say how a run goes on."""
         return type(self).init is not AbstractDynamics.init
 
+    @property
+    def has_edge(self) -> bool:
+        """Whether the weights stay in a set with corners, and slide along its boundary.
+
+        A general solver would step across it.
+        """
+        return False
+
     def check(self, problem: Problem) -> None:
         """Raise `ValueError` where the equation's own numbers make no sense."""
         del problem

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 #: Vectors kept (or eight for each eigenvalue, if that is more) before the basis is thinned
 #: out, and how often it may be.
 _BASIS = 32
 _MAX_CYCLES = 30
+#: The same where a good guess is followed.
+_FOLLOWING_BASIS = 16
 #: Vectors by which the basis has to grow before an answer is believed: a good guess has a
 #: small residual at once, whatever eigenvalue it belongs to.
 _MIN_STEPS = 8
@@ -52,29 +54,44 @@ def top_eigenvalues(
     """
     k, size = guess.shape
     num_watched = min(2 * k, size)
-    room = min(size, max(_BASIS, 4 * num_watched))
-    search = _Search(product, k, num_watched, rtol)
-    state = search.start(guess, room)
-
-    def is_unfinished(loop: tuple[_Subspace, Array]) -> Array:
-        state, cycle = loop
-        return ~state.is_done & (cycle < _MAX_CYCLES)
-
-    def run_cycle(loop: tuple[_Subspace, Array]) -> tuple[_Subspace, Array]:
-        state, cycle = loop
-        state = search.thin_out(state)
-        state = lax.while_loop(
-            lambda s: ~s.is_done & (s.length < room), search.grow, state
-        )
-        return state, cycle + 1
-
-    state, _ = lax.while_loop(is_unfinished, run_cycle, (state, jnp.asarray(0)))
+    stray = jr.normal(jr.key(0), (num_watched - k, size), guess.dtype)
+    num = jnp.asarray(num_watched)
+    search = _Search(product, jnp.asarray(k), num, num_watched, rtol, _MIN_STEPS)
+    state = search.run(jnp.concatenate([guess, stray]), _BASIS)
     is_good = state.residuals <= rtol * state.norm
     return TopEigenpairs(
         jnp.where(is_good, state.values, jnp.nan)[:k],
         state.vectors[:k],
         state.residuals[:k],
         state.num_products,
+    )
+
+
+def follow_eigenpairs(
+    product: Callable[[Array], Array],
+    guess: Float[Array, "rows size"],
+    num_wanted: Int[ArrayLike, ""],
+    num_watched: Int[ArrayLike, ""],
+    rtol: float | Float[Array, ""],
+) -> TopEigenpairs:
+    """What the largest eigenvalues and their vectors, known close by, have become.
+
+    As `top_eigenvalues`, for operators that change little from call to call: a guess that
+    is still good costs one product for each row that is watched. Of these the first
+    `num_wanted` are made accurate; the others are guards, that see an eigenvalue come
+    which is about to be one of the largest. One that comes from directions of which the
+    guards know nothing is missed.
+
+    **Returns:** as many pairs as there are rows, all with their residuals, by which to tell
+    how accurate they are: no value is NaN for being inaccurate. Those that are not watched
+    mean nothing, but are not larger than an eigenvalue.
+    """
+    num_wanted, num_watched = jnp.asarray(num_wanted), jnp.asarray(num_watched)
+    rows = guess.shape[0]
+    search = _Search(product, num_wanted, num_watched, rows, rtol, 0)
+    state = search.run(guess, _FOLLOWING_BASIS)
+    return TopEigenpairs(
+        state.values, state.vectors, state.residuals, state.num_products
     )
 
 
@@ -100,26 +117,57 @@ class _Subspace(NamedTuple):
 
 
 class _Search(NamedTuple):
-    product: Callable[[Array], Array]
-    k: int
-    num_watched: int
-    rtol: float
+    """How the pairs are looked for.
 
-    def start(self, guess: Float[Array, "k size"], room: int) -> _Subspace:
-        """The guess and random vectors, made orthonormal."""
-        size, dtype = guess.shape[1], guess.dtype
-        stray = jr.normal(jr.key(0), (self.num_watched - self.k, size), dtype)
-        first = jnp.linalg.qr(jnp.concatenate([guess, stray]).T)[0].T
+    - `num_wanted`: how many have to be accurate, of the `num_watched` that are in sight, of
+        which there may be `rows`.
+    - `min_steps`: by how many vectors the basis has to grow in any case.
+    """
+
+    product: Callable[[Array], Array]
+    num_wanted: Int[Array, ""]
+    num_watched: Int[Array, ""]
+    rows: int
+    rtol: float | Float[Array, ""]
+    min_steps: int
+
+    def run(self, first: Float[Array, "rows size"], least_room: int) -> "_Subspace":
+        """The pairs, from a basis that begins with what `first` spans."""
+        room = min(first.shape[1], max(least_room, 4 * self.rows))
+
+        def is_unfinished(loop: tuple[_Subspace, Array]) -> Array:
+            state, cycle = loop
+            return ~state.is_done & (cycle < _MAX_CYCLES)
+
+        def run_cycle(loop: tuple[_Subspace, Array]) -> tuple[_Subspace, Array]:
+            state, cycle = loop
+            state = self.thin_out(state)
+            state = lax.while_loop(
+                lambda s: ~s.is_done & (s.length < room), self.grow, state
+            )
+            return state, cycle + 1
+
+        start = self.start(first, room)
+        return lax.while_loop(is_unfinished, run_cycle, (start, jnp.asarray(0)))[0]
+
+    def start(self, first: Float[Array, "rows size"], room: int) -> _Subspace:
+        """The vectors to begin with, made orthonormal, and their images."""
+        size, dtype, rows = first.shape[1], first.dtype, self.rows
+        is_watched = jnp.arange(rows) < self.num_watched
+        first = jnp.where(is_watched[:, None], jnp.linalg.qr(first.T)[0].T, 0)
+
+        def fill(i: Array, images: Array) -> Array:
+            return images.at[i].set(self.product(first[i]))
+
+        images = lax.fori_loop(0, self.num_watched, fill, jnp.zeros_like(first))
         empty = jnp.zeros((room, size), dtype)
-        images = lax.map(self.product, first)
-        num = self.num_watched
         projected = jnp.zeros((room, room), dtype)
         return self._look(
-            empty.at[:num].set(first),
-            empty.at[:num].set(images),
-            projected.at[:num, :num].set(first @ images.T),
-            jnp.asarray(num),
-            jnp.asarray(num),
+            empty.at[:rows].set(first),
+            empty.at[:rows].set(images),
+            projected.at[:rows, :rows].set(first @ images.T),
+            self.num_watched,
+            self.num_watched,
         )
 
     def grow(self, state: _Subspace) -> _Subspace:
@@ -135,7 +183,7 @@ class _Search(NamedTuple):
     def thin_out(self, state: _Subspace) -> _Subspace:
         """The better half of a full basis; any other as it is."""
         room = state.basis.shape[0]
-        num_kept = max(self.num_watched, room // 2)
+        num_kept = max(self.rows, room // 2)
         values, coordinates = _ritz(state.projected, state.length)
         best = coordinates[:, ::-1][:, :num_kept].T
         values = values[::-1][:num_kept]
@@ -182,18 +230,22 @@ class _Search(NamedTuple):
         index = jnp.arange(values.size)
         is_used = index >= values.size - length
         norm = jnp.max(jnp.where(is_used, jnp.abs(values), 0))
-        top = coordinates[:, ::-1][:, : self.num_watched].T
-        values = values[::-1][: self.num_watched]
+        top = coordinates[:, ::-1][:, : self.rows].T
+        values = values[::-1][: self.rows]
         vectors = top @ basis
         errors = top @ images - values[:, None] * vectors
         residuals = jnp.linalg.norm(errors, axis=1)
         is_small = residuals <= self.rtol * norm
         # The pairs that follow need not be exact, only be known to stay below.
-        is_below = values + residuals <= values[self.k - 1]
-        is_wanted = jnp.arange(self.num_watched) < self.k
-        is_good = jnp.all(is_small | (~is_wanted & is_below))
-        num_needed = min(basis.shape[1], self.num_watched + _MIN_STEPS)
-        is_done = is_good & (num_products >= num_needed)
+        is_below = values + residuals <= values[self.num_wanted - 1]
+        index = jnp.arange(self.rows)
+        is_wanted, is_watched = index < self.num_wanted, index < self.num_watched
+        is_enough = is_small | (~is_wanted & is_below) | ~is_watched
+        num_needed = jnp.minimum(basis.shape[1], self.num_watched + self.min_steps)
+        is_done = jnp.all(is_enough) & (num_products >= num_needed)
+        # What is good enough gets no further vector as long as something else is not.
+        missing = jnp.where(is_enough & ~jnp.all(is_enough), -1, residuals)
+        missing = jnp.where(is_watched, missing, -1)
         return _Subspace(
             basis,
             images,
@@ -203,7 +255,7 @@ class _Search(NamedTuple):
             values,
             vectors,
             residuals,
-            errors[jnp.argmax(residuals)],
+            errors[jnp.argmax(missing)],
             norm,
             is_done | ~jnp.isfinite(norm),
         )

@@ -193,7 +193,9 @@ class Auto(AbstractMethod):
         self, task: Task, selection: Selection, steps: int, runs: list[Trajectory]
     ) -> float | None:
         """Where so many steps end that are not enough; the run is added to `runs`."""
-        short = dataclasses.replace(task, max_steps=steps)
+        assert isinstance(selection.method, Diffrax)
+        is_explicit = as_flow_solver(selection.method.solver).is_explicit
+        short = dataclasses.replace(task, max_steps=steps, is_trial=is_explicit)
         runs.append(self._run_diffrax(short, selection))
         if str(names_of(runs[-1].result, RESULTS)) != "max_steps_reached":
             return None

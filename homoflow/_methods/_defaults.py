@@ -17,9 +17,9 @@ MAX_FOLLOWED_PAIRS = 20_000
 #: of an exponential Adams step (about 25 µs on a core): then the fewest gradients win.
 MIN_ADAMS_PRODUCTS = 30_000
 #: Its compilation takes ten seconds or more. Where an explicit solver can be tried first
-#: (not inside of jit or vmap), it begins only where the 12,000 gradients of such a trial
-#: would take as long.
-MIN_UNTRIED_PRODUCTS = 1_000_000
+#: (not inside of jit or vmap), it begins only where such a trial, some 1,500 gradients if
+#: it is held up, would take seconds in every call.
+MIN_UNTRIED_PRODUCTS = 300_000
 #: From this tolerance on, order 5 needs fewer gradients than order 8.
 MIN_LOOSE_RTOL = 1e-5
 #: An explicit solver that has taken so many steps and is not at the end is held up by

@@ -96,6 +96,12 @@ def run_diffrax(
     """
     kinks = kinks_of(task.given)
     _check_noise(task, method)
+    if task.dynamics.has_edge:
+        raise ValueError(
+            f"The {task.dynamics.name} slides along the boundary of a set, which general "
+            "solvers step across: pass `solver=homoflow.AlongEdge()`, or call "
+            "`homoflow.central_flow`."
+        )
     if kinks:
         task = _without_derivatives_through(task, kinks)
     settings = settings_of(task, method, plan, bool(kinks), max_forced_steps)
@@ -155,7 +161,10 @@ def settings_of(
         max_forced_steps=max_forced_steps,
     )
     return dataclasses.replace(
-        settings, restored_laws=plan.laws, translations=plan.translations
+        settings,
+        restored_laws=plan.laws,
+        translations=plan.translations,
+        gives_up=task.is_trial,
     )
 
 

@@ -28,6 +28,7 @@ from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
 from ._error_estimate import with_error_estimate, without_derivatives
+from ._give_up import GiveUpEarly
 from ._save_plan import Records, make_save_plan
 from ._settings import Settings
 from ._task import Task
@@ -90,6 +91,17 @@ class _Options(eqx.Module):
     adjoint: dfx.AbstractAdjoint
     max_steps: int = eqx.field(static=True)
 
+    def for_trial(
+        self,
+        controller: dfx.AbstractStepSizeController,
+        settings: Settings,
+        span: TimeGrid,
+    ) -> dfx.AbstractStepSizeController:
+        """The step size control, that ends a trial once it has no prospect."""
+        if not settings.gives_up:
+            return controller
+        return GiveUpEarly(controller, span.t1, self.max_steps)
+
 
 @fast_compile_jit
 @full_matmul_precision()
@@ -127,7 +139,7 @@ def _solve(
         equation.start,
         args=equation.args,
         saveat=plan.saveat,
-        stepsize_controller=controller,
+        stepsize_controller=options.for_trial(controller, settings, span),
         adjoint=options.adjoint,
         event=_event(options.adjoint, settings),
         max_steps=options.max_steps,

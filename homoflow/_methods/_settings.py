@@ -29,6 +29,7 @@ class Settings(eqx.Module):
     - `restored_laws`: laws that are restored by projection, which leaves `translations`
         of the weights alone; `restores_steps`: after steps too, not only in what is
         recorded.
+    - `gives_up`: whether the solve ends once it has no prospect of an end.
     """
 
     solver: dfx.AbstractSolver
@@ -41,6 +42,7 @@ class Settings(eqx.Module):
     restored_laws: tuple[Law, ...] = ()
     translations: Translations | None = None
     restores_steps: bool = True
+    gives_up: bool = False
 
     @property
     def is_averaging(self) -> bool:

@@ -27,6 +27,7 @@ class Task:
     - `grid`: the times; `None` for a flow to a stationary point, which may have `ts`.
     - `rtol`: the tolerance asked for, if any.
     - `project`: whether laws are to be restored; `None`: where that is certain to help.
+    - `is_trial`: whether the solve may be given up once it has no prospect of an end.
     - `has_user_laws`: whether a user gave the laws, perhaps those of another loss.
     """
 
@@ -43,6 +44,7 @@ class Task:
     save_models: bool = False
     estimate_error: bool | None = None
     max_steps: int = 100_000
+    is_trial: bool = False
     progress: Progress = False
 
     @property

@@ -30,14 +30,17 @@ class Statistic(NamedTuple):
 
 
 #: The kinds of runs: `flow` of a smooth model, averaged over kinks, exact through kinks and
-#: with `t1=inf`; `modified_flow`, `heavy_ball_flow`, `predict_drift` and `descend`.
+#: with `t1=inf`; `modified_flow`, `heavy_ball_flow`, `predict_drift`, `central_flow` and
+#: `descend`.
 ROUTES = (
     "smooth", "averaged", "exact", "stationary",
-    "modified", "heavy_ball", "drift", "descend",
+    "modified", "heavy_ball", "drift", "central", "descend",
 )  # fmt: skip
 _DIFFRAX = ("smooth", "averaged", "stationary", "modified", "heavy_ball", "drift")
-_FLOWS = (*_DIFFRAX, "exact")
-_ESTIMATED = ("smooth", "averaged", "exact", "modified", "heavy_ball", "drift")
+_FLOWS = (*_DIFFRAX, "exact", "central")
+_ESTIMATED = (
+    "smooth", "averaged", "exact", "modified", "heavy_ball", "drift", "central",
+)  # fmt: skip
 
 SCHEMA: Mapping[str, Statistic] = MappingProxyType(
     {
@@ -65,7 +68,7 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
         ),
         "computed_in": Statistic(
             "text",
-            ("exact",),
+            ("exact", "central"),
             "The precision, where that is not the dtype of the weights.",
         ),
         "laws_note": Statistic(
@@ -86,7 +89,35 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
             "Jacobians that an implicit or exponential solver computed.",
         ),
         "hessian_vector_products": Statistic(
-            "number", ("modified",), "Products of the Hessian with a vector."
+            "number",
+            ("modified", "central"),
+            "Products of the Hessian with a vector.",
+        ),
+        "eigenvalue_searches": Statistic(
+            "integer",
+            ("central",),
+            "How often the Hessian's largest eigenvalues were looked for.",
+        ),
+        "third_derivatives": Statistic(
+            "integer",
+            ("central",),
+            "Derivatives D³L[u, v] of the Hessian that were computed.",
+        ),
+        "edge_events": Statistic(
+            "integer",
+            ("central",),
+            "How often an eigenvalue came to the edge of stability or left it.",
+        ),
+        "edge_cycles": Statistic(
+            "number",
+            ("central",),
+            "How many cycles descent's oscillation at the edge is expected to have.",
+        ),
+        "edge_overshoot": Statistic(
+            "number",
+            ("central",),
+            "By how much of the threshold the sharpness of descent is expected to "
+            "overshoot it when the oscillation sets in.",
         ),
         "forward_passes": Statistic(
             "integer", ("exact",), "Evaluations of the pre-activations at all samples."

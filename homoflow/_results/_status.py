@@ -88,6 +88,20 @@ class RESULTS(eqx.Enumeration):
         "than exponentially; (c) it is stiff, and an explicit solver takes steps of about "
         "1/λ_max of the Hessian. Allow more with `max_steps`."
     )
+    beyond_edge = (
+        "The start is beyond the edge of stability: the sharpness λ_max(∇²L) exceeds "
+        "2(1 + μ)/η, where gradient descent leaves in a catapult that no central flow "
+        "describes. Lower `learning_rate`, or begin after a warm-up."
+    )
+    edge_crowded = (
+        "More eigenvalues of the Hessian came to the edge of stability at one time than "
+        "there was room for: pass a larger `max_critical`."
+    )
+    edge_lost = (
+        "The flow could not be kept at the edge of stability: there is no direction, to "
+        "first order, in which the sharpness falls (as in linear regression, where it is "
+        "constant), or the tolerance is tighter than the eigenvalues are found to."
+    )
     interrupted = "The flow was interrupted."
     bad_weights = "The initial weights contain NaN or inf."
     bad_data = "The data contain NaN or inf."

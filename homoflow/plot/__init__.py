@@ -10,6 +10,7 @@ from ._curves import (
     losses as losses,
     squared_norms as squared_norms,
 )
+from ._edge import edge as edge
 from ._ledger import ledger as ledger
 from ._sliding import sliding as sliding, sliding_time as sliding_time
 from ._sweeps import bands as bands, heat_map as heat_map, panels as panels

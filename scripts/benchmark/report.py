@@ -9,8 +9,10 @@ from workprecision.report import Run, by_method, is_usable
 #: Relative errors of the final weights at which methods are compared.
 ERRORS = (1e-4, 1e-6, 1e-8)
 OURS = "homoflow"
-#: Beside it; those with * have the gradient that it makes of a softplus network.
-RIVALS = ("CVODE", "CVODE*", "Diffrax", "Diffrax*")
+#: Beside it: its solver for stiff flows, named; and others. Those with * have the gradient
+#: that homoflow makes of a softplus network.
+ADAMS = "homoflow ExponentialAdams"
+RIVALS = (ADAMS, "CVODE", "CVODE*", "Diffrax", "Diffrax*")
 TIME, COUNT = "seconds_per_seed", "gradients"
 #: Times less than the best Diffrax solver where the problem is stiff; seeds of a batch
 #: for one of CVODE.

@@ -58,7 +58,8 @@ def test_it_is_what_would_have_been_asked_for_and_costs_more(problem, changed):
     )  # fmt: skip
     assert first.result == hf.RESULTS.max_steps_reached
     counts = [int(run.stats["gradient_evaluations"]) for run in (changed, first, asked)]
-    assert counts[0] == counts[1] + counts[2]
+    # Dopri8 was given up long before it had taken all of its steps.
+    assert counts[2] < counts[0] < counts[2] + counts[1] / 5
     assert counts[1] > 10_000 > 10 * counts[2]
 
 

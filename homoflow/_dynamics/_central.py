@@ -1,0 +1,295 @@
+"""The flow around which gradient descent oscillates at the edge of stability."""
+
+import math
+import warnings
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._jax._top_eigenvalues import top_eigenvalues
+from .._jax._tracing import is_concrete
+from .._laws import Laws
+from .._observe._base import AbstractObservable, FunctionOfPoint, Point
+from .._observe._sharpness import random_vectors
+from .._problem._checks import (
+    as_coefficient,
+    check_count,
+    check_learning_rate,
+    check_momentum,
+)
+from .._problem._problem import Problem
+from .._problem._smoothness import kinks_of
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory
+from ._base import AbstractDynamics
+from .edge._curvature import Curvature
+from .edge._edge import Edge, Motion, Spectrum, Work
+
+#: Of eigenvectors' residuals, and of the gap in which eigenvalues are at the threshold,
+#: where weights alone are known.
+_RTOL, _CLOSE = 1e-6, 1e-5
+#: Runs with fewer cycles of the oscillation, or a larger overshoot at its onset, are
+#: warned of.
+MIN_CYCLES, MAX_OVERSHOOT = 10, 0.2
+
+
+class CentralState(NamedTuple):
+    """Weights, what oscillates around them, and integrals along the way.
+
+    - `values`: the largest eigenvalues of ∇²L in falling order, NaN where not known.
+    - `oscillation`: X with Σ = UXUᵀ, the columns of U their vectors.
+    - `num`: how many eigenvalues are at the threshold.
+    - `traces`: tr(AΣ) of every law.
+    - `drift`, `edge_drift`: law by law ∫q(dw/dτ)dτ and ∫2·threshold·tr(AΣ)dτ.
+    - `cycles`: how many cycles the oscillation has had.
+    """
+
+    weights: PyTree
+    values: Float[Array, " rows"]
+    oscillation: Float[Array, "critical critical"]
+    num: Int[Array, ""]
+    traces: dict[str, Array]
+    drift: dict[str, Array]
+    edge_drift: dict[str, Array]
+    cycles: Float[Array, ""]
+
+
+class Rates(NamedTuple):
+    """What is integrated along a central flow; see `CentralState`."""
+
+    drift: dict[str, Array]
+    edge_drift: dict[str, Array]
+    cycles: Float[Array, ""]
+
+
+class MeanValues(NamedTuple):
+    """What gradient descent has in the mean over its oscillation.
+
+    - `losses`: L(w) + ½⟨∇²L, Σ⟩.
+    - `grad_norms`: the root of the mean of ‖∇L‖².
+    - `laws`: law name → its mean.
+    """
+
+    losses: Float[Array, ""]
+    grad_norms: Float[Array, ""]
+    laws: dict[str, Float[Array, "..."]]
+
+
+@final
+class Central(AbstractDynamics):
+    """dw/dτ = −∇L − ½∇_w⟨∇²L, Σ⟩ on {λ_max(∇²L) ≤ 2(1+μ)/η}: the central flow.
+
+    The equation of `homoflow.central_flow`, which says more about it.
+    """
+
+    learning_rate: Float[Array, ""] = eqx.field(
+        converter=as_coefficient(check_learning_rate)
+    )
+    momentum: Float[Array, ""] = eqx.field(
+        default=0.0, converter=as_coefficient(check_momentum)
+    )
+    max_critical: int = eqx.field(static=True, default=4)
+
+    def __check_init__(self) -> None:
+        check_count("max_critical", self.max_critical)
+
+    @property
+    def name(self) -> str:
+        return "central flow"
+
+    @property
+    def uses_samples(self) -> bool:
+        return False
+
+    @property
+    def has_memory(self) -> bool:
+        return True
+
+    def obstacle(self, problem: Problem) -> str | None:
+        kinks = kinks_of(problem)
+        if kinks:
+            return (
+                f"The gradient jumps at {', '.join(kinks)}: the central flow needs three "
+                "derivatives of the loss. Take a smooth model."
+            )
+        if problem.num_weights < 2:
+            return "The central flow of a single weight stands still at the edge."
+        return None
+
+    def room(self, problem: Problem) -> int:
+        """How many eigenvalues may be at the threshold: not all of them can."""
+        return min(self.max_critical, problem.num_weights - 1)
+
+    def num_rows(self, problem: Problem) -> int:
+        """How many eigenvalues are followed: one is next, and one is a stray."""
+        return min(self.room(problem) + 2, problem.num_weights)
+
+    def edge(self, problem: Problem, rtol: Float[Array, ""]) -> Edge:
+        """The set that the flow stays in; `rtol` is of its eigenvectors' residuals."""
+        _, unravel = ravel_pytree(problem.weights)
+        curvature = Curvature(lambda w: problem.loss(unravel(w)))
+        return Edge(curvature, self._threshold(problem), self.room(problem), rtol)
+
+    def _threshold(self, problem: Problem) -> Float[Array, ""]:
+        eta, mu = self._coefficients(problem.dtype)
+        return 2 * (1 + mu) / eta
+
+    def _coefficients(self, dtype: jnp.dtype) -> tuple[Array, Array]:
+        return jnp.asarray(self.learning_rate, dtype), jnp.asarray(self.momentum, dtype)
+
+    @property
+    def has_edge(self) -> bool:
+        return True
+
+    def velocity(self, problem: Problem, t: Float[Array, ""], state: PyTree) -> PyTree:
+        """The part of −∇L along which no eigenvalue at the threshold rises."""
+        del t
+        w, unravel = ravel_pytree(state)
+        edge = self.edge(problem, jnp.asarray(_RTOL, w.dtype))
+        gradient, product = edge.curvature.linearize(w)
+        guess = random_vectors(state, self.num_rows(problem))
+        found = top_eigenvalues(product, guess, _RTOL)
+        spectrum = Spectrum(found.values, found.vectors, found.residuals)
+        near = jnp.sum(found.values >= edge.threshold * (1 - _CLOSE))
+        _, velocity, _ = edge.weigh(w, gradient, spectrum, near, 0.0, Work.none())
+        return unravel(velocity)
+
+    def rates(self, problem: Problem, laws: Laws, motion: Motion) -> Rates:
+        """What is integrated along the flow beside its weights."""
+        _, unravel = ravel_pytree(problem.weights)
+        velocity = unravel(motion.velocity)
+        threshold = self._threshold(problem)
+        at_edge = {
+            name: 2 * threshold * trace
+            for name, trace in self.traces(problem, laws, motion).items()
+        }
+        drift = {law.name: law.quadratic(velocity) for law in laws}
+        pace = jnp.sqrt(2 * jnp.maximum(motion.rise, 0)) / (2 * math.pi)
+        pace = jnp.where(jnp.trace(motion.oscillation) > 0, pace, 0)
+        return Rates(drift, at_edge, pace)
+
+    def traces(
+        self, problem: Problem, laws: Laws, motion: Motion
+    ) -> dict[str, Float[Array, "..."]]:
+        """tr(AΣ) of every law: what the oscillation adds to its mean."""
+        _, unravel = ravel_pytree(problem.weights)
+        variances, rotation = jnp.linalg.eigh(motion.oscillation)
+        vectors = rotation.T @ motion.spectrum.vectors[: self.room(problem)]
+
+        def add(total: dict[str, Array], pair: tuple[Array, Array]):
+            variance, vector = pair
+            direction = unravel(vector)
+            for law in laws:
+                share = variance * law.quadratic(direction)
+                total[law.name] = total[law.name] + share
+            return total, None
+
+        zeros = jax.eval_shape(laws.values, problem.weights)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), zeros)
+        return jax.lax.scan(add, zeros, (variances, vectors))[0]
+
+    def observables(self, laws: Laws) -> dict[str, AbstractObservable]:
+        mean = _Mean(laws, self)
+        return {
+            "spectrum": FunctionOfPoint(function=_spectrum),
+            "oscillation": FunctionOfPoint(function=_variances),
+            "critical": FunctionOfPoint(function=_num_critical),
+            "mean": FunctionOfPoint(function=mean),
+            "edge_drift": FunctionOfPoint(function=_edge_drift),
+            "cycles": FunctionOfPoint(function=_cycles),
+        }
+
+    def input_error(self) -> RESULTS:
+        eta, mu = self.learning_rate, self.momentum
+        is_valid = (mu >= 0) & (mu < 1)
+        error = RESULTS.where(is_valid, RESULTS.successful, RESULTS.bad_coefficient)
+        is_valid = jnp.isfinite(eta) & (eta > 0)
+        return RESULTS.where(is_valid, error, RESULTS.bad_learning_rate)
+
+    def stats(
+        self, numbers: dict[str, Array], observed: dict[str, Any]
+    ) -> dict[str, Array]:
+        del numbers
+        return {"edge_cycles": observed["cycles"][-1]}
+
+    def warn(self, trajectory: Trajectory) -> None:
+        """Warn where descent is not expected to oscillate around this flow."""
+        stats = trajectory.stats
+        figures = stats["edge_events"], stats["edge_cycles"], stats["edge_overshoot"]
+        if not is_concrete(figures) or np.ndim(figures[0]):
+            return
+        events, cycles, overshoot = (float(np.asarray(f)) for f in figures)
+        if events == 0:
+            return
+        doubts = []
+        if not cycles >= MIN_CYCLES:
+            doubts.append(
+                f"the oscillation has had {cycles:.2g} cycles (at least {MIN_CYCLES} are "
+                "needed for its mean to be this flow)"
+            )
+        if not overshoot <= MAX_OVERSHOOT:
+            doubts.append(
+                f"the sharpness is expected to overshoot by {overshoot:.2g} of the "
+                f"threshold when the oscillation sets in (at most {MAX_OVERSHOOT})"
+            )
+        if doubts:
+            warnings.warn(
+                "Gradient descent may not follow this central flow: "
+                f"{' and '.join(doubts)}. Compare with `homoflow.descend`.",
+                stacklevel=4,
+            )
+
+
+@final
+class _Mean(eqx.Module):
+    """The mean of losses, gradient norms and laws over the oscillation."""
+
+    laws: Laws
+    dynamics: Central
+
+    def __call__(self, point: Point) -> MeanValues:
+        state: CentralState = point.state
+        problem, dynamics = point.problem, self.dynamics
+        threshold = dynamics._threshold(problem)
+        eta, mu = dynamics._coefficients(problem.dtype)
+        step = eta / (1 - mu)
+        total = jnp.trace(state.oscillation)
+        speed = ravel_pytree(point.velocity)[0]
+        # The flow of the mean lacks what each step adds to a law, η²q(∇L).
+        factor = step * (1 + mu) / (1 - mu)
+        laws = jax.tree.map(
+            lambda value, drift, trace: value + factor * drift + trace,
+            self.laws.values(point.weights),
+            state.drift,
+            state.traces,
+        )
+        return MeanValues(
+            point.loss + threshold * total / 2,
+            jnp.sqrt(speed @ speed + threshold**2 * total),
+            laws,
+        )
+
+
+def _variances(point: Point) -> Float[Array, " critical"]:
+    return jnp.linalg.eigvalsh(point.state.oscillation)[::-1]
+
+
+def _spectrum(point: Point) -> Float[Array, " rows"]:
+    return point.state.values
+
+
+def _num_critical(point: Point) -> Int[Array, ""]:
+    return point.state.num
+
+
+def _edge_drift(point: Point) -> dict[str, Float[Array, "..."]]:
+    return point.state.edge_drift
+
+
+def _cycles(point: Point) -> Float[Array, ""]:
+    return point.state.cycles

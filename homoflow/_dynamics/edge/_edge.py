@@ -1,0 +1,246 @@
+"""The edge of stability: a set, and how weights move while eigenvalues stay at it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ..._jax._top_eigenvalues import follow_eigenpairs
+from ._complementarity import solve_complementarity
+from ._curvature import Curvature
+from ._symmetric import are_leading, as_matrix, as_vector, num_pairs
+
+#: How often weights are moved back to the set, at most.
+_MAX_RETURNS = 4
+#: How far from the threshold, relatively, an eigenvalue counts as being there: so far, or
+#: the tolerance of its vector times this.
+_MAX_EXCESS, _EXCESS = 1e-7, 1e-2
+
+
+class Work(NamedTuple):
+    """What was computed so far.
+
+    - `products`: of the Hessian with a vector; `slopes`: of an entry of UᵀHU.
+    - `searches`: how often eigenvalues were looked for.
+    """
+
+    gradients: Int[Array, ""]
+    products: Int[Array, ""]
+    slopes: Int[Array, ""]
+    searches: Int[Array, ""]
+
+    @staticmethod
+    def none() -> "Work":
+        return Work(*(jnp.asarray(0) for _ in range(4)))
+
+    def plus(
+        self,
+        gradients: Int[ArrayLike, ""] = 0,
+        products: Int[ArrayLike, ""] = 0,
+        slopes: Int[ArrayLike, ""] = 0,
+        searches: Int[ArrayLike, ""] = 0,
+    ) -> "Work":
+        return Work(
+            self.gradients + gradients,
+            self.products + products,
+            self.slopes + slopes,
+            self.searches + searches,
+        )
+
+
+class Spectrum(NamedTuple):
+    """The largest eigenvalues in falling order, and their vectors."""
+
+    values: Float[Array, " rows"]
+    vectors: Float[Array, "rows size"]
+    residuals: Float[Array, " rows"]
+
+
+class Motion(NamedTuple):
+    """How weights move while the leading eigenvalues stay at the threshold.
+
+    - `gradient`: ∇L; `velocity`: dw/dτ, its part along which these eigenvalues stay.
+    - `oscillation`: X with Σ = UXUᵀ, the covariance of the oscillation around the weights,
+        U the first `critical` eigenvectors.
+    - `rise`: the rate at which gradient flow would raise these eigenvalues, in the
+        mean.
+    - `way_back`: the least change of weights, to first order, that takes away what these
+        eigenvalues have above the threshold, to be subtracted.
+    """
+
+    gradient: Float[Array, " size"]
+    velocity: Float[Array, " size"]
+    oscillation: Float[Array, "critical critical"]
+    rise: Float[Array, ""]
+    way_back: Float[Array, " size"]
+    spectrum: Spectrum
+
+
+class Edge(NamedTuple):
+    """The set {λ_max(∇²L) ≤ threshold}, and how its spectrum is followed.
+
+    - `max_critical`: how many eigenvalues may be at the threshold.
+    - `rtol`: of an eigenvector's residual, relative to the norm of the Hessian.
+    """
+
+    curvature: Curvature
+    threshold: Float[Array, ""]
+    max_critical: int
+    rtol: Float[Array, ""]
+
+    def spectrum(
+        self,
+        w: Array,
+        guess: Array,
+        num_wanted: Int[Array, ""],
+        num_watched: Int[Array, ""],
+        work: Work,
+    ) -> tuple[Float[Array, " size"], Spectrum, Work]:
+        """∇L and the largest eigenvalues."""
+        gradient, product = self.curvature.linearize(w)
+        found = follow_eigenpairs(product, guess, num_wanted, num_watched, self.rtol)
+        work = work.plus(gradients=1, products=found.num_products, searches=1)
+        return gradient, Spectrum(found.values, found.vectors, found.residuals), work
+
+    def near(
+        self, w: Array, guess: Array, num: Int[Array, ""], work: Work
+    ) -> tuple[Motion, Work]:
+        """The motion at a point near the set, from which it is not moved.
+
+        Without eigenvalues at the threshold it is −∇L, and nothing is looked for.
+        """
+
+        def free(work: Work) -> tuple[Motion, Work]:
+            gradient = self.curvature.gradient(w)
+            motion = self.unknown_motion(w, guess)
+            motion = motion._replace(gradient=gradient, velocity=-gradient)
+            return motion, work.plus(gradients=1)
+
+        def pinned(work: Work) -> tuple[Motion, Work]:
+            gradient, spectrum, work = self.spectrum(w, guess, num, num, work)
+            return self.motion(w, gradient, spectrum, num, work)
+
+        return lax.cond(num > 0, pinned, free, work)
+
+    def settle(
+        self,
+        w: Array,
+        guess: Array,
+        num: Int[Array, ""],
+        num_wanted: Int[Array, ""],
+        work: Work,
+    ) -> tuple[Float[Array, " size"], Motion, Work]:
+        """The weights moved back to where the first `num` eigenvalues are the threshold.
+
+        By Newton's method, each time by the shortest way; and the motion there, with
+        `num_wanted` accurate eigenvalues. The row after these is a random vector, which
+        sees eigenvalues rise that the others know nothing of.
+        """
+        # Of few weights all eigenvalues may be in sight already.
+        num_wanted = jnp.minimum(num_wanted, guess.shape[0])
+        num_watched = jnp.minimum(num_wanted + 1, guess.shape[0])
+        stray = jr.normal(jr.fold_in(jr.key(0), work.searches), w.shape, w.dtype)
+        guess = guess.at[num_wanted].set(stray, mode="drop")
+        tolerance = jnp.minimum(_MAX_EXCESS, _EXCESS * self.rtol)
+        tolerance = jnp.maximum(tolerance, 20 * jnp.finfo(w.dtype).eps)
+
+        def is_off(loop) -> Array:
+            *_, is_off, count, _ = loop
+            return is_off & (count <= _MAX_RETURNS)
+
+        def go_back(loop):
+            w, old, _, count, work = loop
+            w = w - old.way_back
+            gradient, spectrum, work = self.spectrum(
+                w, old.spectrum.vectors, num_wanted, num_watched, work
+            )
+            motion, work = self.motion(w, gradient, spectrum, num, work)
+            is_off = self.excess(spectrum, num) > tolerance
+            return w, motion, is_off, count + 1, work
+
+        start = self.unknown_motion(w, guess)
+        loop = (w, start, jnp.asarray(True), jnp.asarray(0), work)
+        w, motion, _, _, work = lax.while_loop(is_off, go_back, loop)
+        return w, motion, work
+
+    def unknown_motion(self, w: Array, guess: Float[Array, "rows size"]) -> Motion:
+        """A motion of which nothing is known but a guess of the eigenvectors."""
+        nothing, rows = jnp.zeros_like(w), jnp.zeros(guess.shape[0], w.dtype)
+        still = jnp.zeros((self.max_critical, self.max_critical), w.dtype)
+        spectrum = Spectrum(rows, guess, rows)
+        zero = jnp.zeros((), w.dtype)
+        return Motion(nothing, nothing, still, zero, nothing, spectrum)
+
+    def excess(self, spectrum: Spectrum, num: Int[Array, ""]) -> Float[Array, ""]:
+        """How far, relatively, the first eigenvalues are from the threshold."""
+        is_pinned = jnp.arange(spectrum.values.size) < num
+        off = jnp.abs(spectrum.values / self.threshold - 1)
+        return jnp.max(jnp.where(is_pinned, off, 0))
+
+    def slopes(
+        self, w: Array, spectrum: Spectrum, num: Int[Array, ""], work: Work
+    ) -> tuple[Float[Array, "pairs size"], Work]:
+        """Of the entries of UᵀHU, as `Curvature.slopes` has them."""
+        vectors = spectrum.vectors[: self.max_critical]
+        return self.curvature.slopes(w, vectors, num), work.plus(slopes=num_pairs(num))
+
+    def weigh(
+        self,
+        w: Array,
+        gradient: Array,
+        spectrum: Spectrum,
+        near: Int[Array, ""],
+        rate: float | Float[Array, ""],
+        work: Work,
+    ) -> tuple[Float[Array, "critical critical"], Float[Array, " size"], Work]:
+        """X and the velocity that let none of the `near` first eigenvalues pass the edge.
+
+        Each may rise by its gap times `rate` in a unit of time; 0 stands for no gaps. Those
+        that fall by themselves are not in X.
+        """
+        slopes, work = self.slopes(w, spectrum, near, work)
+        values = spectrum.values[: self.max_critical]
+        is_near = jnp.arange(values.size) < near
+        gaps = rate * jnp.where(is_near, self.threshold - values, 0)
+        linear = slopes @ gradient + as_vector(jnp.diag(gaps))
+        gram = slopes @ slopes.T / 2
+        found = solve_complementarity(gram, linear, self.max_critical).matrix
+        return found, -gradient - as_vector(found) @ slopes / 2, work
+
+    def motion(
+        self,
+        w: Array,
+        gradient: Array,
+        spectrum: Spectrum,
+        num: Int[Array, ""],
+        work: Work,
+    ) -> tuple[Motion, Work]:
+        """X from −d(UᵀHU)/dτ = J∇L + ½JJ*X = 0, and the velocity −∇L − ½J*X."""
+        slopes, work = self.slopes(w, spectrum, num, work)
+        gram = slopes @ slopes.T
+        fall = slopes @ gradient
+        x = -2 * solve_scaled(gram, fall, num)
+        rise = -jnp.trace(as_matrix(fall, self.max_critical)) / jnp.maximum(num, 1)
+        velocity = -gradient - x @ slopes / 2
+        oscillation = as_matrix(x, self.max_critical)
+        values = spectrum.values[: self.max_critical]
+        off = jnp.where(jnp.arange(values.size) < num, values - self.threshold, 0)
+        back = solve_scaled(gram, as_vector(jnp.diag(off)), num) @ slopes
+        return Motion(gradient, velocity, oscillation, rise, back, spectrum), work
+
+
+def solve_scaled(
+    gram: Float[Array, "pairs pairs"],
+    right: Float[Array, " pairs"],
+    num: Int[Array, ""],
+) -> Float[Array, " pairs"]:
+    """gram⁻¹·right over the pairs of the first `num` vectors, 0 for all others."""
+    size = round(((1 + 8 * right.size) ** 0.5 - 1) / 2)
+    diagonal = jnp.diagonal(gram)
+    is_used = are_leading(size, num) & (diagonal > 0)
+    scale = jnp.where(is_used, jnp.where(is_used, diagonal, 1) ** -0.5, 0)
+    identity = jnp.diag(jnp.where(is_used, 0, 1).astype(gram.dtype))
+    scaled = scale[:, None] * gram * scale + identity
+    return scale * jnp.linalg.solve(scaled, scale * right)

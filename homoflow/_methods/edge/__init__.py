@@ -1,0 +1,1 @@
+"""A method for motion along the edge of stability, mode by mode."""

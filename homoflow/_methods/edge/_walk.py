@@ -1,0 +1,156 @@
+"""What is known of a flow along the edge while it is being solved."""
+
+import enum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..._dynamics.edge._edge import Motion, Work
+
+#: How accurately the time of an event is found, relative to the step, in how many trials.
+_TIME_RTOL, _MAX_TRIALS = 1e-9, 40
+
+
+class Phase(enum.IntEnum):
+    """What a turn of the loop does: each looks at one point.
+
+    - `step`: tries a step of the mode.
+    - `locate`: looks for the event within it.
+    - `record`: records a point on the way to where the step or the event has led.
+    - `decide`: finds which eigenvalues stay at the threshold after an event.
+    - `part`: takes a small step with close eigenvalues and their gaps in sight.
+    - `enter`: moves the weights to where a mode begins.
+    """
+
+    step = 0
+    locate = 1
+    record = 2
+    decide = 3
+    part = 4
+    enter = 5
+
+
+class State(NamedTuple):
+    """A point of the flow.
+
+    - `sums`: integrals of `rates` so far; `slope`: d(weights, sums)/dτ, as one
+        vector.
+    - `num`: how many eigenvalues are at the threshold.
+    - `event`: the event function, positive once the mode has ended.
+    """
+
+    t: Float[Array, ""]
+    w: Float[Array, " size"]
+    sums: Float[Array, " sums"]
+    slope: Float[Array, " all"]
+    motion: Motion
+    num: Int[Array, ""]
+    event: Float[Array, ""]
+
+
+def between(
+    a: State, b: State, part: Float[Array, ""]
+) -> tuple[Float[Array, " size"], Float[Array, " sums"]]:
+    """Weights and sums at a part of the way, by cubic Hermite interpolation."""
+    s, h, size = part, b.t - a.t, a.w.size
+    start, end = (jnp.concatenate([x.w, x.sums]) for x in (a, b))
+    y = (1 + 2 * s) * (1 - s) ** 2 * start + s**2 * (3 - 2 * s) * end
+    y += h * (s * (1 - s) ** 2 * a.slope - s**2 * (1 - s) * b.slope)
+    return y[:size], y[size:]
+
+
+class Bracket(NamedTuple):
+    """Parts of a step before and after its event, and the event function there."""
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    at_low: Float[Array, ""]
+    at_high: Float[Array, ""]
+    trials: Int[Array, ""]
+
+    def guess(self) -> Float[Array, ""]:
+        """Where the event may be, by false position."""
+        rise = self.at_high - self.at_low
+        part = (self.low * self.at_high - self.high * self.at_low) / rise
+        width = self.high - self.low
+        return jnp.clip(part, self.low + 0.01 * width, self.high - 0.01 * width)
+
+    def narrowed(self, part: Array, event: Array) -> "Bracket":
+        """With one more value; that of an end that stays is halved [Illinois method]."""
+        is_past = event > 0
+        return Bracket(
+            jnp.where(is_past, self.low, part),
+            jnp.where(is_past, part, self.high),
+            jnp.where(is_past, self.at_low / 2, event),
+            jnp.where(is_past, event, self.at_high / 2),
+            self.trials + 1,
+        )
+
+    @property
+    def is_narrow(self) -> Bool[Array, ""]:
+        return (self.high - self.low <= _TIME_RTOL) | (self.trials >= _MAX_TRIALS)
+
+
+class Ending(NamedTuple):
+    """Why a walk ended before its time, if it did."""
+
+    is_infeasible: Bool[Array, ""]
+    is_crowded: Bool[Array, ""]
+    is_stuck: Bool[Array, ""]
+    is_nonfinite: Bool[Array, ""]
+
+
+class Counts(NamedTuple):
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+    small_steps: Int[Array, ""]
+    events: Int[Array, ""]
+
+
+class Walk(NamedTuple):
+    """A walk under way.
+
+    - `state`: where it is; `end`, `goal`: the end of the step being looked at, and the
+        point of it up to which it is taken.
+    - `phase`: what the next turn does; `after`: what follows when all is recorded.
+    - `length`: of the next step.
+    - `fastest_onset`: the largest `Motion.rise` with which eigenvalues came to the edge
+        when none was there.
+    """
+
+    state: State
+    end: State
+    goal: State
+    bracket: Bracket
+    phase: Int[Array, ""]
+    after: Int[Array, ""]
+    length: Float[Array, ""]
+    fastest_onset: Float[Array, ""]
+    num_recorded: Int[Array, ""]
+    records: PyTree
+    ending: Ending
+    counts: Counts
+    work: Work
+
+
+class Candidate(NamedTuple):
+    """A point to be looked at.
+
+    - `num`: how many eigenvalues are to be at the threshold there; `num_wanted`: how many
+        have to be accurate.
+    - `oscillation`, `velocity`: those that led there, while eigenvalues part
+        (`is_parting`).
+    - `length`: of the step that led there.
+    """
+
+    t: Float[Array, ""]
+    w: Float[Array, " size"]
+    sums: Float[Array, " sums"]
+    vectors: Float[Array, "rows size"]
+    num: Int[Array, ""]
+    num_wanted: Int[Array, ""]
+    velocity: Float[Array, " size"]
+    oscillation: Float[Array, "critical critical"]
+    is_parting: Bool[Array, ""]
+    length: Float[Array, ""]

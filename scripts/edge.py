@@ -1,0 +1,225 @@
+"""The drift of laws at the edge of stability: descent, and what the central flow predicts.
+
+    python scripts/edge.py --out results/edge.json
+    python scripts/edge.py --only tanh-linear softmax --seeds 2
+
+Networks with conserved quantities, descents that reach the edge, and for each the central
+flow, the gradient flow with its leading-order prediction, and the descent once more with
+noise of 1e-5 in each weight and step, whose own part in the drift is removed. Runs add to
+what is in `--out`, and those that are there are not run again.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+import homoflow as hf
+
+#: Standard deviation of the noise, in each weight and step.
+_NOISE = 1e-5
+#: Steps over which a descent is averaged, or a quarter of all.
+_WINDOW = 300
+
+
+class TanhLinear(eqx.Module):
+    """tanh, then two linear layers."""
+
+    layers: list[jax.Array]
+
+    def __init__(self, inputs: int, width: int, outputs: int, key: jax.Array):
+        keys = jr.split(key, 3)
+        shapes = [(width, inputs), (width, width), (outputs, width)]
+        self.layers = [
+            jr.normal(k, shape) / np.sqrt(shape[1] if i else 1)
+            for i, (k, shape) in enumerate(zip(keys, shapes, strict=True))
+        ]
+
+    def __call__(self, x):
+        first, second, third = self.layers
+        return third @ (second @ jnp.tanh(first @ x))
+
+
+class Case(NamedTuple):
+    """A network with its data, the loss, how long it is trained, and how many seeds."""
+
+    make: Callable[[int], tuple[Any, Any]]
+    loss: Any
+    t1: float
+    seeds: int
+
+
+def _waves(count: int, inputs: int, outputs: int, seed: int) -> tuple[Any, Any]:
+    x = jr.normal(jr.key(100 + seed), (count, inputs))
+    mix = jr.normal(jr.key(200 + seed), (inputs, outputs))
+    return x, 2 * jnp.sin(2 * x @ mix / np.sqrt(inputs))
+
+
+def _one_input(seed: int):
+    model = TanhLinear(1, 10, 1, jr.key(seed))
+    x = jnp.linspace(-2, 2, 20)[:, None]
+    return model, (x, 1.5 * jnp.sin(3 * x + seed))
+
+
+def _tanh_linear(inputs: int, width: int, outputs: int, count: int):
+    def make(seed: int):
+        model = TanhLinear(inputs, width, outputs, jr.key(seed))
+        return model, _waves(count, inputs, outputs, seed)
+
+    return make
+
+
+def _squares(seed: int):
+    model = hf.MLP((3, 12, 2), activation=hf.Power(2), key=jr.key(seed))
+    small = jax.tree.map(lambda a: 0.3 * a if eqx.is_array(a) else a, model)
+    return small, _waves(30, 3, 2, seed)
+
+
+def _softmax(seed: int):
+    model = TanhLinear(3, 10, 3, jr.key(seed))
+    x, y = _waves(40, 3, 3, seed)
+    noisy = y + 1.5 * jr.normal(jr.key(300 + seed), y.shape)
+    return model, (x, jnp.argmax(noisy, axis=1))
+
+
+_SQUARED = hf.SquaredLoss()
+CASES = {
+    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 200.0, 8),
+    "tanh-linear 2-8-8-3": Case(_tanh_linear(2, 8, 3, 20), _SQUARED, 150.0, 8),
+    "tanh-linear 4-40-40-3": Case(_tanh_linear(4, 40, 3, 40), _SQUARED, 100.0, 4),
+    "squares 3-12-2": Case(_squares, _SQUARED, 60.0, 6),
+    "softmax 3-10-10-3": Case(_softmax, hf.SoftmaxCrossEntropy(), 400.0, 8),
+}
+#: The edge lies at this part of the largest sharpness of the gradient flow.
+_PART = 0.55
+
+
+def _learning_rate(model: Any, data: Any, case: Case) -> float | None:
+    """With which the edge is met; `None` if the start is too close to it."""
+    run = hf.flow(
+        model,
+        data,
+        case.t1,
+        loss=case.loss,
+        ts=jnp.linspace(0, case.t1, 21),
+        laws=(),
+        rtol=1e-6,
+        observe={"sharpness": hf.observe.Sharpness()},
+    )
+    sharpness = np.asarray(run.observed["sharpness"].values[:, 0])
+    threshold = _PART * sharpness.max()
+    return None if threshold < 1.2 * sharpness[0] else float(2 / threshold)
+
+
+def _drift(values: dict[str, Any], start: dict[str, Any]) -> np.ndarray:
+    return np.concatenate([np.ravel(values[n] - start[n]) for n in sorted(start)])
+
+
+def run_case(name: str, seed: int) -> dict[str, Any]:
+    """The figures of one network and seed."""
+    case = CASES[name]
+    model, data = case.make(seed)
+    began = time.process_time()
+    eta = _learning_rate(model, data, case)
+    if eta is None:
+        return {"result": "the sharpness does not rise"}
+    steps = round(case.t1 / eta)
+    options = {"loss": case.loss}
+    descent = hf.descend(
+        model, data, steps, learning_rate=eta, save_models=True, **options
+    )
+    window = min(_WINDOW, steps // 4) * eta
+    mean = hf.smooth(descent, window)
+    end = float(mean.ts[-1])
+    ts = jnp.linspace(0, end, 41)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        central = hf.central_flow(
+            model, data, end, learning_rate=eta, ts=ts, throw=False, **options
+        )
+        leading = hf.predict_drift(model, data, end, ts=ts, **options)
+        predicted_leading = leading.drift(eta)
+    noisy = hf.descend(
+        model,
+        data,
+        steps,
+        learning_rate=eta,
+        optimizer=lambda rate: optax.chain(
+            optax.add_noise(eta=(_NOISE / eta) ** 2, gamma=0.0, key=jr.key(seed)),
+            optax.sgd(rate),
+        ),
+        **options,
+    )
+    start = {n: v[0] for n, v in descent.laws.items()}
+    measured = _drift({n: v[-1] for n, v in mean.laws.items()}, start)
+    quiet = hf.smooth(noisy, window)
+    with_noise = _drift({n: v[-1] for n, v in quiet.laws.items()}, start)
+    mean_laws = {n: v[-1] for n, v in central.observed["mean"].laws.items()}
+    predicted = _drift(mean_laws, start)
+    order = _drift(
+        {n: v[-1] for n, v in predicted_leading.items()}, dict.fromkeys(start, 0)
+    )
+    size = float(np.linalg.norm(measured))
+
+    def flat(model):
+        return np.asarray(ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0])
+
+    at, moved = flat(mean.model), flat(mean.model) - flat(model)
+    stats = central.stats
+    return {
+        "result": str(hf.RESULTS[central.result]) or "successful",
+        "weights": int(flat(model).size),
+        "learning rate": eta,
+        "steps": steps,
+        "most critical": int(np.max(central.observed["critical"])),
+        "cycles": float(stats["edge_cycles"]),
+        "overshoot": float(stats["edge_overshoot"]),
+        "passes": bool(stats["edge_cycles"] >= 10 and stats["edge_overshoot"] <= 0.2),
+        "drift": size,
+        "error": float(np.linalg.norm(predicted - measured)) / size,
+        "error with noise": float(np.linalg.norm(predicted - with_noise))
+        / float(np.linalg.norm(with_noise)),
+        "leading order": float(np.linalg.norm(order)) / size,
+        "distance central": float(np.linalg.norm(flat(central.model) - at)),
+        "distance flow": float(np.linalg.norm(flat(leading.flow.model) - at)),
+        "moved": float(np.linalg.norm(moved)),
+        "solver error": float(stats["error_estimate"]),
+        "seconds": time.process_time() - began,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--seeds", type=int, help="at most so many of each")
+    parser.add_argument("--out", type=Path, default=Path("results/edge.json"))
+    args = parser.parse_args()
+    done = json.loads(args.out.read_text()) if args.out.exists() else {}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in args.only:
+        count = CASES[name].seeds if args.seeds is None else args.seeds
+        for seed in range(count):
+            key = f"{name}, seed {seed}"
+            if key in done:
+                continue
+            done[key] = run_case(name, seed)
+            print(key, json.dumps(done[key]), flush=True)
+            args.out.write_text(json.dumps(done, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    main()
