@@ -37,6 +37,7 @@ def rows() -> list[Row]:
         *stationary_points(),
         *rescalings(),
         *ledger(),
+        *sweeps(),
         *commands(),
     ]
 
@@ -204,6 +205,35 @@ def ledger() -> Iterable[Row]:
             f"{100 * (ratio - 1):.0f} % more CPU time",
             source("ratios.json"),
         )
+
+
+def sweeps() -> Iterable[Row]:
+    found = stored("sweeps.json")
+    runs = {"descend": "descents of 500 steps", "flow": "flows of small networks"}
+    for name, text in runs.items():
+        later, first = (
+            found[name][call]["with a store"] for call in ("later", "first")
+        )
+        yield Row(
+            f"`hf.sweep` of 1,024 {text} in chunks of 256, with a store, beside "
+            "`jax.jit(jax.vmap(run))`: CPU time",
+            f"{later:+.1%}; of the first calls {first:+.1%}",
+            source("sweeps.json"),
+        )
+    few, many = found["megabytes"].values()
+    yield Row(
+        "the first of these, memory of the whole process at most",
+        f"{few} MB for 256 seeds, {many} MB for 4,096",
+        source("sweeps.json"),
+    )
+    kills = found["kills"]
+    yield Row(
+        f"{kills['kills']} times `kill -9` at a random moment of a sweep: stores in the "
+        f"end, and what the kills left",
+        f"all the same to the byte; {kills['chunks without a mark']} times a chunk "
+        f"without its mark, {kills['half files']} times half a file",
+        "`scripts/kill_sweeps.py`",
+    )
 
 
 def commands() -> Iterable[Row]:

@@ -3,12 +3,14 @@
     python scripts/sweep_overhead.py
     python scripts/sweep_overhead.py --seeds 256 --repeats 5
 
-1. CPU time of a sweep with a store, beside `jax.jit(jax.vmap(run))` over the same chunks,
-   both compiled before; and of the sweep's parts.
+1. Time of a sweep, in memory and with a store, beside `jax.jit(jax.vmap(run))` over the
+   same chunks: of first calls in new processes, and of later ones (of which the bare one
+   would not see that something that `run` reads had changed).
 2. The largest resident memory of a sweep with a store, at 256 and at 4,096 seeds.
 """
 
 import argparse
+import json
 import resource
 import shutil
 import statistics
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +44,7 @@ def flow(seed):
 
 
 RUNS: dict[str, Callable] = {"descend": descend, "flow": flow}
+WAYS = ("bare", "in memory", "with a store")
 
 
 def bare(compiled: Callable, seeds: int, chunk: int) -> None:
@@ -49,45 +53,81 @@ def bare(compiled: Callable, seeds: int, chunk: int) -> None:
         jax.device_get((result.losses, result.laws, result.stats.numbers))
 
 
-def cpu_time(call: Callable[[], object]) -> float:
-    start = time.process_time()
+def times_of(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of CPU time, and of a clock on the wall."""
+    start = time.process_time(), time.perf_counter()
     call()
-    return time.process_time() - start
+    return time.process_time() - start[0], time.perf_counter() - start[1]
 
 
-def overhead(name: str, seeds: int, chunk: int, repeats: int) -> None:
+def calls(name: str, seeds: int, chunk: int, folder: Path) -> dict[str, Callable]:
+    """The same numbers three ways."""
     run = RUNS[name]
     compiled = jax.jit(jax.vmap(run))
+
+    def swept(store):
+        over = {"seed": range(seeds)}
+        return hf.sweep(run, over, chunk=chunk, store=store, progress=False)
+
+    def stored():
+        swept(folder / "sweep.zarr")
+        shutil.rmtree(folder / "sweep.zarr")
+
+    return {
+        "bare": lambda: bare(compiled, seeds, chunk),
+        "in memory": lambda: swept(None),
+        "with a store": stored,
+    }
+
+
+def overhead(name: str, seeds: int, chunk: int, repeats: int) -> dict[str, Any]:
+    """First calls, each in a process of its own, and later ones here.
+
+    Seconds of the bare one, and how much longer the sweeps take, as a part of it.
+    """
+    first = {way: first_call(name, way, seeds, chunk) for way in WAYS}
+    later: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "sweep.zarr"
-
-        def swept(store):
-            over = {"seed": range(seeds)}
-            return hf.sweep(run, over, chunk=chunk, store=store, progress=False)
-
-        swept(None)
-        bare(compiled, chunk, chunk)
-        times: dict[str, list[float]] = {"bare": [], "sweep": [], "stored": []}
+        made = calls(name, seeds, chunk, Path(folder))
+        for way in WAYS:
+            made[way]()
         for _ in range(repeats):
-            times["bare"].append(cpu_time(lambda: bare(compiled, seeds, chunk)))
-            times["sweep"].append(cpu_time(lambda: swept(None)))
-            times["stored"].append(cpu_time(lambda: swept(store)))
-            shutil.rmtree(store)
-    seconds = {key: statistics.median(values) for key, values in times.items()}
-    print(
-        f"{name}, {seeds} seeds in chunks of {chunk}: bare {seconds['bare']:.2f} s CPU, "
-        f"sweep in memory {seconds['sweep'] / seconds['bare'] - 1:+.1%}, "
-        f"with a store {seconds['stored'] / seconds['bare'] - 1:+.1%}",
-        flush=True,
+            for way in WAYS:
+                later[way].append(times_of(made[way]))
+    cpu, wall = (
+        {way: statistics.median(pair[i] for pair in later[way]) for way in WAYS}
+        for i in range(2)
     )
+    found = {}
+    for what, seconds in {"first": first, "later": cpu, "later, wall": wall}.items():
+        bare, *rest = (seconds[way] for way in WAYS)
+        more = {
+            way: round(s / bare - 1, 3) for way, s in zip(WAYS[1:], rest, strict=True)
+        }
+        found[what] = {"bare, seconds": round(bare, 2), **more}
+        text = ", ".join(f"{way} {part:+.1%}" for way, part in more.items())
+        print(
+            f"{name}, {seeds} seeds in chunks of {chunk}, {what}: bare {bare:.2f} s, "
+            f"sweep {text}",
+            flush=True,
+        )
+    return found
+
+
+def first_call(name: str, way: str, seeds: int, chunk: int) -> float:
+    """CPU seconds of a call in a new process, JAX's import and start left out."""
+    return _in_new_process("--first", name, way, "--seeds", seeds, "--chunk", chunk)
+
+
+def _in_new_process(*arguments: Any) -> float:
+    code = [sys.executable, __file__, *map(str, arguments)]
+    done = subprocess.run(code, check=True, capture_output=True, text=True)
+    return float(done.stdout.splitlines()[-1])
 
 
 def peak_memory(seeds: int) -> float:
     """The largest resident size of a process that sweeps so many seeds, in megabytes."""
-    code = [sys.executable, __file__, "--memory-of", str(seeds)]
-    return float(
-        subprocess.run(code, check=True, capture_output=True, text=True).stdout
-    )
+    return _in_new_process("--memory-of", seeds)
 
 
 def sweep_to_measure(seeds: int) -> None:
@@ -106,20 +146,33 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="What a sweep costs.")
     parser.add_argument("--seeds", type=int, default=1024)
     parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="measure memory alone")
+    parser.add_argument("--out", type=Path, help="a file of JSON for what was measured")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--first", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory_of is not None:
         sweep_to_measure(options.memory_of)
         return 0
+    if options.first is not None:
+        name, way = options.first
+        jax.block_until_ready(jax.jit(jnp.sin)(X))
+        with tempfile.TemporaryDirectory() as folder:
+            made = calls(name, options.seeds, options.chunk, Path(folder))
+            print(times_of(made[way])[0])
+        return 0
+    found: dict[str, Any] = {}
     if not options.memory:
-        for name in RUNS:
-            overhead(name, options.seeds, options.chunk, options.repeats)
+        sizes = options.seeds, options.chunk
+        found = {name: overhead(name, *sizes, options.repeats) for name in RUNS}
+    found["megabytes"] = {}
     for seeds in (256, 4096):
-        print(
-            f"{seeds} seeds in chunks of 256: {peak_memory(seeds):.0f} MB", flush=True
-        )
+        peak = peak_memory(seeds)
+        found["megabytes"][seeds] = round(peak)
+        print(f"{seeds} seeds in chunks of 256: {peak:.0f} MB", flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

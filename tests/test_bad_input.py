@@ -273,16 +273,22 @@ FLOW_FAULTS = [
     ("bad_tolerance", "rtol", 1e-16),
     ("bad_tolerance", "rtol", -1e-3),
     ("bad_tolerance", "rtol", NAN),
+    ("bad_step", "dt0", 0.0),
+    ("bad_step", "dt0", -0.1),
+    ("bad_step", "dt0", NAN),
+    ("bad_step", "dt0", INF),
 ]
 
 
 def test_faults_of_a_traced_flow_are_result_codes():
-    good = {"x": X, "w": matrix().w, "t1": 1.0, "ts": [0.0, 0.5, 1.0], "rtol": 1e-6}
+    good = {
+        "x": X, "w": matrix().w, "t1": 1.0, "ts": [0.0, 0.5, 1.0], "rtol": 1e-6, "dt0": 0.1
+    }  # fmt: skip
 
     @jax.jit
     @jax.vmap
-    def sweep(x, w, t1, ts, rtol):
-        return hf.flow(Matrix(w), (x, Y), t1, ts=ts, rtol=rtol, throw=False)
+    def sweep(x, w, t1, ts, rtol, dt0):
+        return hf.flow(Matrix(w), (x, Y), t1, ts=ts, rtol=rtol, dt0=dt0, throw=False)
 
     trajectories = sweep(*batch_of(good, FLOW_FAULTS).values())
     assert_only_faults_are_reported(trajectories, FLOW_FAULTS)

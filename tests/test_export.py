@@ -62,6 +62,8 @@ PROGRAMS = {
     "flow, ExponentialAdams": flow(jnp.tanh, solver=hf.ExponentialAdams()),
     "flow, GaussLegendre": flow(jnp.tanh, solver=hf.GaussLegendre()),
     "flow, Rodas5P": flow(jnp.tanh, solver=hf.Rodas5P(), rtol=1e-4),
+    "flow, dt0": flow(jnp.tanh, solver=dfx.Dopri8(), dt0=0.1),
+    "flow, constant steps": flow(jnp.tanh, solver=dfx.Heun(), dt0=0.1),
     "flow, projected": flow("linear", project=True),
     "flow, Averaged": flow("relu", solver=hf.Averaged(), rtol=1e-3),
     "flow, Filippov": flow("relu", solver=hf.Filippov()),
@@ -95,10 +97,3 @@ def test_a_program_lowers_for_every_platform(name, dtype):
     assert set(program.platforms) == set(PLATFORMS)
     # Nothing that only this machine's Python could answer.
     assert not re.findall(r"xla\w*_callback", program.mlir_module())
-
-
-def test_a_step_of_the_users_lowers_only_where_it_runs():
-    """Diffrax checks the sign of `dt0` in Python: docs/sweeps.md says so."""
-    make = flow(jnp.tanh, solver=dfx.Dopri8(), dt0=0.1)
-    with pytest.raises(NotImplementedError, match="python_callback"):
-        exported(make, jnp.dtype("float64"))

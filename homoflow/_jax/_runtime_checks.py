@@ -1,8 +1,8 @@
-"""Compiled solves without Diffrax's check of times that homoflow has checked itself.
+"""Compiled solves without Diffrax's checks of what homoflow has checked itself.
 
-A failed check calls Python from the compiled program, and JAX's persistent compilation
-cache stores no program that can call Python. Without the check, what one process has
-compiled serves the next.
+A failed check calls Python from the compiled program. JAX's persistent compilation cache
+stores no program that can call Python, and none can be compiled for another machine.
+Without the checks, what one process has compiled serves the next.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 import diffrax._integrate as integrate
 
 #: How the messages of these checks begin, in `diffrax.diffeqsolve`.
-_MESSAGE = "saveat.ts must"
+_MESSAGES = ("saveat.ts must", "Must have (t1 - t0) * dt0 >= 0")
 
 _are_times_checked = contextvars.ContextVar("homoflow_are_times_checked", default=True)
 
@@ -22,8 +22,8 @@ _are_times_checked = contextvars.ContextVar("homoflow_are_times_checked", defaul
 class _EquinoxInternal(types.ModuleType):
     """`equinox.internal` as `diffrax.diffeqsolve` uses it, where checks can be left out.
 
-    All other checks are made as always: those of `dt0`, of a step size controller, or a
-    model's own `equinox.error_if`.
+    All other checks are made as always: those of a step size controller, or a model's own
+    `equinox.error_if`.
     """
 
     def __init__(self, original: types.ModuleType):
@@ -34,17 +34,18 @@ class _EquinoxInternal(types.ModuleType):
         return getattr(self._original, name)
 
     def error_if(self, x: Any, pred: Any, msg: str) -> Any:
-        if msg.startswith(_MESSAGE) and not _are_times_checked.get():
+        if msg.startswith(_MESSAGES) and not _are_times_checked.get():
             return x
         return self._original.error_if(x, pred, msg)
 
 
 @contextlib.contextmanager
 def without_time_checks() -> Iterator[None]:
-    """Within it, `diffrax.diffeqsolve` does not check that `saveat.ts` is in order.
+    """Within it, `diffrax.diffeqsolve` does not check `saveat.ts` and the sign of `dt0`.
 
-    Only this thread's calls are changed. homoflow has checked these times already, those
-    that are traced too: a run whose times are out of order fails with a `result`.
+    Only this thread's calls are changed. homoflow has checked them already, those that
+    are traced too: a run whose times are out of order, or whose step is not positive,
+    fails with a `result`.
     """
     token = _are_times_checked.set(False)
     try:

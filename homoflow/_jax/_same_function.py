@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 #: What a function may refer to without being looked into: these do not change.
-_FIXED_PACKAGES = frozenset(
+FIXED_PACKAGES = frozenset(
     {"builtins", "equinox", "functools", "jax", "math", "numpy", "operator", "optax"}
 )
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
@@ -20,14 +20,14 @@ class _UnknownError(Exception):
     """What a function refers to may change."""
 
 
-class _Only:
+class Only:
     """Something equal to itself alone; kept, so that nothing else gets its place."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Only) and self.value is other.value
+        return isinstance(other, Only) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -107,6 +107,6 @@ def _value(value: Any) -> Hashable:
         name = value.__name__
     elif isinstance(value, kinds):
         name = value.__module__
-    if (name or "").partition(".")[0] in _FIXED_PACKAGES:
-        return _Only(value)
+    if (name or "").partition(".")[0] in FIXED_PACKAGES:
+        return Only(value)
     raise _UnknownError

@@ -20,6 +20,8 @@ from .search._search import search
 
 #: Nobody who has not asked waits for a search that takes longer than a second or two.
 MAX_SEARCHED_WEIGHTS = 30_000
+#: The models that were searched, by the names of their classes.
+_searched: list[str] = []
 _HOW = "pass `laws=homoflow.laws(model, x_example)`"
 
 
@@ -52,6 +54,11 @@ def default_laws(problem: Problem) -> Laws:
         return Laws((), f"The laws of {name} were not found: {first_line(error)}.")
 
 
+def num_searches() -> int:
+    """How many searches were made: with each one a trace may know more laws."""
+    return len(_searched)
+
+
 def _unknown(name: str) -> Laws:
     return Laws(
         (),
@@ -78,6 +85,7 @@ def _search_once(problem: Problem, hidden: PyTree) -> Laws:
     del hidden  # For the cache: these values may decide what is a law.
     if not is_concrete_call(problem):
         raise _NotKnownError
+    _searched.append(type(problem.model).__name__)
     objective, loss = problem.objective, SquaredLoss()
     example = problem.data
     if isinstance(objective, Risk):

@@ -174,7 +174,11 @@ def _input_error(
     of_dynamics = dynamics.input_error()
     is_fine = of_dynamics == RESULTS.successful
     others = input_error(problem, grid, settings.rtol)
-    return RESULTS.where(is_fine, others, of_dynamics)
+    error = RESULTS.where(is_fine, others, of_dynamics)
+    if settings.dt0 is None:
+        return error
+    is_step = (settings.dt0 > 0) & jnp.isfinite(settings.dt0)
+    return RESULTS.where(is_step, error, RESULTS.bad_step)
 
 
 def _stepper_and_controller(

@@ -112,6 +112,7 @@ class RESULTS(eqx.Enumeration):
     )
     bad_time = "`t1` must be positive and finite."
     bad_times = "`ts` must increase and lie in [0, t1]."
+    bad_step = "`dt0` must be positive and finite."
     bad_learning_rate = "The learning rate must be positive and finite."
     bad_coefficient = (
         "A coefficient of the equation (weight decay, momentum, mass) is out of range."

@@ -14,7 +14,7 @@ from .._jax._device import Device
 from .._jax._enumerations import member_names
 from .._results._failure import TrajectoryError
 from .._results._status import RESULTS
-from ._program import Program
+from ._program import Program, traced_program
 from ._variables import RAISED, Outcome, Variable, outcome_of, reduce_result
 
 #: Alone, outside of compiled programs, there are other methods to try: more room for
@@ -70,13 +70,14 @@ class Worker:
     def program(self, columns: dict[str, Any], batch: int) -> Program:
         """The program for `batch` settings of such columns."""
         if batch not in self._programs:
-            self._programs[batch] = Program(
-                self._job.run,
-                self._job.fixed,
-                columns,
-                batch=batch,
-                devices=self._devices,
-                models=self._job.models,
+            run, fixed, models = self._job.run, self._job.fixed, self._job.models
+
+            def make():
+                options = {"devices": self._devices, "models": models}
+                return Program(run, fixed, columns, batch=batch, **options)
+
+            self._programs[batch] = traced_program(
+                make, (run, fixed), columns, batch, self._devices, models
             )
         return self._programs[batch]
 
@@ -151,6 +152,11 @@ class Worker:
                 errors[row] = "".join(traceback.format_exception_only(error)).strip()
             else:
                 retried |= {row: found[row].facts} if outcome is not None else {}
+        like = outcome if outcome is not None else next(iter(found.values()), None)
+        for row, alone in list(found.items()):
+            if difference := _difference(like, alone, 0 if outcome is None else 1):
+                errors[row] = difference
+                del found[row]
         merged = _merge(outcome, found, count, list(errors))
         return Computed(merged, attempt, errors, retried, batch)
 
@@ -184,10 +190,7 @@ def _merge(
             rows = values.copy() if found or raised else values
         for row, alone in found.items():
             own = alone.variables.get(name)
-            if own is not None and own.values.shape == rows.shape[1:]:
-                rows[row] = own.values
-            else:
-                rows[row] = missing(rows.dtype)
+            rows[row] = missing(rows.dtype) if own is None else own.values
         if raised:
             rows[raised] = missing(rows.dtype)
         variables[name] = Variable(dims, rows)
@@ -195,6 +198,18 @@ def _merge(
         codes[row] = alone.codes
     codes[raised] = RAISED
     return dataclasses.replace(like, variables=variables, codes=codes)
+
+
+def _difference(like: Outcome | None, alone: Outcome, num_axes: int) -> str | None:
+    """What is wrong with a setting whose arrays are not of the shape of the others'."""
+    for name, (_, values) in ({} if like is None else like.variables).items():
+        own, others = alone.variables.get(name), values.shape[num_axes:]
+        if own is not None and own.values.shape != others:
+            return (
+                f"ValueError: `{name}` has shape {own.values.shape} for this setting by "
+                f"itself, and {others} for the others of its chunk."
+            )
+    return None
 
 
 def missing(dtype: np.dtype) -> Any:

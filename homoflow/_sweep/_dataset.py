@@ -13,6 +13,8 @@ from ._storage import AbstractStorage, Note
 from ._variables import NOT_RUN, OWN_NAMES, RAISED, RESULT_NAMES
 
 _RESULT, _ATTEMPT = OWN_NAMES
+#: Numbers that are looked at together.
+_MAX_NUMBERS = 100_000
 
 
 def import_xarray() -> Any:
@@ -155,14 +157,34 @@ def _times(
     found = {}
     for dim, name in merged.times.items():
         dims, values = data.pop(name)
-        ts = np.asarray(values).reshape(is_missing.size, -1)
-        known = ts[~is_missing.ravel() & ~np.isnan(ts).all(axis=1)]
-        rounding = 8 * np.finfo(ts.dtype).eps
-        if len(known) and np.allclose(known, known[0], rounding, 0):
-            found[dim] = ((dim,), known[0])
-        elif len(known):
-            found[name] = (dims, np.asarray(values))
+        shared, is_shared = _shared_times(values, is_missing)
+        if is_shared and shared is not None:
+            found[dim] = ((dim,), shared)
+        elif not is_shared:
+            found[name] = (dims, values)
     return found
+
+
+def _shared_times(
+    values: Any, is_missing: np.ndarray
+) -> tuple[np.ndarray | None, bool]:
+    """The times of the first setting that has some, and whether all others have them.
+
+    Only some settings are in memory at once.
+    """
+    first = None
+    rows = max(_MAX_NUMBERS * len(values) // max(values.size, 1), 1)
+    for start in range(0, len(values), rows):
+        part = np.asarray(values[start : start + rows])
+        ts = part.reshape(-1, part.shape[-1])
+        here = ~is_missing[start : start + rows].ravel()
+        known = ts[here & ~np.isnan(ts).all(axis=1)]
+        if not len(known):
+            continue
+        first = known[0] if first is None else first
+        if not np.allclose(known, first, 8 * np.finfo(ts.dtype).eps, 0):
+            return first, False
+    return first, True
 
 
 def _errors(

@@ -1,7 +1,8 @@
 """The compiled program that runs many settings at once, on one device or several."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from .._jax._compilation import fast_compile_options
+from .._jax._compilation import batch_compile_options
+from .._jax._dependencies import dependencies_of, jax_settings
 from .._jax._device import Device
 from .._jax._text import first_line
+from .._laws._default_laws import num_searches
 from .._results._failure import MustNotThrow, failures_are_data
 from ._plan import padded
 from ._variables import reduce_result
@@ -23,6 +26,35 @@ _AXIS = "setting"
 #: goes on from its store, compiles nothing.
 _COMPILED: dict[tuple[str, tuple[Device, ...]], Any] = {}
 _MAX_COMPILED = 16
+#: Programs by all that they were traced from.
+_TRACED: "OrderedDict[Hashable, Program]" = OrderedDict()
+_MAX_TRACED = 16
+
+
+def traced_program(
+    make: Callable[[], "Program"],
+    function: tuple[Callable[..., PyTree], dict[str, Any]],
+    columns: dict[str, Any],
+    *options: Hashable,
+) -> "Program":
+    """What `make` returns, or an earlier one of which all that it depends on is the same.
+
+    That is what `function` (`run`, and what it is given outside of programs) reads, which
+    is compared anew in every call, the shapes and dtypes of `columns`, `options`, the
+    settings of JAX, and which laws homoflow has found. What cannot be compared is traced
+    again: an answer of a function that has changed would be a wrong one.
+    """
+    reads = dependencies_of(function)
+    if reads is None:
+        return make()
+    signature = tuple((n, c.shape[1:], c.dtype) for n, c in columns.items())
+    key = reads, signature, options, jax_settings(), num_searches()
+    if key not in _TRACED:
+        _TRACED[key] = make()
+        if len(_TRACED) > _MAX_TRACED:
+            _TRACED.popitem(last=False)
+    _TRACED.move_to_end(key)
+    return _TRACED[key]
 
 
 class Program:
@@ -69,7 +101,7 @@ class Program:
         if key not in _COMPILED:
             while len(_COMPILED) >= _MAX_COMPILED:
                 del _COMPILED[next(iter(_COMPILED))]
-            options = fast_compile_options()
+            options = batch_compile_options()
             _COMPILED[key] = self._lowered.compile(compiler_options=options)
         return _COMPILED[key]
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -263,16 +264,21 @@ def _compute_rest(
     meter = make_meter(progress, len(plan.settings), done, failed)
     texts = [text for note in notes.values() for text in note.errors.values()]
     try:
-        for chunk, computed in engine.run(rest, batch, stop):
-            _warn_of_memory(computed.batch, batch)
-            batch = min(batch, computed.batch)
-            if errors == "raise":
-                _raise_first(layout, chunk, computed.errors)
-            computed = _with_free_names(layout, computed)
-            storage.write(chunk, computed)
-            texts += computed.errors.values()
-            failed_here = int(np.count_nonzero(computed.outcome.codes))
-            meter.add(chunk.size, failed_here)
+        # A chunk is written while the next one is computed.
+        with ThreadPoolExecutor(1) as writer:
+            written: Future = writer.submit(storage.notes)
+            for chunk, computed in engine.run(rest, batch, stop):
+                _warn_of_memory(computed.batch, batch)
+                batch = min(batch, computed.batch)
+                if errors == "raise":
+                    _raise_first(layout, chunk, computed.errors)
+                computed = _with_free_names(layout, computed)
+                written.result()
+                written = writer.submit(storage.write, chunk, computed)
+                texts += computed.errors.values()
+                failed_here = int(np.count_nonzero(computed.outcome.codes))
+                meter.add(chunk.size, failed_here)
+            written.result()
     finally:
         meter.close()
     if len(texts) == len(plan.settings):

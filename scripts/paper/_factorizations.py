@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -11,7 +11,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from homoflow import MatrixFactorization, Trajectory
+from homoflow import MatrixFactorization, Trajectory, sweep
+
+if TYPE_CHECKING:
+    from xarray import Dataset
 
 #: Seeds in one batch: what is recorded of them fits in memory.
 BATCH = 125
@@ -40,19 +43,25 @@ def small_std(d1: int, d2: int, epsilon: float) -> float:
     return math.sqrt(epsilon) / max(d1, d2)
 
 
-def in_batches(config: Any, std: float, compiled: Callable[[Any], Any]) -> Any:
-    """What `compiled` returns of the starts of all seeds, as NumPy arrays.
+def of_seeds(config: Any, run: Callable[..., Any], **others: float) -> "Dataset":
+    """What `run(model, **others)` returns for the start of every seed, as a data set.
 
-    `config` has `d1`, `d2`, `rank`, `seeds` and `seed`.
+    `config` has `d1`, `d2`, `rank`, `seeds` and `seed`; `others` has `std`.
     """
-    parts = []
-    for first in range(0, config.seeds, BATCH):
-        size = min(BATCH, config.seeds - first)
-        models = starts(
-            config.d1, config.d2, config.rank, std, size, config.seed + first
-        )
-        parts.append(jax.tree.map(np.asarray, compiled(models)))
-    return jax.tree.map(lambda *part: np.concatenate(part), *parts)
+
+    def of_seed(seed, std, **rest):
+        sizes = config.d1, config.d2, config.rank
+        return run(MatrixFactorization(*sizes, std=std, key=jr.key(seed)), **rest)
+
+    seeds = np.arange(config.seed, config.seed + config.seeds)
+    over = {"seed": seeds, **{name: [value] for name, value in others.items()}}
+    data = sweep(of_seed, over, chunk=BATCH, retry=False, progress=False)
+    return data.squeeze(list(others))
+
+
+def fields_of(data: "Dataset", kind: Any) -> Any:
+    """The named tuple that every setting of a sweep returned, of all of them at once."""
+    return kind(*(data[name].to_numpy() for name in kind._fields))
 
 
 def step_sizes(schedule: Callable[[Array], Array], dtype: Any) -> Callable[[Any], Any]:

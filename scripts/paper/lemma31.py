@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -13,7 +12,14 @@ from homoflow import descend, factorization_objective
 from homoflow.plot import COLOURS
 
 from ._binomial import fraction, probable
-from ._factorizations import imbalance, in_batches, small_std, step_sizes, target
+from ._factorizations import (
+    fields_of,
+    imbalance,
+    of_seeds,
+    small_std,
+    step_sizes,
+    target,
+)
 from ._labels import IMBALANCE
 from ._progress import Progress
 from ._report import Claim, Report
@@ -139,7 +145,7 @@ def measure(config: Config, std: float, schedule: Callable[[Array], Array]) -> M
         norms = jnp.maximum(gd.squared_norms["U"], gd.squared_norms["V"])
         return Measured(imbalance(gd), gd.losses, norms)
 
-    return in_batches(config, std, jax.jit(jax.vmap(one)))
+    return fields_of(of_seeds(config, one, std=std), Measured)
 
 
 def _claims(config: Config, m: Measured, name: str) -> tuple[Claim, Claim, Claim]:

@@ -1,7 +1,6 @@
 """Theorem 3.1 in its own regime: e^{thousands} iterations, followed in the flow's time."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,9 +22,10 @@ from homoflow.plot import COLOURS
 from ._binomial import fraction, probable
 from ._factorizations import (
     distance,
+    fields_of,
     first_time,
     imbalance,
-    in_batches,
+    of_seeds,
     small_std,
     step_sizes,
     target,
@@ -123,8 +123,11 @@ def run(config: Config = Config(), *, progress: Progress = False) -> Report:
 def measure(config: Config, std: float) -> SeedResults:
     """What every seed comes to, in batches."""
     matrix = target(config.d1, config.d2, config.rank, config.seed)
-    compiled = jax.jit(jax.vmap(lambda model: _follow_seed(config, matrix, model)))
-    return in_batches(config, std, compiled)
+
+    def one(model):
+        return _follow_seed(config, matrix, model)
+
+    return fields_of(of_seeds(config, one, std=std), SeedResults)
 
 
 def _follow_seed(
@@ -198,9 +201,7 @@ def _final_distances(config: Config) -> Callable[[float, float], np.ndarray]:
     """‖UVᵀ − M*‖_F of the flow, of every seed, as a function of the start and the time."""
     matrix = target(config.d1, config.d2, config.rank, config.seed)
 
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def compiled(model, t1):
+    def one(model, t1):
         run = flow(
             model,
             matrix,
@@ -214,8 +215,7 @@ def _final_distances(config: Config) -> Callable[[float, float], np.ndarray]:
         return distance(run)[-1]
 
     def final(std: float, t1: float) -> np.ndarray:
-        time = jnp.asarray(t1, matrix.dtype)
-        return in_batches(config, std, lambda models: compiled(models, time))
+        return of_seeds(config, one, std=std, t1=t1)["value"].to_numpy()
 
     return final
 

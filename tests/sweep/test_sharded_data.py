@@ -37,6 +37,8 @@ CODE = """
 
 RUNS = {
     "descend": "hf.descend(model, data, 20, learning_rate=0.1, throw=False)",
+    "minibatches": "hf.descend(model, data, 20, learning_rate=0.1, batch_size=16, "
+    "key=jax.random.key(1), throw=False)",
     "flow": "hf.flow(model, data, 1.0, solver=dfx.Dopri8(), throw=False)",
 }
 
@@ -50,5 +52,5 @@ def test_one_sum_for_each_gradient(name):
     assert others == []
     assert max(sums) == 1
     # In all: one for a gradient, and of the flow one for what is recorded.
-    assert sum(sums) == {"descend": 1, "flow": 2}[name]
+    assert sum(sums) == {"descend": 1, "minibatches": 1, "flow": 2}[name]
     assert error < 1e-13

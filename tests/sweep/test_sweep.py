@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import homoflow as hf
-from homoflow._sweep import _compute
+from homoflow._sweep import _compute, _program
 from homoflow._sweep._progress import SweepMeter
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)))
@@ -183,6 +183,20 @@ def test_an_exception_in_a_program_is_that_of_one_setting():
     assert found.attempt.values.tolist() == [2, 2, 2]
 
 
+def test_a_setting_of_another_shape_is_told():
+    """Here `run` looks at whether its numbers are known."""
+
+    def run(x):
+        is_long = not isinstance(x, jax.core.Tracer) and x > 3
+        values = jnp.full(3 if is_long else 2, x)
+        return {"values": eqx.error_if(values, x < 0, "negative")}
+
+    found = sweep(run, {"x": [1.0, -1.0, 4.0]})
+    assert found.result.values.tolist() == ["successful", "raised", "raised"]
+    assert "`values` has shape (3,) for this setting" in str(found.error.values[2])
+    np.testing.assert_array_equal(found["values"][:, 0], [1, np.nan, np.nan])
+
+
 def test_what_runs_out_of_steps_is_run_again_alone():
     """Stiff: alone, homoflow goes on to a solver for stiff flows."""
     rates = jnp.asarray([1.0, 3e4])
@@ -266,6 +280,90 @@ def test_progress_says_done_failed_and_left(capsys):
     assert meter.text(3700.0) == "sweep: 100 of 100 settings, 3 failed, 1:01:40"
     hf.sweep(lambda x: {"double": 2 * x}, {"x": range(4)})
     assert "sweep: 4 of 4 settings, 0 failed" in capsys.readouterr().err
+
+
+FACTOR = 2.0
+
+
+def test_a_sweep_that_is_called_again_traces_nothing(monkeypatch):
+    traces = _counted_traces(monkeypatch)
+
+    def make(factor):
+        return lambda x: {"product": factor * x}
+
+    for factor in (2.0, 2.0, 3.0):
+        found = sweep(make(factor), {"x": [0.0, 1.0, 2.0]})
+        np.testing.assert_array_equal(found["product"], factor * np.arange(3))
+    assert len(traces) == 2
+    sweep(make(3.0), {"x": [0.0, 1.0]})  # of another shape
+    assert len(traces) == 3
+
+
+def test_a_global_name_that_changes_is_seen(monkeypatch):
+    """As in a notebook, where a cell above is changed and run again."""
+    traces = _counted_traces(monkeypatch)
+    table = np.ones(2)
+
+    def run(x):
+        return {"product": FACTOR * x * jnp.asarray(table)}
+
+    for factor, number in ((2.0, 1.0), (3.0, 1.0), (3.0, 5.0), (3.0, 5.0)):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        table[:] = number
+        found = sweep(run, {"x": [1.0, 2.0]})
+        np.testing.assert_array_equal(
+            found["product"][:, 0], factor * number * np.array([1, 2])
+        )
+    assert len(traces) == 3
+
+
+def test_what_cannot_be_compared_is_traced_again():
+    draws = np.random.default_rng(0)
+
+    def run(x):
+        return {"sum": x + draws.standard_normal()}
+
+    wanted = np.random.default_rng(0).standard_normal(2)
+    for draw in wanted:
+        np.testing.assert_allclose(sweep(run, {"x": [0.0]})["sum"], [draw], rtol=1e-15)
+
+
+def test_laws_that_were_found_since_are_used():
+    """A trace cannot search for laws, and says to run the model once outside."""
+
+    class Product(eqx.Module):
+        u: jax.Array
+        v: jax.Array
+
+        def __call__(self, x):
+            return self.v @ (self.u @ x)
+
+    def run(seed):
+        keys = jax.random.split(jax.random.key(seed))
+        model = Product(
+            jax.random.normal(keys[0], (3, 2)), jax.random.normal(keys[1], (1, 3))
+        )
+        return hf.descend(model, DATA, 2, learning_rate=0.1, throw=False)
+
+    over = {"seed": range(2)}
+    before = sweep(run, over)
+    alone = run(0)
+    after = sweep(run, over)
+    assert alone.laws
+    assert not set(alone.laws) & set(before.data_vars)
+    assert set(alone.laws) <= set(after.data_vars)
+
+
+def _counted_traces(monkeypatch) -> list[int]:
+    traces = []
+    original = _program._trace
+
+    def counted(*arguments):
+        traces.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(_program, "_trace", counted)
+    return traces
 
 
 def branching(x, y=1.0):
