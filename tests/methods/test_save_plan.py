@@ -105,7 +105,7 @@ def test_the_derivative_by_the_final_time_is_the_velocity_of_a_stiff_flow():
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_forward_mode_takes_an_adjoint_and_says_so():
-    """Of w' = −rate·w the end is e^{−rate·t}, whose derivative by the rate is −t times it."""
+    """Of w' = −rate·w the end is e^{−rate·t}; by the rate, −t times that."""
 
     def end(rate, **options):
         def objective(model, _):
