@@ -44,9 +44,7 @@ def draw_case(number: int) -> Case:
     is_any = program.random() < 0.05
     followed = [model for model in SLOPES if model in flow_cases.FOLLOWED or is_any]
     smooth = [m for m in MODELS if not dataclasses.replace(drawn, model=m).has_kinks]
-    model = str(
-        program.choice([*MODELS] if is_any else [*smooth, *followed, *followed])
-    )
+    model = str(program.choice([*MODELS] if is_any else [*smooth, *followed]))
     fields: dict[str, Any] = dataclasses.asdict(drawn) | {"model": model}
     modes = ["forward"] if model in followed and not is_any else ["forward", "reverse"]
     case = Case(**fields, mode=str(program.choice(modes)))
@@ -149,7 +147,7 @@ def _by_differences(case: Case, call, c, along) -> tuple[float, float]:
     def end(h):
         moved = dataclasses.replace(call, x=call.x + h * dx, t1=call.t1 + h * dt)
         ts = np.array([0, moved.t1])
-        states, doubt = truth_of(case, moved, ts, h * dw)
+        states, doubt = truth_of(case, moved, ts, h * dw, is_coarse_enough=False)
         return c @ states[-1], doubt
 
     slopes, noise = [], NOISE

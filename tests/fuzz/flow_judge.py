@@ -78,11 +78,13 @@ def _judge_failure(case: Case, call: Call, ts: np.ndarray, why: str) -> Judgemen
 
 
 def truth_of(
-    case: Case, call: Call, ts: np.ndarray, nudge: np.ndarray | float = 0.0
-) -> tuple[np.ndarray, float]:
+    case: Case, call: Call, ts: np.ndarray, nudge: np.ndarray | float = 0.0,
+    *, is_coarse_enough: bool = True,
+) -> tuple[np.ndarray, float]:  # fmt: skip
     """The weights at `ts`, and how far the oracle itself may be off, relative to ‖w‖.
 
-    `nudge` is added to the weights at the start.
+    `nudge` is added to the weights at the start. `is_coarse_enough`: whether small steps
+    over kinks will do, where they are not gone through one by one.
     """
     field, start = _field(case, call)
     start = start + nudge
@@ -93,7 +95,8 @@ def truth_of(
         try:
             return flow.solve(start, ts, FINE), 10 * DOUBT
         except GaveUp:
-            pass
+            if not is_coarse_enough:
+                raise
     if case.has_kinks:
         return _by_midpoint(field, start, call.t1)
     return _by_scipy(field, start, ts, FINE), DOUBT
