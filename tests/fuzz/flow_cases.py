@@ -155,7 +155,8 @@ def draw_case(number: int) -> Case:
         "default",
         number,
         float(rng.choice(SCALES)),
-        float(rng.choice(TIMES)),
+        # Of any length: recorded times are to fall where steps do not end by themselves.
+        float(np.round(rng.choice(TIMES) * rng.uniform(0.5, 1.5), 4)),
         str(rng.choice(["normal", *STYLES])),
     )
     allowed = [options for options in OPTIONS if fits(case, options)]

@@ -16,7 +16,9 @@ from scipy.integrate import solve_ivp
 
 import homoflow as hf
 
-NUM_TIMES = 5
+NUM_TIMES = 26
+#: Of midpoint steps between two times, of which one gets four times as many.
+FEW_STEPS = 160
 #: Evaluations after which an oracle gives up.
 MAX_EVALUATIONS = 30_000
 #: An error up to so many times what was promised counts as kept: tolerances are those of
@@ -123,7 +125,7 @@ def _by_scipy(field, start, ts, rtol) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _midpoint(static, arrays, t1, steps):
-    """The states at `NUM_TIMES` times, by as many midpoint steps between them."""
+    """The states at `NUM_TIMES` times, by so many midpoint steps between two of them."""
     field = functools.partial(_velocity, static, arrays)
     h = t1 / (steps * (NUM_TIMES - 1))
 
@@ -142,7 +144,8 @@ def _by_midpoint(field, start, t1) -> tuple[np.ndarray, float]:
     static, arrays = field.static, field.arrays
     arrays = (jnp.asarray(start), *arrays[1:])
     coarse, fine = (
-        np.asarray(_midpoint(static, arrays, t1, steps)) for steps in (1000, 4000)
+        np.asarray(_midpoint(static, arrays, t1, steps))
+        for steps in (FEW_STEPS, 4 * FEW_STEPS)
     )
     if not np.all(np.isfinite(fine)):
         raise GaveUp
