@@ -1,7 +1,5 @@
 """A task by one of Diffrax's solvers: smooth, or averaged over kinks."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import diffrax as dfx
@@ -30,6 +28,7 @@ from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
 from ._error_estimate import with_error_estimate, without_derivatives
+from ._forward_mode import named_forward_mode
 from ._landing import LandingController
 from ._save_plan import Records, make_save_plan
 from ._settings import Settings
@@ -49,12 +48,6 @@ _MAX_STEP_DRIFT = 1000.0
 #: restoring steps costs, each of them: then only what is recorded is restored.
 _MAX_REMEMBERED = 2**20
 
-_NO_FORWARD_MODE = (
-    "Forward-mode derivatives (jax.jvp, jax.jacfwd) through a flow of Diffrax's take "
-    "`adjoint=diffrax.ForwardMode()`: its default adjoint, which stores checkpoints, gives "
-    "reverse-mode ones only (jax.grad). A `jax.custom_vjp` in the model rules them out."
-)
-
 
 def integrate(
     task: Task, settings: Settings, adjoint: dfx.AbstractAdjoint | None
@@ -73,7 +66,7 @@ def integrate(
         wants_estimate = settings.is_averaging
     coarser = settings.coarser() if wants_estimate else None
     given = (task.problem, shown, task.dynamics, task.recorder, settings, task.grid)
-    with _named_forward_mode(options.adjoint):
+    with named_forward_mode(options.adjoint):
         trajectory = _solve(*given, options, as_meter(task.progress))
     if coarser is None:
         return trajectory
@@ -93,18 +86,6 @@ def integrate(
     return with_error_estimate(
         trajectory, coarse, task.problem.mask, task.dynamics, coarsest, at_least
     )
-
-
-@contextlib.contextmanager
-def _named_forward_mode(adjoint: dfx.AbstractAdjoint) -> Iterator[None]:
-    """Say how forward mode is had, where Diffrax's checkpoints only go backwards."""
-    try:
-        yield
-    except TypeError as error:
-        is_checkpointed = isinstance(adjoint, dfx.RecursiveCheckpointAdjoint)
-        if not (is_checkpointed and "custom_vjp" in str(error)):
-            raise
-        raise TypeError(_NO_FORWARD_MODE) from error
 
 
 class _Options(eqx.Module):
