@@ -22,12 +22,15 @@ class LandingController(dfx.AbstractAdaptiveStepSizeController):
 
     clip: dfx.ClipStepSizeController
 
+    def __init__(self, clip: dfx.ClipStepSizeController) -> None:
+        self.clip = clip
+
     @property
-    def rtol(self) -> Any:
+    def rtol(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.clip.rtol
 
     @property
-    def atol(self) -> Any:
+    def atol(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.clip.atol
 
     @property
