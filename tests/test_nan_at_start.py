@@ -65,6 +65,14 @@ def test_of_a_batch_only_the_runs_that_start_there(run):
     np.testing.assert_allclose(second.losses[0], np.exp(-np.sqrt(2.0)), rtol=1e-14)
 
 
+def test_under_jit_with_times_that_begin_later():
+    runs = jax.jit(jax.vmap(lambda w: flow(w, ts=[0.5, 0.75])))
+    sweep = runs(jnp.stack([ZERO, ONE]))
+    first, second = (jax.tree.map(lambda a, i=i: a[i], sweep) for i in range(2))
+    assert_nothing_is_known(first)
+    assert second.result == hf.RESULTS.successful
+
+
 @pytest.mark.parametrize(
     "options",
     [

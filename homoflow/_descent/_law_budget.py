@@ -26,7 +26,6 @@ class Step(eqx.Module):
 
     weights: PyTree
     gradient: PyTree
-    state: PyTree
     update: PyTree
     reading: Reading | None = None
 
@@ -97,7 +96,6 @@ class LawBudget(eqx.Module):
         return split_update(
             step.reading,
             step.gradient,
-            step.state,
             step.weights,
             keeps_weights=self.keeps_weights,
         )

@@ -335,7 +335,7 @@ def _read(
 
 
 def _step(state: State, gradient: PyTree, reading: Reading) -> Step:
-    return Step(state.weights, gradient, state.memory, reading.update, reading)
+    return Step(state.weights, gradient, reading.update, reading)
 
 
 def _batch_loss(problem: Problem, batches: Batches, data: PyTree) -> Callable:

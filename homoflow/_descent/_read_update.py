@@ -17,7 +17,14 @@ from jaxtyping import PyTree
 
 from .._jaxpr._interpreter import evaluate_equation, inner_jaxprs, interpret
 from .._jaxpr._primitives import TRANSPARENT_CALLS
-from ._linear_form import NOTHING, Coefficients, Form, Rest, Source, Sources
+from ._flat_memory import (
+    TrackedArray,
+    by_piece,
+    join_memory,
+    rearranged,
+    spread_memory,
+)
+from ._linear_form import NOTHING, Coefficients, Form, Source, Sources
 
 #: Entry by entry, so that equal entries stay equal.
 _ELEMENTWISE = frozenset(
@@ -42,45 +49,14 @@ _FOLDED: dict[str, Callable] = {
 }
 
 
-class TrackedArray(NamedTuple):
-    """An array on its way through an optimizer's update.
-
-    - `sources`: what it was made of; coefficients do not count.
-    - `form`: as a linear combination; `None` if it is not known to be one.
-    - `entry`: of an array whose entries are all the same, and `number`, if that is known
-        now.
-    - `is_power`, `is_correction`: whether it is βᵏ or 1 − βᵏ with k counting steps.
-    """
-
-    array: Any
-    sources: Sources = NOTHING
-    form: Form | None = None
-    entry: Any = None
-    number: float | None = None
-    is_power: bool = False
-    is_correction: bool = False
-
-    @property
-    def coefficient(self) -> Any:
-        """The entry, as a number if it is known."""
-        return self.entry if self.number is None else self.number
-
-    def as_form(self, like: Any) -> Form:
-        """As a linear combination, all rest if it is not known to be one."""
-        if self.form is not None:
-            return self.form
-        if self.number == 0:
-            return Form()
-        array = jnp.broadcast_to(self.array, like.shape)
-        return Form({}, (Rest(1.0, array, self.sources),))
-
-
 class Reading(NamedTuple):
     """An update and the state after it, and what they are made of.
 
     - `updates`: the form of each leaf of the update.
+    - `remembered`: the arrays of the state before it; vectors of all weights are cut into
+        arrays like the weights.
     - `memory`: the form of each array of the new state that is memory, by its number
-        among the state's leaves.
+        among those.
     - `owners`: of memory kept for one array of weights, which of them.
     - `coefficients`: how to go on computing with the coefficients.
     """
@@ -88,6 +64,7 @@ class Reading(NamedTuple):
     update: PyTree
     state: PyTree
     updates: list[Form]
+    remembered: list
     memory: dict[int, Form]
     owners: dict[int, int]
     coefficients: Coefficients
@@ -100,9 +77,19 @@ def read_update(
 
     It returns an update like the weights, and the next state like the state.
     """
+    joined = jax.tree.structure(state)
+
+    def spread(state: PyTree) -> PyTree:
+        return spread_memory(state, weights, set(memory_owners(state, weights)))
+
+    def update_spread(gradient, state, weights, value):
+        update, after = update_fn(gradient, join_memory(state, joined), weights, value)
+        return update, spread(after)
+
+    state = spread(state)
     owners = memory_owners(state, weights)
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes on purpose.
-        traced, shapes = jax.make_jaxpr(update_fn, return_shape=True)(
+        traced, shapes = jax.make_jaxpr(update_spread, return_shape=True)(
             gradient, state, weights, value
         )
         reader = _Reader(weights, owners)
@@ -117,8 +104,9 @@ def read_update(
     split = len(jax.tree.leaves(update))
     return Reading(
         update,
-        new_state,
+        join_memory(new_state, joined),
         [result.as_form(result.array) for result in results[:split]],
+        jax.tree.leaves(state),
         {
             i: result.as_form(result.array)
             for i, result in enumerate(results[split:])
@@ -221,6 +209,9 @@ class _Reader:
             return self._visit_condition(eqn, operands)
         arrays = self._evaluate(eqn, [o.array for o in operands], operands)
         sources = NOTHING.union(*(o.sources for o in operands))
+        moved = rearranged(eqn, operands, arrays, sources)
+        if moved is not None:
+            return moved
         if len(arrays) == 1:
             return [self._result(eqn, operands, arrays[0], sources)]
         return [
@@ -274,7 +265,13 @@ class _Reader:
                 NOTHING.union(*(o.sources for o in outcomes)),
                 entry=array if jnp.ndim(array) == 0 else None,
             )
-            results.append(self._chosen(result, which.coefficient, outcomes))
+            results.append(
+                by_piece(
+                    result,
+                    outcomes,
+                    lambda r, o: self._chosen(r, which.coefficient, o),
+                )
+            )
         return results
 
     def _chosen(self, result, which, outcomes: list[TrackedArray]) -> TrackedArray:
@@ -300,6 +297,8 @@ class _Reader:
         elif name == "sub":
             is_correction = first.number == 1 and operands[1].is_power
             result = result._replace(is_correction=is_correction)
+        if name in _ELEMENTWISE:
+            return by_piece(result, operands, lambda r, o: self._with_form(eqn, o, r))
         return self._with_form(eqn, operands, result)
 
     def _entry(self, eqn, operands, array) -> tuple[Any, float | None]:

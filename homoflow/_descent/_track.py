@@ -148,7 +148,7 @@ def _update(
 
     reading = read_update(update_inner, gradient, memory, weights, ())
     step, budget = (
-        Step(weights, gradient, memory, reading.update, reading),
+        Step(weights, gradient, reading.update, reading),
         state.budget,
     )
     after = Tracked(

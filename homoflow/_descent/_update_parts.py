@@ -112,19 +112,15 @@ def starts_from_weights(init: Callable, weights: PyTree) -> bool:
 def split_update(
     reading: Reading,
     gradient: PyTree,
-    state: PyTree,
     weights: PyTree,
     *,
     keeps_weights: bool,
 ) -> Split:
     """The update that was read, by its parts, in at least single precision."""
     leaves = {
-        kind: jax.tree.leaves(tree)
-        for kind, tree in (
-            ("gradient", gradient),
-            ("memory", state),
-            ("weights", weights),
-        )
+        "gradient": jax.tree.leaves(gradient),
+        "memory": reading.remembered,
+        "weights": jax.tree.leaves(weights),
     }
     parts = update_parts(reading, keeps_weights)
     wanted = (*parts.separate, *(() if parts.is_multiple else ("turned",)))

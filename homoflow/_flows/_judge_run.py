@@ -1,11 +1,15 @@
 """What a run that has ended says against itself."""
 
+import dataclasses
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._jax._enumerations import names_of
 from .._jax._tracing import is_concrete, is_concrete_call
+from .._methods._error_estimate import without_derivatives
 from .._methods._task import Task, is_finite_at_start
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
@@ -15,17 +19,10 @@ _MAX_ERROR = 0.1
 #: An estimate is above the tolerance from so many times it on: they are rounded.
 _MORE = 1.001
 #: How a run may end whose gradient is NaN from the start.
-_MAYBE_AT_START = frozenset(
-    {
-        "nonfinite",
-        "step_size_too_small",
-        "max_steps_reached",
-        "solver_failed",
-        "end_not_reached",
-        "stuck_on_kinks",
-        "kink_mode_unsettled",
-    }
-)
+_MAYBE_AT_START = (
+    "nonfinite", "step_size_too_small", "max_steps_reached", "solver_failed",
+    "end_not_reached", "stuck_on_kinks", "kink_mode_unsettled",
+)  # fmt: skip
 
 
 def restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
@@ -35,18 +32,28 @@ def restored_a_broken_law(trajectory: Trajectory, task: Task) -> bool:
     return bool(np.all(names_of(trajectory.result, RESULTS) == "law_broken"))
 
 
-def is_nonfinite_at_start(trajectory: Trajectory, task: Task) -> bool:
-    """Whether a run failed because its loss or gradient is NaN or inf from the start.
+def named_at_start(trajectory: Trajectory, task: Task) -> Trajectory:
+    """The run, or with `nonfinite_at_start` if its loss or gradient was NaN from there.
 
     Asked only where a run has failed and nothing that it recorded tells.
     """
-    if not is_concrete_call((task.given, trajectory)):
-        return False
-    if str(names_of(trajectory.result, RESULTS)) not in _MAYBE_AT_START:
-        return False
-    if np.isfinite(np.asarray(trajectory.losses)).any():
-        return False
-    return not bool(is_finite_at_start(task.given))
+    if is_concrete_call((task.given, trajectory)):
+        is_bad = (
+            str(names_of(trajectory.result, RESULTS)) in _MAYBE_AT_START
+            and not np.isfinite(np.asarray(trajectory.losses)).any()
+            and not bool(is_finite_at_start(task.given))
+        )
+        if not is_bad:
+            return trajectory
+        return dataclasses.replace(trajectory, result=RESULTS.nonfinite_at_start)
+    result, given = trajectory.result, without_derivatives(task.given)
+    has_failed = [result == getattr(RESULTS, name) for name in _MAYBE_AT_START]
+    may_be = jnp.any(jnp.stack(has_failed)) & ~jnp.any(jnp.isfinite(trajectory.losses))
+    is_bad = jax.lax.cond(
+        may_be, lambda: ~is_finite_at_start(given), lambda: jnp.zeros((), bool)
+    )
+    result = RESULTS.where(is_bad, RESULTS.nonfinite_at_start, result)
+    return dataclasses.replace(trajectory, result=result)
 
 
 def warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:

@@ -21,10 +21,9 @@ from .._observe._time_grid import DEFAULT_TIMES, make_time_grid
 from .._problem._checks import as_max_steps, check_laws
 from .._problem._problem import Problem
 from .._results._failure import raise_unless_successful
-from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._judge_run import (
-    is_nonfinite_at_start,
+    named_at_start,
     restored_a_broken_law,
     warn_if_inaccurate,
 )
@@ -117,8 +116,7 @@ def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
             stacklevel=3,
         )
         trajectory = method.run(dataclasses.replace(task, project=False))
-    if is_nonfinite_at_start(trajectory, task):
-        trajectory = dataclasses.replace(trajectory, result=RESULTS.nonfinite_at_start)
+    trajectory = named_at_start(trajectory, task)
     task.dynamics.warn(trajectory)
     if throw:
         trajectory = raise_unless_successful(trajectory)

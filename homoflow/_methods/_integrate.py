@@ -28,7 +28,9 @@ from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
 from ._error_estimate import with_error_estimate, without_derivatives
+from ._forward_mode import named_forward_mode
 from ._give_up import GiveUpEarly
+from ._landing import LandingController
 from ._save_plan import Records, make_save_plan
 from ._settings import Settings
 from ._task import Task
@@ -65,7 +67,8 @@ def integrate(
         wants_estimate = settings.is_averaging
     coarser = settings.coarser() if wants_estimate else None
     given = (task.problem, shown, task.dynamics, task.recorder, settings, task.grid)
-    trajectory = _solve(*given, options, as_meter(task.progress))
+    with named_forward_mode(options.adjoint):
+        trajectory = _solve(*given, options, as_meter(task.progress))
     if coarser is None:
         return trajectory
     # Only a figure is wanted: derivatives need not follow these solves.
@@ -204,7 +207,8 @@ def _stepper_and_controller(
         # Where steps end is no part of the derivative by t1: from one recorded time to
         # the next, growth of the step size would amplify it without bound.
         step_ts = jax.lax.stop_gradient(span.times())
-        controller = dfx.ClipStepSizeController(controller, step_ts=step_ts)
+        clip = dfx.ClipStepSizeController(controller, step_ts=step_ts)
+        controller = LandingController(clip)
     stepper = flow_solver.with_tolerances(settings.rtol, atol)
     if equation.curvature is not None:
         stepper = as_flow_solver(stepper).with_curvature(equation.curvature)

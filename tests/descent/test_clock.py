@@ -183,6 +183,9 @@ WITH_FLOW_TIME = {
     "no NaN": (lambda rate: optax.chain(optax.zero_nans(), optax.sgd(rate)), STEPS),
     "finite only": (lambda rate: optax.apply_if_finite(optax.sgd(rate), 3), STEPS),
     "flattened": (lambda rate: optax.flatten(optax.sgd(rate)), STEPS),
+    "flattened momentum": (
+        lambda rate: optax.flatten(optax.sgd(rate, momentum=0.5)), 2 * STEPS,
+    ),
     "distance over gradients": (optax.contrib.dog, None),
 }  # fmt: skip
 WITHOUT = {
@@ -200,6 +203,13 @@ WITHOUT = {
     "clipping": (chained(optax.clip(0.05)), "leave the gradient's direction"),
     "smoothing": (
         chained(optax.stateless_with_tree_map(smoothed)), "leave the gradient's direction",
+    ),
+    "flattened Adam": (lambda rate: optax.flatten(optax.adam(rate)), "not a linear"),
+    "smoothing over arrays": (
+        lambda rate: optax.flatten(
+            chained(optax.stateless_with_tree_map(smoothed))(rate)
+        ),
+        "leave the gradient's direction",
     ),
     "centred": (chained(optax.centralize()), "leave the gradient's direction"),
     "noise": (functools.partial(optax.noisy_sgd, key=0), "noise"),

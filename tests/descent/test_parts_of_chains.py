@@ -84,6 +84,9 @@ CHAINS = {
     "a frozen array": (by_size(optax.set_to_zero(), sgd), ""),
     "smoothed": (chain(optax.stateless_with_tree_map(rough), heavy), "momentum"),
     "flattened": (optax.flatten(sgd), ""),
+    "flattened momentum and decay": (
+        optax.flatten(chain(optax.add_decayed_weights(0.1), heavy)), "momentum decay",
+    ),
     "clipped, then momentum": (chain(optax.clip(0.1), heavy), "momentum"),
     "clipped norm, then momentum": (
         chain(optax.clip_by_global_norm(0.4), heavy), "momentum",

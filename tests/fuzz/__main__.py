@@ -18,6 +18,8 @@ import jax
 jax.config.update("jax_enable_x64", True)
 # Most of the time is compilation.
 jax.config.update("jax_disable_most_optimizations", True)
+# Whose sentence an error is, is seen by where it was raised.
+jax.config.update("jax_traceback_filtering", "off")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import derivatives  # noqa: E402
@@ -73,11 +75,12 @@ def main() -> None:
         if arguments.seconds and time.time() - began > arguments.seconds:
             break
         number = arguments.first + i * arguments.stride
-        case = kind.draw(number)
+        case, started = kind.draw(number), time.time()
         found = kind.judge(case)
         counts[found.outcome] += 1
         if arguments.log:
-            _log(arguments.log, arguments.kind, number, case, found)
+            seconds = time.time() - started
+            _log(arguments.log, arguments.kind, number, case, found, seconds)
         if found.outcome in FINDINGS:
             _report(case, found)
             if not arguments.no_shrink:
@@ -96,10 +99,13 @@ def _report(case: Any, found: Any) -> None:
     )
 
 
-def _log(path: Path, kind: str, number: int, case: Any, found: Any) -> None:
+def _log(
+    path: Path, kind: str, number: int, case: Any, found: Any, seconds: float
+) -> None:
     line = {
         "kind": kind, "number": number, "outcome": found.outcome, "error": found.error,
         "promised": found.promised, "detail": found.detail[:200], "case": repr(case),
+        "seconds": round(seconds, 2),
     }  # fmt: skip
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

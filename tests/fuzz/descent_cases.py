@@ -17,7 +17,7 @@ import homoflow as hf
 
 INPUTS, HIDDEN, OUTPUTS, SAMPLES = 3, 4, 2, 8
 #: Draws that share an optimizer, and with it the programs.
-PER_PROGRAM = 20
+PER_PROGRAM = 40
 #: Divisible by the steps that accumulation joins.
 STEPS = 24
 ACTIVATIONS = ("linear", "relu", "leaky_relu")

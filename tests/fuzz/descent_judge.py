@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from clock_oracle import flow_time
 from descent_cases import HIDDEN, INPUTS, STEPS, Case
 from jax.flatten_util import ravel_pytree
 from judgement import Judgement, refused
@@ -38,6 +39,8 @@ def judge(case: Case) -> Judgement:
         replay = Replay(case, model, data)
     except Exception as error:  # what Optax raises
         return Judgement("SILENTLY WRONG", detail=f"Optax refuses: {error}")
+    if not bool(run.result == hf.RESULTS.successful):
+        return _judge_weights(case, run, replay)
     findings = [
         _judge_weights(case, run, replay), _judge_clock(case, run, replay),
         *_judge_ledger(case, run, replay),
@@ -88,6 +91,7 @@ class Step(NamedTuple):
 class Replay:
     """An Optax loop: its `steps`, weights and losses, and what rounding may do to them.
 
+    `plateau`: of each step, what the plateaus so far have left of the rate.
     `doubt` is relative to the weights: as a loop from a nudged start moves away.
     """
 
@@ -96,9 +100,11 @@ class Replay:
         self._data, self._rate = data, data[0].dtype.type(case.rate)
         plain = dataclasses.replace(case, seed=0, rate=1.0, is_vmapped=False)
         self._programs = _programs(plain)
+        self._keeps_weights = "schedule-free" in case.around
         flat, _ = ravel_pytree(eqx.filter(model, eqx.is_inexact_array))
         flat = np.asarray(flat)
         with jax.numpy_dtype_promotion("standard"):
+            self.plateau = np.ones(STEPS)
             self.steps, self.weights, self.losses = self._loop(flat)
             nudge = 1 + 64 * self.eps * (-1.0) ** np.arange(flat.size)
             _, other, _ = self._loop((flat * nudge).astype(flat.dtype), False)
@@ -110,12 +116,13 @@ class Replay:
         init, update, value_and_gradient = self._programs
         state = init(self._rate, w)
         steps, weights, losses = [], [w], []
-        for _ in range(STEPS):
+        for k in range(STEPS):
             value, g = value_and_gradient(w, *self._data)
-            u, after = update(self._rate, g, state, w, *self._data)
+            u, after = update(self._rate, g, state, w, w, *self._data)
             losses.append(value)
             if should_take_apart:
                 steps.append(self._apart(g, state, w, u))
+                self.plateau[k] = _plateau_scale(after)
             w, state = np.asarray(w + u).astype(w.dtype), after
             weights.append(w)
         losses.append(value_and_gradient(w, *self._data)[0])
@@ -123,15 +130,19 @@ class Replay:
 
     def _apart(self, g, state, w, u) -> Step:
         """The update with gradient, memory or weights taken out of it."""
-        zero, empty = np.zeros_like(w), _without_memory(state)
+        zero, empty, at = np.zeros_like(w), _without_memory(state), w
 
         def alone(g, state, w):
             update = self._programs[1]
-            return np.asarray(update(self._rate, g, state, w, *self._data)[0], float)
+            return np.asarray(
+                update(self._rate, g, state, w, at, *self._data)[0], float
+            )
 
         base = alone(zero, empty, zero)
-        momentum = alone(zero, state, zero) - base
-        decay = alone(zero, empty, w) - base
+        # Where the memory starts from the weights, what it makes of them is its doing.
+        is_kept = self._keeps_weights
+        momentum = alone(zero, state, w if is_kept else zero) - base
+        decay = np.zeros_like(base) if is_kept else alone(zero, empty, w) - base
         whole = np.asarray(u, float)
         tolerance = 1e4 * self.eps * max(float(np.max(np.abs(whole))), 1e-300)
 
@@ -140,9 +151,17 @@ class Replay:
 
         return Step(
             np.asarray(w, float), np.asarray(g, float), whole, base, momentum, decay,
-            are_same(whole - alone(g, empty, w), momentum),
-            are_same(whole - alone(g, state, zero), decay),
+            are_same(whole - alone(g, empty, zero if is_kept else w), momentum),
+            is_kept or are_same(whole - alone(g, state, zero), decay),
         )  # fmt: skip
+
+
+def _plateau_scale(state) -> float:
+    def is_plateau(node):
+        return isinstance(node, optax.contrib.ReduceLROnPlateauState)
+
+    nodes = jax.tree.leaves(state, is_leaf=is_plateau)
+    return float(np.prod([node.scale for node in nodes if is_plateau(node)]))
 
 
 def _without_memory(state):
@@ -169,12 +188,14 @@ def _programs(case: Case):
         predictions = jax.vmap(eqx.combine(unravel(w), static))(x)
         return 0.5 * jnp.sum((predictions - y) ** 2) / len(x)
 
-    def update(rate, g, state, w, x, y):
+    def update(rate, g, state, w, at, x, y):
+        """With the loss that is told being that at other weights, `at`."""
+
         def of_params(params):
             return value(ravel_pytree(params)[0], x, y)
 
         extra: dict[str, Any] = {
-            "value": value(w, x, y), "grad": unravel(g), "value_fn": of_params,
+            "value": value(at, x, y), "grad": unravel(g), "value_fn": of_params,
         }  # fmt: skip
         if "SAM" in case.around:
             extra = {"grad_fn": lambda params, _: jax.grad(of_params)(params)}
@@ -218,7 +239,10 @@ def _judge_clock(case: Case, run: hf.Trajectory, replay: Replay) -> Judgement:
         if case.time is None:
             return _wrong("sum of rates", abs(end / (case.rate * STEPS) - 1), tolerance)
         return Judgement("false alarm", detail=f"clock: {unit}")
-    right = case.time
+    norms = np.array([np.linalg.norm(step.g) for step in replay.steps])
+    right = flow_time(case, norms, replay.plateau)
+    if right is None:
+        right = case.time
     if right is None:
         right = _sum_of_multiples(replay)
     if right is None:
@@ -259,8 +283,7 @@ def _judge_ledger(case: Case, run: hf.Trajectory, replay: Replay) -> list[Judgem
             outcome = "not judged" if case.has_own_multiple else "SILENTLY WRONG"
             found.append(Judgement(outcome, detail=f"{part} without a note"))
     # Where memory does not simply add a note says where it is, and not how much.
-    # Nor where the memory starts from the weights, and decay is its doing.
-    is_told = "cannot be told" in ledger.note or "schedule-free" in case.around
+    is_told = "cannot be told" in ledger.note
     have_one_meaning = not is_told and all(
         is_apart[part] for part in is_apart.keys() & parts
     )

@@ -16,7 +16,7 @@ import homoflow as hf
 
 SAMPLES = 8
 #: Draws that share a program: what is compiled for one serves all.
-PER_PROGRAM = 50
+PER_PROGRAM = 100
 
 
 def _own_loss(prediction, target):
@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Averaged": {"rtol": 1e-5, "solver": hf.Averaged()},
     "no projection": {"rtol": 1e-6, "project": False},
 }
+#: More steps than an oracle that does not give up needs: stiff flows end the sooner.
+MAX_STEPS = 20_000
 #: Options that only models with kinks, or only smooth ones, take.
 FOR_KINKS = {"Filippov", "Averaged"}
 FOR_SMOOTH = {"Tsit5", "ExponentialAdams"}
@@ -105,6 +107,16 @@ class Case:
         return Call(model, x, _targets(self.loss, self.samples, rng), self.t1)
 
     @property
+    def keywords(self) -> dict[str, Any]:
+        """Options of the call. The smallest step of averaging depends on `max_steps`."""
+        keywords = {"loss": LOSSES[self.loss], "throw": False} | OPTIONS[self.options]
+        is_averaged = self.has_kinks and self.options in (
+            "Averaged",
+            "weight_decay=0.1",
+        )
+        return keywords if is_averaged else {"max_steps": MAX_STEPS} | keywords
+
+    @property
     def has_kinks(self) -> bool:
         kinked = {*KINKED, *JUMPING, "stacked ReLU"}
         return self.model in kinked or self.model in FOLLOWED
@@ -143,7 +155,8 @@ def draw_case(number: int) -> Case:
         "default",
         number,
         float(rng.choice(SCALES)),
-        float(rng.choice(TIMES)),
+        # Of any length: recorded times are to fall where steps do not end by themselves.
+        float(np.round(rng.choice(TIMES) * rng.uniform(0.5, 1.5), 4)),
         str(rng.choice(["normal", *STYLES])),
     )
     allowed = [options for options in OPTIONS if fits(case, options)]

@@ -1,7 +1,11 @@
 """What a call's answer was found to be."""
 
 import dataclasses
+import traceback
+from pathlib import Path
 from typing import Literal
+
+import homoflow as hf
 
 Outcome = Literal[
     "right", "told", "failed honestly", "false alarm", "not judged", "SILENTLY WRONG",
@@ -9,6 +13,9 @@ Outcome = Literal[
 ]  # fmt: skip
 #: What is printed, with the call that has it.
 FINDINGS = ("SILENTLY WRONG", "CRASHED", "false alarm")
+
+
+HERE = Path(hf.__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +34,12 @@ class Judgement:
 
 
 def refused(error: Exception) -> Judgement:
-    """What an exception is: a refusal in a sentence, or a crash from inside."""
+    """What an exception is: a refusal in a sentence of ours, or a crash from inside."""
     text = f"{type(error).__name__}: {error}"
     is_sentence = (
         isinstance(error, ValueError | TypeError | NotImplementedError)
         and len(str(error)) > 40
+        and HERE in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parents
     )
     return Judgement("failed honestly" if is_sentence else "CRASHED", detail=text)
 

@@ -18,6 +18,10 @@ import homoflow as hf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+#: In oracles of weights of 1e-150, and of runs that diverge.
+ORACLES_OVERFLOW = pytest.mark.filterwarnings(
+    "ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning"
+)
 GOOD = {"right", "told", "failed honestly", "not judged"}
 #: Some draws of each kind, of which two in a row share their program.
 SMOKE = {
@@ -30,7 +34,7 @@ RELU = flow_cases.Case("relu", "squared", "rtol=1e-8", 0, 1.0, 1.0, "normal")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@ORACLES_OVERFLOW
 @pytest.mark.parametrize(
     ("kind", "number"), [(kind, n) for kind, (*_, ns) in SMOKE.items() for n in ns]
 )
@@ -80,7 +84,7 @@ def test_the_oracle_goes_through_a_kink():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@ORACLES_OVERFLOW
 def test_a_wrong_flow_is_found(monkeypatch):
     """A negative control: a flow that goes on for one per cent longer."""
     true_flow = hf.flow
@@ -112,7 +116,7 @@ def without_momentum(run):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@ORACLES_OVERFLOW
 @pytest.mark.parametrize("change", [with_longer_clock, without_momentum])
 def test_a_wrong_clock_or_ledger_is_found(monkeypatch, change):
     assert descent_judge.judge(PLAIN).outcome == "right"

@@ -1,5 +1,6 @@
 """What is recorded while a solve runs is what is recorded of its states afterwards."""
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -100,3 +101,25 @@ def test_the_derivative_by_the_final_time_is_the_velocity_of_a_stiff_flow():
     # The i-th time is i/100 of the last.
     expected = -jnp.linspace(0, 1, 101) * flow.grad_norms**2
     np.testing.assert_allclose(of_losses, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_forward_mode_takes_an_adjoint_and_says_so():
+    """Of w' = −rate·w the end is e^{−rate·t}; by the rate, −t times that."""
+
+    def end(rate, **options):
+        def objective(model, _):
+            return 0.5 * rate * jnp.sum(model.w**2)
+
+        run = hf.flow(
+            _Stiff(jnp.ones(1)), None, 0.7, objective=objective, laws=(), **options
+        )
+        return run.model.w[0]
+
+    def slope(**options):
+        return jax.jvp(lambda rate: end(rate, **options), (2.0,), (1.0,))[1]
+
+    with pytest.raises(TypeError, match=r"adjoint=diffrax\.ForwardMode\(\)"):
+        slope()
+    forward = slope(adjoint=dfx.ForwardMode())
+    np.testing.assert_allclose(forward, -0.7 * np.exp(-1.4), rtol=1e-7)
