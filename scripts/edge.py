@@ -11,7 +11,6 @@ what is in `--out`, and those that are there are not run again.
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +129,6 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
     """The figures of one network and seed."""
     case = CASES[name]
     model, data = case.make(seed)
-    began = time.process_time()
     eta = _learning_rate(model, data, case)
     if eta is None:
         return {"result": "the sharpness does not rise"}
@@ -185,7 +183,7 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
         "most critical": int(np.max(central.observed["critical"])),
         "cycles": float(stats["edge_cycles"]),
         "overshoot": float(stats["edge_overshoot"]),
-        "passes": bool(stats["edge_cycles"] >= 10 and stats["edge_overshoot"] <= 0.2),
+        "passes": bool(stats["edge_cycles"] >= 15 and stats["edge_overshoot"] <= 0.2),
         "drift": size,
         "error": float(np.linalg.norm(predicted - measured)) / size,
         "error with noise": float(np.linalg.norm(predicted - with_noise))
@@ -195,7 +193,6 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
         "distance flow": float(np.linalg.norm(flat(leading.flow.model) - at)),
         "moved": float(np.linalg.norm(moved)),
         "solver error": float(stats["error_estimate"]),
-        "seconds": time.process_time() - began,
     }
 
 

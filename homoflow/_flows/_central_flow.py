@@ -74,7 +74,8 @@ def central_flow(
 
     **Warns:** where descent is not expected to follow: fewer than 15 cycles of the
     oscillation (`stats["edge_cycles"]`), or an onset that overshoots the threshold by more
-    than a fifth (`stats["edge_overshoot"]`). (Not under jit or vmap.)
+    than a fifth (`stats["edge_overshoot"]`). (Not under jit or vmap.) That neither is so
+    is no proof: with cross-entropy the prediction may be off all the same.
 
     **Raises:** `ValueError` for bad input and for models with kinks (ReLU);
     `homoflow.TrajectoryError`, which holds what was computed, if the start is beyond the
