@@ -11,6 +11,7 @@ _NAMES = {
     "modified": "`modified_flow`",
     "heavy_ball": "`heavy_ball_flow`",
     "drift": "`predict_drift`",
+    "central": "`central_flow`",
     "descend": "`descend`",
 }
 

@@ -31,6 +31,7 @@ ROUTES = {
     ),
     "heavy_ball": lambda **o: hf.heavy_ball_flow(LINEAR, DATA, 1.0, mass=0.3, **o),
     "drift": lambda **o: hf.predict_drift(LINEAR, DATA, 1.0, **o).flow,
+    "central": lambda **o: hf.central_flow(LINEAR, DATA, 1.0, learning_rate=0.01, **o),
     "descend": lambda **o: hf.descend(LINEAR, DATA, 20, learning_rate=0.05, **o),
 }
 OBSERVE = {"t": lambda p: p.t, "first": lambda p: p.model.layers[0].weight[0]}

@@ -83,6 +83,7 @@ RUNS = {
     "modified": lambda: hf.modified_flow(*linear_problem(), 1.0, learning_rate=0.01),
     "heavy_ball": lambda: hf.heavy_ball_flow(*linear_problem(), 1.0, mass=0.1),
     "drift": lambda: hf.predict_drift(*linear_problem(), 1.0).flow,
+    "central": lambda: hf.central_flow(*linear_problem(), 1.0, learning_rate=0.01),
     "descend": lambda: hf.descend(*linear_problem(), 10, learning_rate=0.01),
 }  # fmt: skip
 

@@ -88,7 +88,7 @@ def of_all(out: str) -> dict[str, list[float]]:
 
 
 def test_devices_share_a_chunk_without_a_word(alone):
-    """Each device has the bits that it would have with its share by itself."""
+    """Each device has what it would have with its share by itself, to rounding."""
     code = (
         PROBLEM
         + """
@@ -107,7 +107,10 @@ def test_devices_share_a_chunk_without_a_word(alone):
     ]
     whole = jax.tree.leaves(program(columns))
     apart = jax.tree.leaves(jax.tree.map(lambda *p: np.concatenate(p), *parts))
-    is_same = [np.array_equal(a, b, True) for a, b in zip(whole, apart, strict=True)]
+    is_same = [
+        np.allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
+        for a, b in zip(whole, apart, strict=True)
+    ]
     data = hf.sweep(run, over, progress=False, chunk=24)
     losses = np.asarray(data["flow.losses"]).ravel().tolist()
     found = [word for word in words if word in text]
