@@ -54,28 +54,25 @@ def edge() -> str:
     head = (
         "network, seed",
         "weights",
-        "at the edge",
         "cycles",
         "overshoot",
         "drift",
         "error",
-        "error with noise",
+        "with noise",
         "leading order",
-        "distance of weights",
+        "weights off",
     )
-    return table(head, [_edge_row(name, r) for name, r in stored("edge.json").items()])
+    runs = stored("edge.json").items()
+    return table(head, [_edge_row(name, run) for name, run in runs if "cycles" in run])
 
 
 def _edge_row(name: str, run: dict) -> tuple[str, ...]:
-    if "cycles" not in run:
-        return (name, *[""] * 8, run["result"])
     return (
-        name,
+        name.replace("tanh-linear ", "").replace("seed ", ""),
         f"{run['weights']:,}",
-        f"{run['most critical']}",
-        f"{run['cycles']:.1f}",
+        f"{run['cycles']:.0f}",
         f"{run['overshoot']:.2f}",
-        f"{run['drift']:.3g}",
+        f"{run['drift']:.2g}",
         f"{100 * run['error']:.2g} %",
         f"{100 * run['error with noise']:.2g} %",
         f"{100 * run['leading order']:.2g} %",

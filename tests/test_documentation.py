@@ -86,8 +86,6 @@ def runs():
     model = hf.MLP((3, 4, 1), key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (8, 3))
     gd = hf.descend(model, (x, x[:, :1]), 20, learning_rate=0.1, ledger=True)
-    linear = hf.MLP((3, 4, 1), activation="linear", key=jax.random.key(0))
-    central = hf.central_flow(linear, (x, x[:, :1]), 2.0, learning_rate=0.1)
     # As in `Filippov`'s example, which compiles it.
     x = jax.random.normal(jax.random.key(1), (20, 3))
     exact = hf.flow(
@@ -99,9 +97,18 @@ def runs():
     return {
         "flow": gd,
         "gd": gd,
-        "central": central,
         "exact": exact,
         "sweep": small_sweep(),
+    }
+
+
+def runs_at_the_edge():
+    model = hf.MLP((3, 4, 1), activation="linear", key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (8, 3))
+    data = (x, x[:, :1])
+    return {
+        "central": hf.central_flow(model, data, 2.0, learning_rate=0.1),
+        "gd": hf.descend(model, data, 20, learning_rate=0.1),
     }
 
 
@@ -109,6 +116,8 @@ def runs():
 def test_docstring_examples_run(name, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Some write files.
     namespace = {"hf": hf, "jax": jax, "jnp": jnp, "diffrax": diffrax, **runs}
+    if name == "homoflow.plot.edge":
+        namespace |= runs_at_the_edge()
     for block in python_blocks(documented()[name].__doc__):
         exec(block, namespace.copy())
     plt.close("all")

@@ -47,6 +47,8 @@ EDGE_RTOL = 1e-5
 #: Eigenvectors' residuals, relative to the norm of the Hessian: a part of the tolerance,
 #: and no larger than what a value of 1e-8 needs.
 _RESIDUAL, _MAX_RESIDUAL = 1.0, 1e-4
+#: An eigenvalue whose residual is larger than this many of those was not found.
+_BELIEVED = 10
 #: The onset of an oscillation starts from rounding: ln(1/ε) of float64.
 _LOG_ROUNDING = 36.0
 
@@ -181,8 +183,11 @@ def _solve(call: _Call, save_models: bool) -> Trajectory:
 
     def record(state: State) -> _Kept:
         motion = state.motion
-        known = jnp.arange(rows) <= state.num
-        values = jnp.where(known, motion.spectrum.values, jnp.nan)
+        spectrum = motion.spectrum
+        largest = jnp.maximum(jnp.max(jnp.abs(spectrum.values)), edge.threshold)
+        is_known = jnp.arange(rows) <= state.num
+        is_accurate = spectrum.residuals <= _BELIEVED * edge.rtol * largest
+        values = jnp.where(is_known & is_accurate, spectrum.values, jnp.nan)
         return _Kept(
             state.w,
             motion.velocity,
