@@ -61,12 +61,12 @@ class Auto(AbstractMethod):
     - `few_weights_steady_state`: `t1=inf` and at most 500 weights: `homoflow.Rodas5P`.
     - `few_weights_stiff`: an equation that stays stiff, such as that of
         `homoflow.late_flow`, and at most 500 weights: `homoflow.Rodas5P`.
-    - `stiff_restart`: an explicit solver took 1,000 steps and was not at the end:
-        `homoflow.ExponentialAdams`, from the start. (Not inside of jit or vmap, where no
-        number decides.)
+    - `stiff_restart`: some 1,000 steps of an explicit solver do not lead to the end, or
+        will not, as is seen after a hundred: `homoflow.ExponentialAdams`, from the start.
+        (Not inside of jit or vmap, where no number decides.)
     - `few_weights_restart`: at most 500 weights, and it took 10,000 steps and was not at
         the end: `homoflow.Rodas5P`, from the start. So it is where weights start at 1e-60.
-    - `many_products`: a million products of samples and weights (inside of jit and vmap,
+    - `many_products`: 300,000 products of samples and weights (inside of jit and vmap,
         where nothing can be tried first, 30,000): `homoflow.ExponentialAdams`, which takes
         the fewest gradients, and ten seconds or more to compile.
     - `smooth_float32`, `loose_tolerance` (an `rtol` of 1e-5 or more): `diffrax.Tsit5`.

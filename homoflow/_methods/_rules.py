@@ -222,8 +222,8 @@ def _stiff(facts: Facts) -> str | None:
     if facts.stalled_at is None or not facts.may_take_adams:
         return None
     return (
-        f"smooth and stiff: {MAX_EXPLICIT_STEPS:,} explicit steps came to t = "
-        f"{facts.stalled_at:.3g} only"
+        f"smooth and stiff: an explicit solver was left at t = {facts.stalled_at:.3g}, as "
+        f"some {MAX_EXPLICIT_STEPS:,} of its steps would not do"
     )
 
 
