@@ -25,9 +25,9 @@ def edge(
     """Sharpness, loss and a law along a descent and its `homoflow.central_flow`.
 
     In three panels, one above the other: the eigenvalues of the Hessian at the central
-    weights, with the threshold dotted, and those of the descent, if it recorded
-    `homoflow.observe.Sharpness`; the loss of the descent, and its predicted mean; the
-    change of one law, and its predicted mean.
+    weights, with the threshold dotted if it is reached, and those of the descent, if it
+    recorded `homoflow.observe.Sharpness`; the loss of the descent, and its predicted
+    mean; the change of one law, and its predicted mean.
 
     **Arguments:**
 
@@ -87,8 +87,10 @@ def _draw_spectrum(ax: "Axes", central: Trajectory, descent: Trajectory) -> None
         if np.any(np.isfinite(values)):
             label = "central flow" if number == 0 else None
             ax.plot(central.ts, values, color=_FLOW, label=label)
-    threshold = np.nanmax(spectrum)
-    ax.axhline(threshold, color="black", linestyle=":", lw=1, label="threshold")
+    at_edge = np.asarray(central.observed["critical"]) > 0
+    if np.any(at_edge):  # Where no eigenvalue is there, the run does not show it.
+        threshold = np.nanmax(spectrum[at_edge])
+        ax.axhline(threshold, color="black", linestyle=":", lw=1, label="threshold")
     ax.set(ylabel="eigenvalues of ∇²L")
 
 
