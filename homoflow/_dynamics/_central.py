@@ -27,6 +27,7 @@ from .._problem._smoothness import kinks_of
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._base import AbstractDynamics
+from ._expansion import error_in_descent
 from .edge._curvature import Curvature
 from .edge._edge import Edge, Motion, Spectrum, Work
 
@@ -205,11 +206,7 @@ class Central(AbstractDynamics):
         }
 
     def input_error(self) -> RESULTS:
-        eta, mu = self.learning_rate, self.momentum
-        is_valid = (mu >= 0) & (mu < 1)
-        error = RESULTS.where(is_valid, RESULTS.successful, RESULTS.bad_coefficient)
-        is_valid = jnp.isfinite(eta) & (eta > 0)
-        return RESULTS.where(is_valid, error, RESULTS.bad_learning_rate)
+        return error_in_descent(self.learning_rate, self.momentum)
 
     def stats(
         self, numbers: dict[str, Array], observed: dict[str, Any]

@@ -14,10 +14,23 @@ of r² − (1 + μ − ηλ)r + μ = 0.
 import warnings
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from .._jax._tracing import is_concrete
+from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
+
+
+def error_in_descent(
+    learning_rate: Float[Array, ""], momentum: Float[Array, ""]
+) -> RESULTS:
+    """What is wrong with the numbers of a descent, where they are traced."""
+    is_valid = (momentum >= 0) & (momentum < 1)
+    error = RESULTS.where(is_valid, RESULTS.successful, RESULTS.bad_coefficient)
+    is_valid = jnp.isfinite(learning_rate) & (learning_rate > 0)
+    return RESULTS.where(is_valid, error, RESULTS.bad_learning_rate)
 
 
 def warn_unless_trajectory_expands(

@@ -17,7 +17,7 @@ from .._problem._smoothness import kinks_of
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._base import AbstractDynamics, State
-from ._expansion import warn_unless_trajectory_expands
+from ._expansion import error_in_descent, warn_unless_trajectory_expands
 
 
 @final
@@ -93,11 +93,7 @@ class Modified(AbstractDynamics):
         warn_unless_trajectory_expands(trajectory, self.learning_rate, self.momentum)
 
     def input_error(self) -> RESULTS:
-        eta, mu = self.learning_rate, self.momentum
-        is_valid = (mu >= 0) & (mu < 1)
-        error = RESULTS.where(is_valid, RESULTS.successful, RESULTS.bad_coefficient)
-        is_valid = jnp.isfinite(eta) & (eta > 0)
-        return RESULTS.where(is_valid, error, RESULTS.bad_learning_rate)
+        return error_in_descent(self.learning_rate, self.momentum)
 
     def _coefficients(self, state: State) -> tuple[Array, Array]:
         dtype = jax.tree.leaves(state)[0].dtype
