@@ -69,15 +69,14 @@ def smooth(run: Trajectory, window: float | int) -> Trajectory:
         if dict(run.observed_every).get(name, 1) == 1
         and all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(values))
     }
-    moving, still = None, None
+    models, model = None, run.model
     if run.models is not None:
         # Of the models only what has changed along the run has a time axis.
         is_saved = jax.tree.map(_has_more_axes, run.models, run.model)
         moving, still = eqx.partition(run.models, is_saved)
-    models = None if moving is None else eqx.combine(mean(moving), still)
-    model = run.model
-    if moving is not None:
-        model = eqx.combine(jax.tree.map(lambda a: a[-1], mean(moving)), still)
+        moving = mean(moving)
+        models = eqx.combine(moving, still)
+        model = eqx.combine(jax.tree.map(lambda a: a[-1], moving), still)
     return dataclasses.replace(
         run,
         ts=run.ts[half : run.ts.size - half],

@@ -266,19 +266,21 @@ def _compute_rest(
     try:
         # A chunk is written while the next one is computed.
         with ThreadPoolExecutor(1) as writer:
-            written: Future = writer.submit(storage.notes)
+            written: Future | None = None
             for chunk, computed in engine.run(rest, batch, stop):
                 _warn_of_memory(computed.batch, batch)
                 batch = min(batch, computed.batch)
                 if errors == "raise":
                     _raise_first(layout, chunk, computed.errors)
                 computed = _with_free_names(layout, computed)
-                written.result()
+                if written is not None:
+                    written.result()
                 written = writer.submit(storage.write, chunk, computed)
                 texts += computed.errors.values()
                 failed_here = int(np.count_nonzero(computed.outcome.codes))
                 meter.add(chunk.size, failed_here)
-            written.result()
+            if written is not None:
+                written.result()
     finally:
         meter.close()
     if len(texts) == len(plan.settings):
