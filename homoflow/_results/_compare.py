@@ -10,6 +10,7 @@ from .._jax._arguments import check_instance
 from .._jax._arrays import tree_norm_of_any_size
 from .._jax._dtypes import cast_floats
 from .._jax._tracing import is_concrete
+from ._saved_models import models_at
 from ._status import RESULTS
 from ._trajectory import Trajectory
 
@@ -122,7 +123,7 @@ def compare(
     shared = [name for name in a.laws if name in b.laws]
     weight_distance = _weight_distance(a.model, b.model)
     along = exact and a.models is not None and b.models is not None
-    models = (_models_at(a, index_a), _models_at(b, index_b)) if along else None
+    models = (models_at(a, index_a), models_at(b, index_b)) if along else None
     return Comparison(
         ts=ts,
         losses_a=read_a(a.losses),
@@ -216,19 +217,6 @@ def _picker(index: np.ndarray):
         return jax.tree.map(lambda leaf: leaf[index], tree)
 
     return pick
-
-
-def _models_at(trajectory: Trajectory, index: np.ndarray) -> PyTree:
-    """The models at some of the times, all their arrays stacked."""
-
-    def pick(stacked, single):
-        if not eqx.is_array(stacked):
-            return stacked
-        if stacked.ndim > single.ndim:
-            return stacked[index]
-        return jnp.broadcast_to(stacked, (len(index), *stacked.shape))
-
-    return jax.tree.map(pick, trajectory.models, trajectory.model)
 
 
 def _interpolator(ts: Array, at: Array):
