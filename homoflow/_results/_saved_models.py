@@ -16,7 +16,7 @@ def models_at(trajectory: Trajectory, index: np.ndarray) -> PyTree:
         if not eqx.is_array(stacked):
             return stacked
         if stacked.ndim > single.ndim:
-            return stacked[index]
-        return jnp.broadcast_to(stacked, (len(index), *stacked.shape))
+            return jnp.asarray(np.asarray(stacked)[index])
+        return jnp.asarray(np.broadcast_to(stacked, (len(index), *stacked.shape)))
 
     return jax.tree.map(pick, trajectory.models, trajectory.model)
