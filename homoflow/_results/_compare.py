@@ -297,5 +297,5 @@ def _as_inputs(x: PyTree, model: PyTree) -> PyTree[Array]:
 
 
 def _drift(values: Array) -> float:
-    values = np.asarray(values)
-    return float(np.max(np.abs(values - values[:1])))
+    known = np.asarray(values)
+    return float(np.max(np.abs(known - known[:1])))
