@@ -83,7 +83,7 @@ def read_response(reading: Reading, gradient: PyTree) -> Response:
         "",
         tuple(reversed(distinct.values())),
         builder.has_decay,
-        bool(builder.measured),
+        bool(builder.measured or builder.changed),
         builder.off_gradient(),
     )
 
@@ -113,6 +113,8 @@ class _Builder:
         self._algebra: Coefficients = reading.coefficients
         self.has_decay = False
         self.measured: dict[tuple[int, int], _Measured] = {}
+        #: Of rests that are 0 as long as nothing is clipped: whether something is.
+        self.changed: dict[int, Any] = {}
         self._multiples: dict[tuple[int, int], Any] = {}
         for leaf, update in enumerate(reading.updates):
             memory = self._memory_of(update)
@@ -127,6 +129,8 @@ class _Builder:
         largest = 0.0
         for found in self.measured.values():
             largest = jnp.maximum(largest, found.residual)
+        for is_changed in self.changed.values():
+            largest = jnp.maximum(largest, jnp.where(is_changed, 1.0, 0.0))
         return largest
 
     def _multiple(self, found: _Measured) -> Any:
@@ -182,7 +186,7 @@ class _Builder:
                 raise _NoFlowTime(NOISY)
             if kinds == {"weights"}:
                 self.has_decay = True
-            elif kinds not in _MEASURED:
+            elif kinds not in _MEASURED and not rest.is_exception:
                 raise _NoFlowTime(NONLINEAR)
 
     def _gain(self, leaf: int, form: Form) -> Any:
@@ -196,12 +200,15 @@ class _Builder:
         return gain
 
     def _measure(self, leaf: int, place: int, form: Form) -> None:
-        """Compare rests that come of the gradient with the gradient."""
+        """Compare rests that come of the gradient with the gradient, others with 0."""
         for i, rest in enumerate(form.rest):
             key = leaf, id(rest.array)
             if rest.kinds in _MEASURED and key not in self.measured:
                 found = _compare(rest.array, self._gradient[leaf])
                 self.measured[key] = _Measured(*found, (place, i))
+            elif rest.is_exception and rest.kinds not in _MEASURED:
+                is_there = jnp.any(rest.array != 0) & jnp.any(rest.coefficient != 0)
+                self.changed[id(rest.array)] = is_there
 
 
 def _compare(array: Array, gradient: Array) -> tuple[Array, Array, Array]:

@@ -28,11 +28,15 @@ NOTHING: Sources = frozenset()
 
 
 class Rest(NamedTuple):
-    """What is no linear combination: `coefficient` times `array`, made of `sources`."""
+    """What is no linear combination: `coefficient` times `array`, made of `sources`.
+
+    `is_exception`: it is 0 on every step on which nothing is clipped or replaced.
+    """
 
     coefficient: Any
     array: Any
     sources: Sources
+    is_exception: bool = False
 
     @property
     def kinds(self) -> frozenset[str]:

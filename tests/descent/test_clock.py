@@ -181,6 +181,18 @@ WITH_FLOW_TIME = {
     ),
     "Polyak": (lambda rate: optax.polyak_sgd(max_learning_rate=rate), None),
     "no NaN": (lambda rate: optax.chain(optax.zero_nans(), optax.sgd(rate)), STEPS),
+    "decay, then no NaN": (
+        chained(optax.add_decayed_weights(0.01), optax.zero_nans()), STEPS,
+    ),
+    "momentum, then loose clipping": (
+        chained(optax.trace(0.5), optax.clip(1e3), optax.zero_nans()), 2 * STEPS,
+    ),
+    "flattened decay, then loose clipping": (
+        lambda rate: optax.flatten(
+            chained(optax.add_decayed_weights(0.01), optax.clip(1e3))(rate)
+        ),
+        STEPS,
+    ),
     "finite only": (lambda rate: optax.apply_if_finite(optax.sgd(rate), 3), STEPS),
     "flattened": (lambda rate: optax.flatten(optax.sgd(rate)), STEPS),
     "flattened momentum": (
@@ -201,6 +213,13 @@ WITHOUT = {
     "L-BFGS": (optax.lbfgs, "not a linear function"),
     "signs": (optax.sign_sgd, "leave the gradient's direction"),
     "clipping": (chained(optax.clip(0.05)), "leave the gradient's direction"),
+    "clipped momentum": (
+        chained(optax.trace(0.5), optax.clip(0.05)), "leave the gradient's direction",
+    ),
+    "clipped decay": (
+        chained(optax.add_decayed_weights(0.01), optax.clip(0.05)),
+        "leave the gradient's direction",
+    ),
     "smoothing": (
         chained(optax.stateless_with_tree_map(smoothed)), "leave the gradient's direction",
     ),
