@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._jax._dtypes import widen_half_precision
-from ._linear_form import Coefficients, Form, Source
+from ._linear_form import Coefficients, Form, Source, Sources
 from ._read_update import Reading
 
 NONLINEAR = (
@@ -148,7 +148,8 @@ class _Builder:
         rows = [self._reading.memory[j] for j in memory]
         for form in (update, *rows):
             self._check(leaf, form)
-        corrected = update.corrected.union(*(row.corrected for row in rows))
+        divided = update.corrected.union(*(row.corrected for row in rows))
+        corrected = frozenset[int]().union(*map(self._averages, divided))
         return Recursion(
             self._gain(leaf, update),
             tuple(update.terms.get(Source("memory", j), 0.0) for j in memory),
@@ -158,8 +159,24 @@ class _Builder:
             ),
             tuple(self._gain(leaf, row) for row in rows),
             memory,
-            tuple(Source("memory", j) in corrected for j in memory),
+            tuple(j in corrected for j in memory),
         )
+
+    def _averages(self, divided: Sources) -> frozenset[int]:
+        """The averages among the memory that a correction divided by 1 − βᵏ.
+
+        What such an average is made of may be memory too, whose start it does not mend: it
+        does not depend on the average.
+        """
+        memory = {s.position for s in divided if s.kind == "memory"}
+
+        def reads(i: int, j: int) -> bool:
+            return Source("memory", j) in self._reading.memory.get(i, Form()).terms
+
+        return frozenset(
+            j for j in memory
+            if not any(reads(i, j) and not reads(j, i) for i in memory - {j})
+        )  # fmt: skip
 
     def _memory_of(self, form: Form) -> tuple[int, ...]:
         """The arrays of the state that a form depends on, sooner or later."""

@@ -373,7 +373,7 @@ class _Reader:
         )
         if result.form is None or not b.is_correction:
             return result
-        corrected = result.form.corrected | frozenset(result.form.terms)
+        corrected = result.form.corrected | {frozenset(result.form.terms)}
         return result._replace(form=result.form._replace(corrected=corrected))
 
     def _is_coefficient(self, factor: TrackedArray, array: TrackedArray) -> bool:

@@ -156,6 +156,18 @@ WITH_FLOW_TIME = {
     "two averages": (chained(optax.trace(0.5), optax.trace(0.75)), 8 * STEPS),
     "average from 0": (chained(optax.ema(0.9, debias=False)), STEPS),
     "corrected average": (chained(optax.ema(0.9)), STEPS),
+    "corrected average of momentum": (
+        chained(optax.trace(0.5), optax.ema(0.9)), 2 * STEPS,
+    ),
+    "corrected average of a corrected one": (
+        chained(optax.ema(0.5), optax.ema(0.9)), STEPS,
+    ),
+    "corrected average of momentum, four in one": (
+        lambda rate: optax.MultiSteps(
+            optax.chain(optax.trace(0.5), optax.ema(0.5), optax.sgd(rate)), 4
+        ),
+        STEPS / 2,
+    ),
     "four steps in one": (lambda rate: optax.MultiSteps(optax.sgd(rate), 4), STEPS / 4),
     "four with momentum in one": (
         lambda rate: optax.MultiSteps(optax.sgd(rate, momentum=0.5), 4), STEPS / 2,
