@@ -193,7 +193,9 @@ def violations_at_random_weights(
         gradient = jax.grad(lambda w: objective(eqx.combine(w, frozen), data))(weights)
         violations = relative_violation(laws, weights, gradient)
         # Where nothing flows, or all overflows, nothing is shown.
-        is_telling = (tree_norm_of_any_size(gradient) > 0) & jnp.isfinite(jnp.max(violations))
+        is_telling = (tree_norm_of_any_size(gradient) > 0) & jnp.isfinite(
+            jnp.max(violations)
+        )
         return jnp.where(is_telling, violations, 0), is_telling
 
     keys = jr.split(jr.key(0), len(_SIZES))

@@ -53,10 +53,7 @@ def test_a_long_time_is_right_or_said_to_be_none(activation, loss, t1):
     )  # fmt: skip
     assert run.result != hf.RESULTS.successful
     assert np.all(np.isnan(run.losses)) or not run.stats["error_estimate"] < 0.1
-    short = hf.flow(
-        model, (X, LABELS), 2.0, loss=loss, solver=hf.Averaged(), rtol=1e-5,
-        estimate_error=True,
-    )  # fmt: skip
+    short = hf.flow(model, (X, LABELS), 2.0, loss=loss, solver=hf.Averaged())
     gd = hf.descend(model, (X, LABELS), 20_000, learning_rate=1e-4, loss=loss)
     np.testing.assert_allclose(short.losses[-1], gd.losses[-1], rtol=2e-3)
 

@@ -67,7 +67,12 @@ def end_of(terms, start, **options):
         (QUARTIC, (0.5, 0.5), StationaryKind.undecided, (0, 0)),
         # Inflections: downhill, but no minimum.
         ({(3, 0): 1.0}, (0.0, 0.5), StationaryKind.degenerate_saddle, (0, 0.5)),
-        ({(3, 0): 1.0, (0, 2): 1.0}, (0.0, 0.5), StationaryKind.degenerate_saddle, (0, 0)),
+        (
+            {(3, 0): 1.0, (0, 2): 1.0},
+            (0.0, 0.5),
+            StationaryKind.degenerate_saddle,
+            (0, 0),
+        ),
         ({(2, 0): 1.0}, (0.5, 0.5), StationaryKind.minimum, (0, 0.5)),
         ({(0, 0): 2.0}, (0.5, 0.5), StationaryKind.minimum, (0.5, 0.5)),
     ],
