@@ -24,6 +24,10 @@ from ._flows._modified_flow import modified_flow as modified_flow
 from ._flows._predict_drift import predict_drift as predict_drift
 from ._flows._sharpness import sharpness as sharpness
 from ._flows._spectrum import spectrum as spectrum
+from ._flows._split_discretization import (
+    DiscretizationSplit as DiscretizationSplit,
+    split_discretization as split_discretization,
+)
 from ._laws import (
     Certificate as Certificate,
     Law as Law,
