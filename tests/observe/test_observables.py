@@ -123,7 +123,8 @@ def test_norms_and_margins_do_not_underflow_or_overflow(size):
     """Of a linear model: the gradient of ½(w·x)² is XᵀXw/n, in proportion to w."""
     net = model(sizes=(3, 1), activation="linear")
     start = np.asarray(net.layers[0].weight)
-    net = eqx.tree_at(lambda m: m.layers[0].weight, net, size * start)
+    scaled = jnp.asarray(size * start)
+    net = eqx.tree_at(lambda m: m.layers[0].weight, net, scaled)
     problem = make_problem(net, (X, jnp.zeros((6, 1))))
     x = np.asarray(X)
     gradient = start @ x.T @ x / 6
