@@ -10,6 +10,7 @@ import numpy as np
 
 from .._jax._arguments import as_times
 from .._observe._time_grid import make_time_grid
+from .._problem._log_risk import against_log_risk
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
@@ -91,6 +92,7 @@ class SteadyState(AbstractMethod):
                 "A flow with `t1=inf` has no end to measure progress by: `progress=True` "
                 "prints how far it is."
             )
+        _refuse_names(task)
         thinned = [name for name, n in task.recorder.every.items() if n > 1]
         if thinned:
             raise ValueError(
@@ -113,6 +115,15 @@ def _with_direction(
         return trajectory
     is_free = task.ts is None
     return with_limit_direction(trajectory, late, problem, records=is_free)
+
+
+def _refuse_names(task: Task) -> None:
+    taken = {"log_ts", "log_losses"} & task.recorder.observables.keys()
+    if taken and against_log_risk(task.given) is None:
+        raise ValueError(
+            f"{min(taken)!r} is recorded in any case where the data are separable: choose "
+            "another name in `observe`."
+        )
 
 
 def _refuse_problem(task: Task) -> None:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..._dynamics._log_time import MAX_DEGREE, LogTime, degree_at
-from ..._jax._compilation import fast_compile_jit
+from ..._dynamics._log_time import MAX_DEGREE, LogTime, degree_of
 from ..._observe._base import FunctionOfPoint, Point
 from ..._observe._time_grid import TimeGrid
 from ..._problem._log_risk import log_risk
@@ -32,6 +31,8 @@ _STAGES, _RECORDS = (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10), 12
 #: Two late times tell of one limit where the flow has come this close, and the points next
 #: to both have the same margins.
 _CLOSE, _SAME = 0.05, 1e-8
+#: A distance below which it need not fall further: margins of 1e10 round to that.
+_NEAREST = 1e-6
 #: A curvature that is not below 0, relative to that of ½‖w‖², which is 1.
 _MIN_CURVATURE = -1e-8
 
@@ -74,13 +75,13 @@ def follow_to_limit_direction(
     """The flow from `problem`'s weights at the time `elapsed`, when they separate the data.
 
     The end is where two late times show the same point of maximal margin, of which the
-    flow's direction has come closer from the first to the second, and which is no saddle
-    of the margin: that is only believed at the last stage. `None` where the margins are
-    not homogeneous, or the like.
+    flow's direction has come closer from the first to the second. Where that is a saddle of
+    the margin, as the curvature says, it goes on: that is believed at the last stage only.
+    `None` where the margins are not homogeneous, or the like.
     """
     if why_no_limit(problem, settings) is not None:
         return None
-    dynamics = LogTime(jnp.asarray(elapsed), _degree(problem))
+    dynamics = LogTime(jnp.asarray(elapsed), degree_of(problem))
     settings = dataclasses.replace(settings, dt0=None)
     recorder = dataclasses.replace(
         task.recorder,
@@ -94,7 +95,7 @@ def follow_to_limit_direction(
     )
     parts: list[Trajectory] = []
     log_ts: list[np.ndarray] = []
-    before, distance, s, steps = None, np.inf, 0.0, 0
+    before, saddle, s, steps = None, None, 0.0, 0
     for end in _STAGES:
         part, times = _stage(task, settings, problem, dynamics, s, end)
         steps += int(part.stats["steps"] + part.stats["rejected_steps"])
@@ -104,32 +105,29 @@ def follow_to_limit_direction(
         log_ts.append(np.log(elapsed) + times + np.log(-np.expm1(-times)))
         problem, s = problem_at_end(problem, part), end
         found = polish(problem, certificate_at(problem))
-        if found is not None and _is_limit(before, found, end == _STAGES[-1]):
+        is_limit = _show_one_limit(before, found)
+        if found is not None and is_limit and found.curvature >= _MIN_CURVATURE:
             return LimitDirection(parts, log_ts, found)
-        before = found
-    return LimitDirection(parts, log_ts, None)
+        before, saddle = found, found if is_limit else None
+    return LimitDirection(parts, log_ts, saddle)
 
 
-def _is_limit(
-    before: MarginCertificate | None, now: MarginCertificate, is_last: bool
+def _show_one_limit(
+    before: MarginCertificate | None, now: MarginCertificate | None
 ) -> bool:
-    """Whether two late times, each with the point next to it, show one limit."""
-    if before is None or not now.moved < min(_CLOSE, before.moved):
+    """Whether two late times, with the points next to them, show one limit."""
+    if before is None or now is None:
+        return False
+    if not now.moved <= min(_CLOSE, max(before.moved, _NEAREST)):
         return False
     change = np.abs(np.asarray(now.margins) / np.asarray(before.margins) - 1)
-    is_saddle = now.curvature < _MIN_CURVATURE
-    return bool(np.max(change) <= _SAME) and (is_last or not is_saddle)
+    return bool(np.max(change) <= _SAME)
 
 
 def problem_at_end(problem: Problem, part: Trajectory) -> Problem:
     """The problem with the weights at which a run of it has ended."""
     weights = eqx.filter(part.model, problem.mask)
     return eqx.tree_at(lambda p: p.weights, problem, weights)
-
-
-@fast_compile_jit
-def _degree(problem: Problem) -> Float[Array, ""]:
-    return degree_at(problem)
 
 
 def log_loss_at(point: Point) -> Float[Array, ""]:
