@@ -1,0 +1,212 @@
+"""Plateaus of a recorded flow, and the saddles behind them."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._laws import Laws
+from ..._problem._problem import Problem
+from ..._results._saddle import Saddle
+from ..._results._stationary_kind import StationaryKind
+from ..._results._trajectory import Trajectory
+from ._critical_point import CriticalPoint
+from ._dense_hessian import MAX_WEIGHTS, make_dense_analyzer
+from ._flat_loss import FlatLoss, with_weights
+from ._polish import polish
+
+#: On a plateau ‖∇L‖ is below this share of what it is before or after.
+_SLOW = 0.3
+#: How far the flow may be from a saddle, relative to the largest ‖w‖, and by how much of the
+#: range of losses its loss may differ.
+_MAX_DISTANCE, _MAX_CHANGE = 0.2, 0.05
+#: ‖∇L‖ at a saddle, relative to the largest on the way.
+_MAX_SLOPE = 1e-3
+#: The share of the loss's fall to the next plateau at which the way out is looked at.
+_SEEN = 1e-3
+#: Saddles of losses as close as this, relative to their range, are one.
+_SAME = 1e-4
+
+
+class _Plateau(NamedTuple):
+    """A record where the flow is slowest, and the stationary point next to it."""
+
+    index: int
+    point: CriticalPoint
+    distance: float
+
+
+def why_no_saddles(problem: Problem, trajectory: Trajectory) -> str | None:
+    """Why the saddles of a run cannot be found; `None` if they can."""
+    if trajectory.models is None:
+        return "they are looked for at the recorded models: pass `save_models=True`"
+    if problem.num_weights > MAX_WEIGHTS:
+        return f"Hessians of more than {MAX_WEIGHTS:,} weights take too long"
+    if np.ndim(trajectory.ts) != 1:
+        return "they are those of one run, not of a batch"
+    if len(trajectory.ts) < 3:
+        return "a plateau takes three recorded times or more"
+    return None
+
+
+def find_saddles(
+    problem: Problem, trajectory: Trajectory, tolerance: float
+) -> list[Saddle]:
+    """The saddles of a run with all its models, in order."""
+    known = np.flatnonzero(np.isfinite(np.asarray(trajectory.losses)))
+    losses = np.asarray(trajectory.losses)[known]
+    ts = np.asarray(trajectory.ts)[known]
+    slopes = np.asarray(trajectory.grad_norms)[known]
+    states = _states(problem, trajectory)[known]
+    plateaus = _plateaus(problem, losses, slopes, states)
+    found: list[Saddle] = []
+    arrival = float(ts[0])
+    for now, after in zip(plateaus, [*plateaus[1:], None], strict=True):
+        left = _left(ts, losses, now, after)
+        if left is not None or now.point.lowest < -now.point.zero:
+            found.append(
+                _saddle(problem, states, now, arrival, left, tolerance)
+            )
+        if left is not None:
+            arrival = left.time
+    return found
+
+
+def _states(problem: Problem, trajectory: Trajectory) -> np.ndarray:
+    """The trained weights at all times, in rows."""
+    leaves = jax.tree.leaves(eqx.filter(trajectory.models, problem.mask))
+    count = len(trajectory.ts)
+    return np.concatenate([np.reshape(leaf, (count, -1)) for leaf in leaves], axis=1)
+
+
+def _plateaus(
+    problem: Problem, losses: np.ndarray, slopes: np.ndarray, states: np.ndarray
+) -> list[_Plateau]:
+    flat_loss = FlatLoss(problem, None, Laws(()))
+    size = float(np.max(np.linalg.norm(states, axis=1))) or 1.0
+    analyze = make_dense_analyzer(flat_loss, size)
+    span, ones = float(np.ptp(losses)) or 1.0, np.ones(states.shape[1])
+    found: list[_Plateau] = []
+    for index in _slow_records(slopes):
+        start = analyze(states[index])
+        point = polish(analyze, start, _MAX_DISTANCE * size, ones)
+        distance = float(np.linalg.norm(point.weights - states[index])) / size
+        if point.grad_norm > _MAX_SLOPE * float(np.max(slopes)):
+            continue
+        if abs(point.loss - losses[index]) > _MAX_CHANGE * span:
+            continue
+        if found and abs(point.loss - found[-1].point.loss) <= _SAME * span:
+            continue
+        found.append(_Plateau(int(index), point, distance))
+    return found
+
+
+def _slow_records(slopes: np.ndarray) -> list[int]:
+    """Where ‖∇L‖ is least between two times at which it is much larger."""
+    found: list[int] = []
+    lowest, highest_since, is_falling = 0, slopes[0], True
+    for i, slope in enumerate(slopes):
+        if is_falling:
+            if slope < slopes[lowest]:
+                lowest = i
+            elif slopes[lowest] <= _SLOW * slope:
+                found.append(lowest)
+                is_falling, highest_since = False, slope
+        else:
+            highest_since = max(highest_since, slope)
+            if slope <= _SLOW * highest_since:
+                is_falling, lowest = True, i
+    return [*found, lowest] if is_falling else found
+
+
+class _Left(NamedTuple):
+    """When a plateau was left, and the record at which that could first be seen."""
+
+    time: float
+    error: float
+    early: int
+
+
+def _left(
+    ts: np.ndarray, losses: np.ndarray, now: _Plateau, after: _Plateau | None
+) -> _Left | None:
+    if after is None:
+        return None
+    half = (now.point.loss + after.point.loss) / 2
+    passed = np.flatnonzero(losses[now.index :] < half)
+    if not passed.size or passed[0] == 0:
+        return None
+    second = now.index + int(passed[0])
+    first = second - 1
+    share = (losses[first] - half) / (losses[first] - losses[second])
+    length = ts[second] - ts[first]
+    drop = now.point.loss - after.point.loss
+    seen = now.point.loss - losses[now.index :] > _SEEN * drop
+    early = now.index + int(np.flatnonzero(seen)[0])
+    return _Left(float(ts[first] + share * length), float(length) / 2, early)
+
+
+def _saddle(
+    problem: Problem,
+    states: np.ndarray,
+    plateau: _Plateau,
+    arrival: float,
+    left: _Left | None,
+    tolerance: float,
+) -> Saddle:
+    point = plateau.point
+    is_strict = point.lowest < -point.zero
+    moved = states[plateau.index if left is None else left.early] - point.weights
+    way = moved
+    if is_strict:
+        unstable = point.vectors[:, point.values < -point.zero]
+        way = unstable @ (unstable.T @ moved)
+    length = float(np.linalg.norm(way)) or 1.0
+    model = with_weights(problem, point.weights)
+    kinds = StationaryKind
+    return Saddle(
+        model=model,
+        loss=point.loss,
+        gradient_norm=point.grad_norm,
+        distance=plateau.distance,
+        arrival=arrival,
+        departure=np.nan if left is None else left.time,
+        time_error=np.nan if left is None else left.error,
+        kind=kinds.strict_saddle if is_strict else kinds.degenerate_saddle,
+        smallest_eigenvalue=point.lowest,
+        negative_eigenvalues=int(np.sum(point.values < -point.zero)),
+        escape=_trained(problem, way / length),
+        ranks=_ranks(problem, model, states, tolerance),
+        active=jax.tree.map(
+            lambda w: jnp.abs(w) > tolerance * float(np.max(np.abs(states))),
+            eqx.filter(model, problem.mask),
+        ),
+    )
+
+
+def _trained(problem: Problem, flat: np.ndarray):
+    return eqx.filter(with_weights(problem, flat), problem.mask)
+
+
+def _ranks(
+    problem: Problem, model, states: np.ndarray, tolerance: float
+) -> dict[str, int]:
+    """Of every matrix, how many singular values exceed a share of the end's largest."""
+    at_end = with_weights(problem, states[-1])
+    trained = eqx.filter(model, problem.mask)
+    last = eqx.filter(at_end, problem.mask)
+    found = {}
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(trained), jax.tree.leaves(last), strict=True
+    )
+    for (path, leaf), end in pairs:
+        if np.ndim(leaf) == 2:
+            largest = np.linalg.norm(np.asarray(end), 2)
+            values = np.linalg.svd(np.asarray(leaf), compute_uv=False)
+            name = jax.tree_util.keystr(path).lstrip(".")
+            found[name] = int(np.sum(values > tolerance * largest))
+    return found
+
+
