@@ -19,6 +19,9 @@ from ._polish import polish
 
 #: On a plateau ‖∇L‖ is below this share of what it is before or after.
 _SLOW = 0.3
+#: A fall of the loss from one record to the next, relative to its range, that is one to
+#: another plateau where none of the records in between shows it.
+_JUMP = 0.02
 #: How far the flow may be from a saddle, relative to the largest ‖w‖, and by how much of the
 #: range of losses its loss may differ.
 _MAX_DISTANCE, _MAX_CHANGE = 0.2, 0.05
@@ -89,7 +92,7 @@ def _plateaus(
     analyze = make_dense_analyzer(flat_loss, size)
     span, ones = float(np.ptp(losses)) or 1.0, np.ones(states.shape[1])
     found: list[_Plateau] = []
-    for index in _slow_records(slopes):
+    for index in _slow_records(losses, slopes):
         start = analyze(states[index])
         point = polish(analyze, start, _MAX_DISTANCE * size, ones)
         distance = float(np.linalg.norm(point.weights - states[index])) / size
@@ -103,21 +106,24 @@ def _plateaus(
     return found
 
 
-def _slow_records(slopes: np.ndarray) -> list[int]:
-    """Where ‖∇L‖ is least between two times at which it is much larger."""
+def _slow_records(losses: np.ndarray, slopes: np.ndarray) -> list[int]:
+    """Where ‖∇L‖ is least between two times at which it is much larger.
+
+    It was larger, too, between two records of which the second has a much lower loss.
+    """
+    fell = -np.diff(losses, append=losses[-1]) > _JUMP * (np.ptp(losses) or 1.0)
     found: list[int] = []
-    lowest, highest_since, is_falling = 0, slopes[0], True
+    lowest, highest_since, is_falling = 0, 0.0, True
     for i, slope in enumerate(slopes):
-        if is_falling:
-            if slope < slopes[lowest]:
-                lowest = i
-            elif slopes[lowest] <= _SLOW * slope:
-                found.append(lowest)
-                is_falling, highest_since = False, slope
-        else:
-            highest_since = max(highest_since, slope)
-            if slope <= _SLOW * highest_since:
-                is_falling, lowest = True, i
+        if not is_falling and slope <= _SLOW * highest_since:
+            lowest, is_falling = i, True
+        if is_falling and slope < slopes[lowest]:
+            lowest = i
+        after = np.inf if fell[i] else slope
+        if is_falling and slopes[lowest] <= _SLOW * after:
+            found.append(lowest)
+            highest_since, is_falling = after, False
+        highest_since = max(highest_since, after)
     return [*found, lowest] if is_falling else found
 
 
