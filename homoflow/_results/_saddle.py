@@ -19,7 +19,7 @@ class Saddle(eqx.Module):
         the departure.
     - `kind`: a strict saddle, or a degenerate one without negative curvature.
     - `smallest_eigenvalue` of the Hessian there, `negative_eigenvalues` how many are below
-        0.
+        0 by more than 1e-6 of ‖∇²L‖ at the run's end. Without any it is degenerate.
     - `escape`: the unit direction in which the flow left, the trained arrays of a model:
         where it was when a thousandth of the way down to the next plateau was done, seen
         from the saddle, and of that the part in the directions of negative curvature (at a

@@ -49,10 +49,9 @@ def test_a_linear_net_of_two_layers_gains_rank_by_rank(digits):
         assert saddle.kind == StationaryKind.strict_saddle
         np.testing.assert_allclose(saddle.loss, np.sum(SIGMAS[i:] ** 2) / 2, rtol=1e-6)
         np.testing.assert_allclose(saddle.smallest_eigenvalue, -SIGMAS[i], rtol=1e-6)
-        # At s = 1e-3 the next mode has begun to grow.
-        assert abs(saddle.departure - dates[i]) < 0.1 * saddle.time_error + 0.05 * (
-            digits == 3
-        )
+        # At s = 1e-3 the next mode has begun to grow before.
+        others = 0.1 if digits == 3 else 1e-6
+        assert abs(saddle.departure - dates[i]) < 0.1 * saddle.time_error + others
         order = dates[i] * SIGMAS[i] / -np.log(size)
         assert abs(order - 1) < 1 / (digits * np.log(10))
         # The way out is along the mode that grows.
@@ -60,8 +59,9 @@ def test_a_linear_net_of_two_layers_gains_rank_by_rank(digits):
         assert np.unravel_index(np.argmax(way), (3, 3)) == (i, i)
 
 
-def test_a_linear_net_of_three_layers_waits_for_a_power_of_the_start():
-    size = 1e-6
+@pytest.mark.parametrize("digits", [4, 6, 10])
+def test_a_linear_net_of_three_layers_waits_for_a_power_of_the_start(digits):
+    size = 10.0**-digits
 
     def date(sigma):
         # w' = w²(σ − w³) for each singular value of a layer, in 1/w.
@@ -72,8 +72,8 @@ def test_a_linear_net_of_three_layers_waits_for_a_power_of_the_start():
         )[0]  # fmt: skip
 
     dates = np.array([date(sigma) for sigma in SIGMAS])
-    np.testing.assert_allclose(dates * size * SIGMAS, 1, rtol=1e-5)
-    ts = np.concatenate([[0.0], np.geomspace(1e5, 1.2 * dates[-1], 400)])
+    np.testing.assert_allclose(dates * size * SIGMAS, 1, atol=20 * size)
+    ts = np.concatenate([[0.0], np.geomspace(0.1 / size, 1.2 * dates[-1], 400)])
     run = hf.flow(
         net(3, size), DATA, ts[-1], ts=ts, save_models=True, laws=(),
         solver=hf.Rodas5P(), rtol=1e-8,
@@ -82,7 +82,8 @@ def test_a_linear_net_of_three_layers_waits_for_a_power_of_the_start():
     assert [s.ranks["layers[1].weight"] for s in found] == [0, 1, 2]
     for saddle, exact in zip(found, dates, strict=True):
         assert abs(saddle.departure - exact) <= 1.01 * saddle.time_error
-        assert saddle.smallest_eigenvalue < 1e-5
+        assert abs(saddle.smallest_eigenvalue) < 10 * size
+    assert found[0].kind == StationaryKind.degenerate_saddle
 
 
 def test_a_large_start_passes_no_saddle():

@@ -13,15 +13,15 @@ from ..._results._saddle import Saddle
 from ..._results._stationary_kind import StationaryKind
 from ..._results._trajectory import Trajectory
 from ._critical_point import CriticalPoint
-from ._dense_hessian import MAX_WEIGHTS, make_dense_analyzer
+from ._dense_hessian import MAX_WEIGHTS, dense_hessian, make_dense_analyzer
 from ._flat_loss import FlatLoss, with_weights
 from ._polish import polish
 
 #: On a plateau ‖∇L‖ is below this share of what it is before or after.
 _SLOW = 0.3
 #: A fall of the loss from one record to the next, relative to its range, that is one to
-#: another plateau where none of the records in between shows it.
-_JUMP = 0.02
+#: another plateau where it is also so many times what dL/dt = −‖∇L‖² at both says.
+_JUMP, _HIDDEN = 0.02, 10.0
 #: How far the flow may be from a saddle, relative to the largest ‖w‖, and by how much of the
 #: range of losses its loss may differ.
 _MAX_DISTANCE, _MAX_CHANGE = 0.2, 0.05
@@ -29,6 +29,12 @@ _MAX_DISTANCE, _MAX_CHANGE = 0.2, 0.05
 _MAX_SLOPE = 1e-3
 #: The share of the loss's fall to the next plateau at which the way out is looked at.
 _SEEN = 1e-3
+#: Away from a saddle curvatures count as zero that are below 100·‖∇L‖/‖w‖: here they are
+#: looked at from so many times closer, as plateaus of not so small starts are.
+_RESOLVED = 30.0
+#: Curvatures are negative from this share of ‖∇²L‖ at the end on: where they vanish,
+#: Newton's method converges slowly, and leaves some.
+_NEGATIVE = 1e-6
 #: Saddles of losses as close as this, relative to their range, are one.
 _SAME = 1e-4
 
@@ -39,6 +45,13 @@ class _Plateau(NamedTuple):
     index: int
     point: CriticalPoint
     distance: float
+    norm_at_end: float
+
+    @property
+    def negative(self) -> np.ndarray:
+        """Which eigenvalues are below 0, by more than Newton's method leaves."""
+        limit = max(self.point.zero, _NEGATIVE * self.norm_at_end)
+        return self.point.values < -limit
 
 
 def why_no_saddles(problem: Problem, trajectory: Trajectory) -> str | None:
@@ -63,12 +76,12 @@ def find_saddles(
     ts = np.asarray(trajectory.ts)[known]
     slopes = np.asarray(trajectory.grad_norms)[known]
     states = _states(problem, trajectory)[known]
-    plateaus = _plateaus(problem, losses, slopes, states)
+    plateaus = _plateaus(problem, ts, losses, slopes, states)
     found: list[Saddle] = []
     arrival = float(ts[0])
     for now, after in zip(plateaus, [*plateaus[1:], None], strict=True):
         left = _left(ts, losses, now, after)
-        if left is not None or now.point.lowest < -now.point.zero:
+        if left is not None or now.negative.any():
             found.append(
                 _saddle(problem, states, now, arrival, left, tolerance)
             )
@@ -85,14 +98,19 @@ def _states(problem: Problem, trajectory: Trajectory) -> np.ndarray:
 
 
 def _plateaus(
-    problem: Problem, losses: np.ndarray, slopes: np.ndarray, states: np.ndarray
+    problem: Problem,
+    ts: np.ndarray,
+    losses: np.ndarray,
+    slopes: np.ndarray,
+    states: np.ndarray,
 ) -> list[_Plateau]:
     flat_loss = FlatLoss(problem, None, Laws(()))
     size = float(np.max(np.linalg.norm(states, axis=1))) or 1.0
-    analyze = make_dense_analyzer(flat_loss, size)
+    at_end = float(np.linalg.norm(dense_hessian(flat_loss, states[-1])))
+    analyze = make_dense_analyzer(flat_loss, _RESOLVED * size, at_end)
     span, ones = float(np.ptp(losses)) or 1.0, np.ones(states.shape[1])
     found: list[_Plateau] = []
-    for index in _slow_records(losses, slopes):
+    for index in _slow_records(ts, losses, slopes):
         start = analyze(states[index])
         point = polish(analyze, start, _MAX_DISTANCE * size, ones)
         distance = float(np.linalg.norm(point.weights - states[index])) / size
@@ -102,16 +120,22 @@ def _plateaus(
             continue
         if found and abs(point.loss - found[-1].point.loss) <= _SAME * span:
             continue
-        found.append(_Plateau(int(index), point, distance))
+        found.append(_Plateau(int(index), point, distance, at_end))
     return found
 
 
-def _slow_records(losses: np.ndarray, slopes: np.ndarray) -> list[int]:
+def _slow_records(
+    ts: np.ndarray, losses: np.ndarray, slopes: np.ndarray
+) -> list[int]:
     """Where ‖∇L‖ is least between two times at which it is much larger.
 
-    It was larger, too, between two records of which the second has a much lower loss.
+    It was larger, too, between two records of which the second has a much lower loss than
+    ‖∇L‖ at both would make it.
     """
-    fell = -np.diff(losses, append=losses[-1]) > _JUMP * (np.ptp(losses) or 1.0)
+    fall = -np.diff(losses)
+    fastest = np.maximum(slopes[1:], slopes[:-1])
+    is_jump = fall > _JUMP * (np.ptp(losses) or 1.0)
+    fell = np.append(is_jump & (fall > _HIDDEN * np.diff(ts) * fastest**2), False)
     found: list[int] = []
     lowest, highest_since, is_falling = 0, 0.0, True
     for i, slope in enumerate(slopes):
@@ -163,11 +187,11 @@ def _saddle(
     tolerance: float,
 ) -> Saddle:
     point = plateau.point
-    is_strict = point.lowest < -point.zero
+    is_strict = bool(plateau.negative.any())
     moved = states[plateau.index if left is None else left.early] - point.weights
     way = moved
     if is_strict:
-        unstable = point.vectors[:, point.values < -point.zero]
+        unstable = point.vectors[:, plateau.negative]
         way = unstable @ (unstable.T @ moved)
     length = float(np.linalg.norm(way)) or 1.0
     model = with_weights(problem, point.weights)
@@ -182,7 +206,7 @@ def _saddle(
         time_error=np.nan if left is None else left.error,
         kind=kinds.strict_saddle if is_strict else kinds.degenerate_saddle,
         smallest_eigenvalue=point.lowest,
-        negative_eigenvalues=int(np.sum(point.values < -point.zero)),
+        negative_eigenvalues=int(np.sum(plateau.negative)),
         escape=_trained(problem, way / length),
         ranks=_ranks(problem, model, states, tolerance),
         active=jax.tree.map(
