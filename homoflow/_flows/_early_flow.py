@@ -126,7 +126,7 @@ def early_flow(
     trajectory = rest.trajectory
     if rest.is_found:
         times = _times_to(rest.time, ts)
-        trajectory = run(times[-1], times, rtol, **fine)
+        trajectory = run(max(rest.time, times[-1]), times, rtol, **fine)
         if _is_successful(trajectory):
             trajectory = _ended(problem, trajectory, laws)
         trajectory = _with_gradients_of(trajectory, rest.gradients)
@@ -165,9 +165,7 @@ def _find_rest(problem: Problem, dynamics: LogWeights, run: Any) -> _Rest:
     for _ in range(_MAX_LOOKS):
         last *= _LATER
         times = np.concatenate([[0], np.geomspace(first / 100, last, _LOOKED_AT)])
-        trajectory = run(
-            last, times, _COARSE_RTOL, observe={"log_weights": _OF_STATE}
-        )
+        trajectory = run(last, times, _COARSE_RTOL, observe={"log_weights": _OF_STATE})
         gradients += float(trajectory.stats["gradient_evaluations"])
         if not _is_successful(trajectory):
             return _Rest(False, last, gradients, trajectory)

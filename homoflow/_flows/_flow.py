@@ -133,4 +133,6 @@ def flow(
         progress=progress,
     )
     trajectory = run(task, method, throw)
-    return trajectory if late is None else dataclasses.replace(trajectory, ts=late.shown)
+    return (
+        trajectory if late is None else dataclasses.replace(trajectory, ts=late.shown)
+    )

@@ -44,8 +44,9 @@ def late_times(
     """
     t0, t1, ts = times
     is_plain = isinstance(dynamics, GradientFlow) and dynamics.weight_decay is None
-    are_known = is_concrete((t0, t1, ts)) and jnp.ndim(t1) == 0
-    if not (is_plain and are_known and float(t0) == 0 and np.isfinite(float(t1))):
+    if not (is_plain and is_concrete((t0, t1, ts)) and _is_real_number(t1)):
+        return None
+    if float(t0) != 0 or not np.isfinite(float(t1)):
         return None
     is_late = float(t1) >= MIN_LATE_TIME and problem.num_weights <= MAX_DENSE_WEIGHTS
     if not is_late or problem.dtype != jnp.float64 or against_log_risk(problem):
@@ -62,3 +63,9 @@ def late_times(
     sigma = jnp.minimum(late.sigma_at(logs), end)
     rtol = STEADY_STATE_RTOL if rtol is None else rtol
     return LateTimes(late, end, sigma, rtol, jnp.asarray(shown))
+
+
+def _is_real_number(t1: Any) -> bool:
+    """Whether it is one; anything else is refused where a flow's arguments are."""
+    values = np.asarray(t1)
+    return values.ndim == 0 and values.dtype.kind in "fiu"

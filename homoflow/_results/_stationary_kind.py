@@ -29,6 +29,7 @@ class StationaryKind(eqx.Enumeration):
         "weights to infinity."
     )
     diverges_in_direction = (
-        "No stationary point, diverges in direction: the data are separable, so that the "
-        "weights go to infinity, in a direction that converges to a point of maximal margin."
+        "No stationary point, diverges in direction: the data are separable, so that "
+        "the weights go to infinity, in a direction that converges to a point of maximal "
+        "margin."
     )

@@ -245,7 +245,7 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
         "direction_distance": Statistic(
             "number",
             ("stationary",),
-            "How far the flow's direction was from it at the end, a length of unit vectors.",
+            "How far the flow's direction was from it at last, a length of unit vectors.",
         ),
     }
 )

@@ -103,8 +103,9 @@ def distances(runs: Runs, *, ax: "Axes | None" = None) -> "Axes":
 def _limit_of(run: Trajectory, label: str) -> MarginCertificate:
     if run.limit is None or run.models is None:
         raise ValueError(
-            f"{label!r} has no limit of directions, or not its models at all times: it takes "
-            "a `homoflow.flow` on separable data with `t1=jnp.inf` and `save_models=True`."
+            f"{label!r} has no limit of directions, or not its models at all times: it "
+            "takes a `homoflow.flow` on separable data with `t1=jnp.inf` and "
+            "`save_models=True`."
         )
     return run.limit
 

@@ -34,7 +34,9 @@ def saddles(
     height = float(np.nanmax(losses) - np.nanmin(losses))
     for saddle in found:
         left = saddle.departure if np.isfinite(saddle.departure) else float(ts[-1])
-        ax.plot([saddle.arrival, left], [saddle.loss] * 2, color=COLOURS[1], linewidth=3)
+        ax.plot(
+            [saddle.arrival, left], [saddle.loss] * 2, color=COLOURS[1], linewidth=3
+        )
         ax.axvline(left, color="0.8", linewidth=0.8, zorder=0)
         ax.text(
             left + 0.01 * float(ts[-1] - ts[0]),

@@ -1,4 +1,4 @@
-"""Starts that vanish: against the incremental algorithm, SciPy in dual variables, mpmath."""
+"""Starts that vanish: against the incremental algorithm, and SciPy in dual variables."""
 
 import equinox as eqx
 import jax
@@ -41,7 +41,13 @@ def incremental_path(x, y):
     [Pesme & Flammarion 2023].
     """
     m, d = x.shape
-    grown, point, time, saddles, dates = np.zeros(d), np.zeros(d), 0.0, [np.zeros(d)], []
+    grown, point, time, saddles, dates = (
+        np.zeros(d),
+        np.zeros(d),
+        0.0,
+        [np.zeros(d)],
+        [],
+    )
     for _ in range(20):
         rate = -2 * x.T @ (x @ point - y) / m
         if np.max(np.abs(rate)) < 1e-12:
@@ -112,9 +118,7 @@ def test_saddles_are_those_of_the_incremental_algorithm(digits):
     np.testing.assert_allclose(saddles[-1], [0, 0, 10 / 7, -10 / 49], atol=1e-9)
     log_size = -digits * np.log(10)
     ts = np.linspace(0, -8 * log_size, 1601)
-    run = hf.early_flow(
-        ONES, DATA, ts[-1], log_size=log_size, ts=ts, save_models=True
-    )
+    run = hf.early_flow(ONES, DATA, ts[-1], log_size=log_size, ts=ts, save_models=True)
     found = hf.saddles(run, DATA)
     assert len(found) == len(dates) == 3
     # To O(1/log(1/s)), with these constants whatever s is.
@@ -147,7 +151,11 @@ def test_it_is_the_same_flow_where_both_can_go():
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (hf.MLP((4, 2, 1), activation="linear", key=jax.random.key(0)), {}, "sign of a"),
+        (
+            hf.MLP((4, 2, 1), activation="linear", key=jax.random.key(0)),
+            {},
+            "sign of a",
+        ),
         (hf.MLP((4, 2, 1), activation="relu", key=jax.random.key(0)), {}, "jumps at"),
         (DiagonalNet(jnp.zeros(4), jnp.ones(4)), {}, "no logarithm"),
         (DiagonalNet(*[jnp.ones(4, jnp.float32)] * 2), {}, "float64"),
@@ -159,3 +167,11 @@ def test_what_it_is_not_made_for_is_refused(model, options, message):
     y = Y[:, None] if isinstance(model, hf.MLP) else Y
     with pytest.raises(ValueError, match=message):
         hf.early_flow(model, (DATA[0], jnp.asarray(y)), 1.0, **options)
+
+
+def test_times_that_are_asked_for_end_before_the_flow_does():
+    log_size = np.log(1e-60)
+    ts = -log_size * np.array([0.0, 1.03, 3.0])
+    end = hf.early_flow(ONES, DATA, jnp.inf, log_size=log_size, ts=ts)
+    np.testing.assert_allclose(end.ts, ts)
+    np.testing.assert_allclose(beta(end.model), [0, 0, 10 / 7, -10 / 49], atol=1e-8)

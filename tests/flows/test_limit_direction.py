@@ -169,7 +169,11 @@ def test_a_weight_that_stays_at_zero_keeps_the_direction_at_a_saddle_of_the_marg
 )
 def test_no_such_verdict_where_the_flow_has_an_end(labels, loss):
     x, y = separable()
-    y = y if labels == "separable" else jnp.sign(jax.random.normal(jax.random.key(2), 12))
+    y = (
+        y
+        if labels == "separable"
+        else jnp.sign(jax.random.normal(jax.random.key(2), 12))
+    )
     run = hf.flow(linear_net(2), (x, y[:, None]), jnp.inf, loss=loss)
     assert run.stats["stationary_kind"] == StationaryKind.minimum
     assert run.limit is None

@@ -35,7 +35,7 @@ def test_a_linear_net_of_two_layers_gains_rank_by_rank(digits):
     size = 10.0**-digits
     # a' = 2a(σ − a) for each singular value a of the product, from s².
     a = half_way(SIGMAS)
-    odds = np.log(a / (SIGMAS - a)) + np.log((SIGMAS - size**2)) - 2 * np.log(size)
+    odds = np.log(a / (SIGMAS - a)) + np.log(SIGMAS - size**2) - 2 * np.log(size)
     dates = odds / (2 * SIGMAS)
     ts = np.linspace(0, dates[-1] + 10, 1201)
     run = hf.flow(

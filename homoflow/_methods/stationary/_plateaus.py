@@ -22,8 +22,8 @@ _SLOW = 0.3
 #: A fall of the loss from one record to the next, relative to its range, that is one to
 #: another plateau where it is also so many times what dL/dt = −‖∇L‖² at both says.
 _JUMP, _HIDDEN = 0.02, 10.0
-#: How far the flow may be from a saddle, relative to the largest ‖w‖, and by how much of the
-#: range of losses its loss may differ.
+#: How far the flow may be from a saddle, relative to the largest ‖w‖, and by how much of
+#: the range of losses its loss may differ.
 _MAX_DISTANCE, _MAX_CHANGE = 0.2, 0.05
 #: ‖∇L‖ at a saddle, relative to the largest on the way.
 _MAX_SLOPE = 1e-3
@@ -82,9 +82,7 @@ def find_saddles(
     for now, after in zip(plateaus, [*plateaus[1:], None], strict=True):
         left = _left(ts, losses, now, after)
         if left is not None or now.negative.any():
-            found.append(
-                _saddle(problem, states, now, arrival, left, tolerance)
-            )
+            found.append(_saddle(problem, states, now, arrival, left, tolerance))
         if left is not None:
             arrival = left.time
     return found
@@ -124,9 +122,7 @@ def _plateaus(
     return found
 
 
-def _slow_records(
-    ts: np.ndarray, losses: np.ndarray, slopes: np.ndarray
-) -> list[int]:
+def _slow_records(ts: np.ndarray, losses: np.ndarray, slopes: np.ndarray) -> list[int]:
     """Where ‖∇L‖ is least between two times at which it is much larger.
 
     It was larger, too, between two records of which the second has a much lower loss than
@@ -238,5 +234,3 @@ def _ranks(
             name = jax.tree_util.keystr(path).lstrip(".")
             found[name] = int(np.sum(values > tolerance * largest))
     return found
-
-

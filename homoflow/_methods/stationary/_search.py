@@ -97,7 +97,9 @@ def solve_to_stationary_point(
             model = parts[-1].trajectory.model
         else:
             model = with_weights(problem, outcome.point.weights)
-        return merge_segments(recorded, parts, model, outcome.result, numbers_of(outcome))
+        return merge_segments(
+            recorded, parts, model, outcome.result, numbers_of(outcome)
+        )
 
     try:
         outcome = _outcome(more, parts, search, task.max_steps, report)
