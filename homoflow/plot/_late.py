@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._problem._log_risk import sample_margins
 from .._problem._losses import LogisticLoss, LossLike
@@ -86,9 +86,9 @@ def distances(runs: Runs, *, ax: "Axes | None" = None) -> "Axes":
     limits = {label: _limit_of(run, label) for label, run in runs.items()}
     ax = axes_or_new(ax)
     for i, (label, run) in enumerate(runs.items()):
-        trained = eqx.filter(run.models, eqx.is_inexact_array)
-        units = _units(_rows(trained, len(run.ts)))
-        at = _units(_rows(eqx.filter(run.model, eqx.is_inexact_array), 1))
+        trained = _trained(run)
+        units = _units(_rows([leaf for leaf, _ in trained], len(run.ts)))
+        at = _units(_rows([leaf for _, leaf in trained], 1))
         log_ts, shown = _log_times(run)
         distance = np.linalg.norm(units - at, axis=1)
         name = f"{label} (degree {limits[label].degree:.3g})"
@@ -114,6 +114,15 @@ def _log_times(run: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     """log t, and where it is at least 1."""
     log_ts = np.asarray(run.observed["log_ts"])
     return log_ts, log_ts >= 1
+
+
+def _trained(run: Trajectory) -> list[tuple[Array, Array]]:
+    """The arrays that are there at every time, and the same at the end."""
+    leaves = (
+        jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (run.models, run.model)
+    )
+    pairs = zip(*leaves, strict=True)
+    return [(many, one) for many, one in pairs if many.ndim == one.ndim + 1]
 
 
 def _rows(trained: PyTree, count: int) -> np.ndarray:

@@ -177,7 +177,7 @@ def test_no_such_verdict_where_the_flow_has_an_end(labels, loss):
     run = hf.flow(linear_net(2), (x, y[:, None]), jnp.inf, loss=loss)
     assert run.stats["stationary_kind"] == StationaryKind.minimum
     assert run.limit is None
-    assert run.stats["normalized_margin"] is None
+    assert np.isnan(run.stats["normalized_margin"])
 
 
 def test_polish_moves_to_the_point_next_to_it_and_not_far():

@@ -52,6 +52,12 @@ _ROUNDING = 1e-12
 _CLOCK = 4 * float(np.finfo(float).eps)
 
 
+#: What `stats` says of a limit of directions.
+_OF_DIRECTION = (
+    "log_time_reached", "normalized_margin", "kkt_residual", "direction_distance",
+)  # fmt: skip
+
+
 class Outcome(NamedTuple):
     """How a flow without end ended, and at what point, if at any.
 
@@ -281,4 +287,6 @@ def numbers_of(outcome: Outcome) -> dict[str, Any]:
         "zero_eigenvalues": jnp.asarray(zeros),
         "symmetry_zero_eigenvalues": jnp.asarray(outcome.explained),
         "polish_distance": jnp.asarray(outcome.distance),
+        # Of a direction that is found beyond: `_methods/margin`.
+        **dict.fromkeys(_OF_DIRECTION, jnp.asarray(nan)),
     }
