@@ -18,6 +18,7 @@ from ._flows._certify_margin import certify_margin as certify_margin
 from ._flows._drift_prediction import DriftPrediction as DriftPrediction
 from ._flows._early_flow import early_flow as early_flow
 from ._flows._flow import flow as flow
+from ._flows._flow_solution import flow_solution as flow_solution
 from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from ._flows._late_flow import late_flow as late_flow
 from ._flows._modified_flow import modified_flow as modified_flow
@@ -82,6 +83,7 @@ from ._results._failure import (
     TrajectoryInterrupt as TrajectoryInterrupt,
     raise_unless_successful as raise_unless_successful,
 )
+from ._results._flow_solution import FlowSolution as FlowSolution
 from ._results._kink_layer import KinkLayer as KinkLayer
 from ._results._ledger import (
     Account as Account,

@@ -36,6 +36,7 @@ def rows() -> list[Row]:
         *rescalings(),
         *ledger(),
         *sweeps(),
+        *scaling(),
         *commands(),
     ]
 
@@ -230,6 +231,26 @@ def sweeps() -> Iterable[Row]:
         f"all the same to the byte; {kills['chunks without a mark']} times a chunk "
         f"without its mark, {kills['half files']} times half a file",
         "`scripts/kill_sweeps.py`",
+    )
+
+
+def scaling() -> Iterable[Row]:
+    found = stored("scaling.json")
+    by, rows = source("scaling.json"), found["devices"]
+    counts = ", ".join(str(row["devices"]) for row in rows)
+    least = min(row["efficiency"] for row in rows)
+    collectives = sum(row["collectives"] for row in rows)
+    yield Row(
+        f"`hf.sweep` of 64 flows on {counts} simulated devices: work of one device over "
+        "the number of devices, as a part of the work of the busiest",
+        f"at least {least:.0%}; {collectives} collective operations in their programs",
+        by,
+    )
+    yield Row(
+        "`hf.sweep` of 2,048 descents by two processes on two cores: times faster than by "
+        "one, wall clock",
+        f"{found['speedup']:.2f}",
+        by,
     )
 
 

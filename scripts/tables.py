@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from benchmark.latency import first_calls
 from benchmark.report import markdown
 from measured import rows, stored
 from paper._report import overview_table
@@ -27,6 +28,11 @@ _BLOCK = re.compile(
 def bench() -> str:
     """Seconds of CPU time of homoflow and its rivals at equal errors."""
     return markdown(stored("bench.json"))
+
+
+def latency() -> str:
+    """How long first and second calls take."""
+    return first_calls(stored("latency.json"))
 
 
 def paper() -> str:
@@ -83,6 +89,7 @@ def _edge_row(name: str, run: dict) -> tuple[str, ...]:
 TABLES: Mapping[str, Callable[[], str]] = {
     "bench": bench,
     "edge": edge,
+    "latency": latency,
     "paper": paper,
     "measured": measured,
     "provenance": provenance,

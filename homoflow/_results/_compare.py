@@ -1,5 +1,7 @@
 """`compare`: two trajectories on one clock."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,10 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._jax._arguments import check_instance
 from .._jax._arrays import tree_norm_of_any_size
+from .._jax._compilation import fast_compile_jit
 from .._jax._dtypes import cast_floats
 from .._jax._tracing import is_concrete
+from ._saved_models import models_at
 from ._status import RESULTS
 from ._trajectory import Trajectory
 
@@ -54,7 +58,7 @@ class Comparison(eqx.Module):
             f"{len(self.ts)} common times, t = {float(self.ts[0]):g} … "
             f"{float(self.ts[-1]):g}",
             f"loss at the last: {losses}; largest difference "
-            f"{float(jnp.max(jnp.abs(self.losses_a - self.losses_b))):.3g}",
+            f"{np.max(np.abs(np.asarray(self.losses_a) - np.asarray(self.losses_b))):.3g}",
             f"final weights differ by {float(self.weight_distance):.3g} "
             f"({float(self.relative_weight_distance):.3g} relative)",
         ]
@@ -101,7 +105,7 @@ def compare(
     index_a, index_b = _common_times(np.asarray(a.ts), np.asarray(b.ts))
     exact = len(index_a) >= 2
     if exact:
-        ts = a.ts[index_a]
+        ts = jnp.asarray(np.asarray(a.ts)[index_a])
         read_a, read_b = _picker(index_a), _picker(index_b)
     else:
         ts = _coarser_times(a, b)
@@ -120,25 +124,21 @@ def compare(
         )
     x = None if x is None else _as_inputs(x, a.model)
     shared = [name for name in a.laws if name in b.laws]
-    weight_distance = _weight_distance(a.model, b.model)
+    distances = _distances(a.model, b.model, x)
     along = exact and a.models is not None and b.models is not None
-    models = (_models_at(a, index_a), _models_at(b, index_b)) if along else None
+    models = (models_at(a, index_a), models_at(b, index_b)) if along else None
+    apart = None if models is None else _distances_along(*models, x)
     return Comparison(
         ts=ts,
         losses_a=read_a(a.losses),
         losses_b=read_b(b.losses),
         laws_a={name: read_a(a.laws[name]) for name in shared},
         laws_b={name: read_b(b.laws[name]) for name in shared},
-        weight_distance=weight_distance,
-        relative_weight_distance=weight_distance
-        / tree_norm_of_any_size(_arrays(a.model)),
-        function_distance=None
-        if x is None
-        else _function_distance(a.model, b.model, x),
-        weight_distances=None if models is None else _along(_weight_distance, *models),
-        function_distances=None
-        if models is None or x is None
-        else _along(lambda p, q: _function_distance(p, q, x), *models),
+        weight_distance=distances.weights,
+        relative_weight_distance=distances.weights / distances.norm,
+        function_distance=distances.functions,
+        weight_distances=None if apart is None else apart.weights,
+        function_distances=None if apart is None else apart.functions,
         notes=tuple(notes),
     )
 
@@ -202,9 +202,8 @@ def _spacing(ts: np.ndarray) -> float:
 def _coarser_times(a: Trajectory, b: Trajectory) -> Array:
     low = max(float(a.ts[0]), float(b.ts[0]))
     high = min(float(a.ts[-1]), float(b.ts[-1]))
-    inside = [
-        t.ts[(np.asarray(t.ts) >= low) & (np.asarray(t.ts) <= high)] for t in (a, b)
-    ]
+    known = [np.asarray(t.ts) for t in (a, b)]
+    inside = [jnp.asarray(ts[(ts >= low) & (ts <= high)]) for ts in known]
     coarser = min(inside, key=len)
     if len(coarser) == 0:
         raise ValueError("The two trajectories have no time in common.")
@@ -213,34 +212,54 @@ def _coarser_times(a: Trajectory, b: Trajectory) -> Array:
 
 def _picker(index: np.ndarray):
     def pick(tree):
-        return jax.tree.map(lambda leaf: leaf[index], tree)
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[index]), tree)
 
     return pick
 
 
-def _models_at(trajectory: Trajectory, index: np.ndarray) -> PyTree:
-    """The models at some of the times, all their arrays stacked."""
-
-    def pick(stacked, single):
-        if not eqx.is_array(stacked):
-            return stacked
-        if stacked.ndim > single.ndim:
-            return stacked[index]
-        return jnp.broadcast_to(stacked, (len(index), *stacked.shape))
-
-    return jax.tree.map(pick, trajectory.models, trajectory.model)
-
-
 def _interpolator(ts: Array, at: Array):
-    def read(tree):
-        def one(values):
-            flat = values.reshape(values.shape[0], -1)
-            read = jax.vmap(lambda v: jnp.interp(at, ts, v), 1, 1)(flat)
-            return read.reshape(at.shape[0], *values.shape[1:])
+    # By NumPy: JAX would compile a program for every number of times.
+    known, wanted = np.asarray(ts), np.asarray(at)
 
-        return jax.tree.map(one, tree)
+    def read(tree):
+        def interpolate(values):
+            flat = np.asarray(values).reshape(len(known), -1)
+            columns = [np.interp(wanted, known, column) for column in flat.T]
+            read = np.asarray(columns, values.dtype).reshape(-1, len(wanted)).T
+            return jnp.asarray(read.reshape(len(wanted), *values.shape[1:]))
+
+        return jax.tree.map(interpolate, tree)
 
     return read
+
+
+class _Distances(NamedTuple):
+    """‖w_a − w_b‖, ‖w_a‖ and the distance of the functions, if inputs are known."""
+
+    weights: Float[Array, ""]
+    norm: Float[Array, ""]
+    functions: Float[Array, ""] | None
+
+
+def _measure(a: PyTree, b: PyTree, x: PyTree[Array] | None) -> _Distances:
+    return _Distances(
+        _weight_distance(a, b),
+        tree_norm_of_any_size(_arrays(a)),
+        None if x is None else _function_distance(a, b, x),
+    )
+
+
+@fast_compile_jit
+def _distances(a: PyTree, b: PyTree, x: PyTree[Array] | None) -> _Distances:
+    return _measure(a, b, x)
+
+
+@fast_compile_jit
+def _distances_along(a: PyTree, b: PyTree, x: PyTree[Array] | None) -> PyTree:
+    """The same for models whose arrays have a leading axis."""
+    return eqx.filter_vmap(_measure, in_axes=(eqx.if_array(0), eqx.if_array(0), None))(
+        a, b, x
+    )
 
 
 def _arrays(model: PyTree) -> PyTree:
@@ -277,9 +296,6 @@ def _as_inputs(x: PyTree, model: PyTree) -> PyTree[Array]:
     return cast_floats(jax.tree.map(jnp.asarray, x), dtype)
 
 
-def _along(distance, a: PyTree, b: PyTree) -> Float[Array, " times"]:
-    return eqx.filter_vmap(distance)(a, b)
-
-
 def _drift(values: Array) -> float:
-    return float(jnp.max(jnp.abs(values - values[:1])))
+    known = np.asarray(values)
+    return float(np.max(np.abs(known - known[:1])))

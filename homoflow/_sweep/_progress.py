@@ -18,12 +18,14 @@ class SweepMeter:
         self._failed = failed
         self._stream = stream
         self._start = self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def add(self, done: int, failed: int) -> None:
         """Counts the settings of another chunk."""
         self._done += done
         self._failed += failed
         now = time.monotonic()
+        self._first = self._first or (now - self._start, self._done)
         is_last = self._done == self._total
         if self._is_screen or is_last or now - self._shown > _BETWEEN_LINES:
             self._shown = now
@@ -31,12 +33,19 @@ class SweepMeter:
 
     def text(self, seconds: float) -> str:
         """The line after so many seconds."""
-        here = self._done - self._before
         left = self._total - self._done
         line = f"sweep: {self._done} of {self._total} settings, {self._failed} failed"
-        if left and here:
-            return f"{line}, {_duration(seconds / here * left)} left"
-        return f"{line}, {_duration(seconds)}" if not left else line
+        if not left:
+            return f"{line}, {_duration(seconds)}"
+        if self._first is None:
+            return line
+        first_seconds, first_done = self._first
+        if self._done > first_done:
+            rate = (seconds - first_seconds) / (self._done - first_done)
+            return f"{line}, {_duration(rate * left)} left"
+        # The first chunk has compiled the program, which the others will not.
+        rate = seconds / (self._done - self._before)
+        return f"{line}, at most {_duration(rate * left)} left"
 
     def close(self) -> None:
         if self._stream is not None and self._is_screen:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _BAND = (0.1, 0.9)
 #: Values that lie further apart are drawn on a logarithmic axis.
 _DECADE = 30.0
+#: What grows by more than this over all that it begins with has left the picture.
+_DIVERGED = 1e6
 #: So many values of a setting can be ticks.
 _MAX_TICKS = 9
 #: The side of a panel of a grid, in inches.
@@ -27,6 +29,8 @@ def bands(
     The band lies between the quantiles of 10 and 90 %; the legend has how many settings it
     is of. The abscissa is the dimension that is left, such as `time` or a step size.
     Axes are logarithmic where values are positive and range over more than a factor 30.
+    Runs that diverge leave the picture: the axis ends at a million times the largest value
+    at the abscissa's start.
 
     **Arguments:**
 
@@ -174,10 +178,24 @@ def _draw_bands(
     every = values if scale_of is None else scale_of
     if _is_wide(np.asarray(every)):
         ax.set_yscale("log")
+    _cut_diverged(ax, every, abscissa)
     if abscissa in every.coords and _is_wide(np.asarray(every[abscissa])):
         ax.set_xscale("log")
         _label_places(ax, np.asarray(every[abscissa]))
     ax.set(xlabel=_abscissa(abscissa), ylabel=str(values.name or "value"))
+
+
+def _cut_diverged(ax: "Axes", values: Any, abscissa: str) -> None:
+    """Ends the axis where values are out of proportion to those that they begin with."""
+    start = np.abs(np.asarray(values.isel({abscissa: 0}), float))
+    every = np.asarray(values, float)
+    limit = _DIVERGED * np.max(start, initial=0.0, where=np.isfinite(start))
+    if limit <= 0:
+        return
+    if np.max(every, initial=0.0, where=np.isfinite(every)) > limit:
+        ax.set_ylim(top=limit)
+    if np.min(every, initial=0.0, where=np.isfinite(every)) < -limit:
+        ax.set_ylim(bottom=-limit)
 
 
 def _places(values: Any, abscissa: str) -> np.ndarray:

@@ -1,7 +1,10 @@
 """Functions compiled with options of XLA's that need not exist."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import homoflow._jax._compilation
@@ -19,8 +22,10 @@ def twice():
     return fast_compile_jit(lambda x: 2 * jnp.sin(x))
 
 
-def forms(fun) -> int:
-    return fun._cached._cache_size()
+def forms(f) -> tuple[int, ...]:
+    """How many programs there are of each kind."""
+    kinds = (f.default, f.fast_compile, f.plain_sums)
+    return tuple(kind._cached._cache_size() for kind in kinds)
 
 
 X = jnp.array([0.5, 1.0])
@@ -29,7 +34,17 @@ X = jnp.array([0.5, 1.0])
 def test_options_are_used_where_they_exist():
     f = twice()
     assert jnp.array_equal(f(X), 2 * jnp.sin(X))
-    assert (forms(f.default), forms(f.fast_compile)) == (0, 1)
+    assert forms(f) == (0, 0, 1)
+    low = X.astype("float32")
+    assert jnp.array_equal(f(low), 2 * jnp.sin(low))
+    assert forms(f) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float64", 1e-12)])
+def test_long_sums_are_accurate(dtype, bound):
+    numbers = jnp.linspace(0.5, 1.5, 1_000_000, dtype=dtype)
+    found = fast_compile_jit(jnp.sum)(numbers)
+    assert abs(float(found) / math.fsum(np.asarray(numbers)) - 1) < bound
 
 
 def test_options_that_do_not_exist_are_left_out(monkeypatch):
@@ -40,7 +55,7 @@ def test_options_that_do_not_exist_are_left_out(monkeypatch):
         jax.jit(jnp.sin, compiler_options={"xla_no_such_option": False})(X)
     f = twice()
     assert jnp.array_equal(f(X), 2 * jnp.sin(X))
-    assert (forms(f.default), forms(f.fast_compile)) == (1, 0)
+    assert forms(f) == (1, 0, 0)
 
 
 def test_one_option_is_used_where_another_does_not_exist(monkeypatch):
@@ -51,7 +66,7 @@ def test_one_option_is_used_where_another_does_not_exist(monkeypatch):
     assert homoflow._jax._compilation._known_options() == level
     f = twice()
     assert jnp.array_equal(f(X), 2 * jnp.sin(X))
-    assert (forms(f.default), forms(f.fast_compile)) == (0, 1)
+    assert forms(f) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(

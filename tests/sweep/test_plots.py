@@ -58,6 +58,18 @@ def test_times_that_differ_between_settings_are_used(values):
         plot.bands(values.drop_vars("time").isel(scale=0), by="rate")
 
 
+def test_the_axis_ends_where_runs_diverge(values):
+    diverged = values.copy(deep=True)
+    diverged[{"rate": 2, "time": slice(2, None)}] = 1e264
+    start = float(values.isel(scale=0, time=0).max())
+    ax = plot.bands(diverged.isel(scale=0), by="rate")
+    low, high = ax.get_ylim()
+    assert 1e5 * start < high <= 1e10 * start
+    assert 0 < low < float(values.min())
+    for ax in plot.panels(diverged, "scale", "rate").flat:
+        assert ax.get_ylim()[1] == 1e6 * float(values.isel(time=0).max())
+
+
 def test_panels_are_where_their_settings_are(values):
     axes = plot.panels(values, "scale", "rate")
     assert axes.shape == (2, 3)

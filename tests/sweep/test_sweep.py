@@ -272,12 +272,19 @@ def test_ctrl_c_returns_what_there_is(capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_progress_says_done_failed_and_left(capsys):
+def test_progress_says_done_failed_and_left(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
     meter = SweepMeter(100, 20, 1, None)
-    meter.add(40, 2)
-    assert meter.text(60.0) == "sweep: 60 of 100 settings, 3 failed, 1:00 left"
+    now = 60.0  # most of them for the compilation, which is over
+    meter.add(20, 2)
+    assert meter.text(now) == "sweep: 40 of 100 settings, 3 failed, at most 3:00 left"
+    now = 70.0
+    meter.add(20, 0)
+    assert meter.text(now) == "sweep: 60 of 100 settings, 3 failed, 0:20 left"
     meter.add(40, 0)
     assert meter.text(3700.0) == "sweep: 100 of 100 settings, 3 failed, 1:01:40"
+    monkeypatch.undo()
     hf.sweep(lambda x: {"double": 2 * x}, {"x": range(4)})
     assert "sweep: 4 of 4 settings, 0 failed" in capsys.readouterr().err
 
