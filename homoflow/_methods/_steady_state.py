@@ -13,8 +13,10 @@ from .._observe._time_grid import make_time_grid
 from .._problem._log_risk import against_log_risk
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
+from .._results._failure import TrajectoryInterrupt
 from .._results._reason import REQUESTED, Reason
 from .._results._stationary_kind import StationaryKind
+from .._results._status import RESULTS
 from .._results._trajectory import Trajectory, with_facts
 from ._averaged import Averaged
 from ._base import AbstractMethod
@@ -110,7 +112,12 @@ def _with_direction(
     weights = eqx.filter(trajectory.model, task.given.mask)
     problem = eqx.tree_at(lambda p: p.weights, task.given, weights)
     elapsed = float(trajectory.stats["time_reached"])
-    late = follow_to_limit_direction(task, settings, problem, elapsed)
+    used = int(trajectory.stats["steps"] + trajectory.stats["rejected_steps"])
+    try:
+        late = follow_to_limit_direction(task, settings, problem, elapsed, used)
+    except KeyboardInterrupt as interrupt:
+        partial = dataclasses.replace(trajectory, result=RESULTS.interrupted)
+        raise TrajectoryInterrupt(partial) from interrupt
     if late is None or late.certificate is None:
         return trajectory
     is_free = task.ts is None

@@ -236,6 +236,33 @@ def test_a_limit_is_saved_without_its_model(tmp_path):
     np.testing.assert_array_equal(product(loaded.model), product(run.model))
 
 
+def test_an_interruption_keeps_what_there_is(monkeypatch):
+    from homoflow._methods.margin import _limit_direction
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_limit_direction, "polish", interrupt)
+    x, y = separable()
+    with pytest.raises(hf.TrajectoryInterrupt) as caught:
+        hf.flow(linear_net(1), (x, y[:, None]), jnp.inf, **LOGISTIC)
+    kept = caught.value.trajectory
+    assert kept.result == hf.RESULTS.interrupted
+    assert kept.losses[-1] < np.log(2) / 12
+
+
+def test_too_few_steps_leave_no_limit():
+    x, y = separable()
+    data = (x, y[:, None])
+    full = hf.flow(linear_net(1), data, jnp.inf, **LOGISTIC)
+    few = int(full.stats["steps"]) // 2
+    short = hf.flow(
+        linear_net(1), data, jnp.inf, max_steps=few, throw=False, **LOGISTIC
+    )
+    assert short.result == hf.RESULTS.no_stationary_point
+    assert short.limit is None
+
+
 def test_names_of_what_is_recorded_in_any_case_are_refused():
     x, y = separable()
     with pytest.raises(ValueError, match="choose another name"):

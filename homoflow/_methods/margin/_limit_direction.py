@@ -70,9 +70,11 @@ def why_no_limit(problem: Problem, settings: Settings) -> str | None:
 
 
 def follow_to_limit_direction(
-    task: Task, settings: Settings, problem: Problem, elapsed: float
+    task: Task, settings: Settings, problem: Problem, elapsed: float, steps: int
 ) -> LimitDirection | None:
     """The flow from `problem`'s weights at the time `elapsed`, when they separate the data.
+
+    `steps`: how many of the task's it has taken before.
 
     The end is where two late times show the same point of maximal margin, of which the
     flow's direction has come closer from the first to the second. Where that is a saddle of
@@ -95,7 +97,7 @@ def follow_to_limit_direction(
     )
     parts: list[Trajectory] = []
     log_ts: list[np.ndarray] = []
-    before, saddle, s, steps = None, None, 0.0, 0
+    before, saddle, s = None, None, 0.0
     for end in _STAGES:
         part, times = _stage(task, settings, problem, dynamics, s, end)
         steps += int(part.stats["steps"] + part.stats["rejected_steps"])
