@@ -314,3 +314,37 @@ def test_faults_of_a_traced_descent_are_result_codes():
 
     trajectories = sweep(*batch_of(good, DESCENT_FAULTS).values())
     assert_only_faults_are_reported(trajectories, DESCENT_FAULTS)
+
+
+#: Labels that a loss does not take, and some that it does.
+LABELS = [
+    (hf.LogisticLoss(), [[0.0], [1.0], [1.0]], [[-1.0], [1.0], [1.0]]),
+    (hf.LogisticLoss(), [[-1.0], [1.0], [0.5]], [[1.0], [1.0], [-1.0]]),
+    (hf.ExponentialLoss(), [[0.0], [1.0], [0.0]], [[-1.0], [1.0], [-1.0]]),
+    (hf.ExponentialLoss(), [[2.0], [1.0], [1.0]], [[1.0], [1.0], [1.0]]),
+    (hf.SoftmaxCrossEntropy(), [0, 2, 3], [0, 2, 1]),
+    (hf.SoftmaxCrossEntropy(), [0, -1, 1], [0, 2, 1]),
+]
+
+
+@pytest.mark.parametrize(("loss", "bad", "good"), LABELS)
+@pytest.mark.parametrize("run", ["flow", "descend"])
+def test_labels_of_another_kind_are_refused_or_a_result_code(run, loss, bad, good):
+    """Eagerly an error; of traced labels a code, and no number."""
+    outputs = 3 if isinstance(loss, hf.SoftmaxCrossEntropy) else 1
+    model = hf.MLP((2, outputs), activation="linear", key=jax.random.key(0))
+    x = jnp.array([[1.0, 0.5], [-0.3, 1.0], [0.2, -1.0]])
+
+    def of(y, **options):
+        if run == "flow":
+            return hf.flow(model, (x, y), 0.1, loss=loss, **options)
+        return hf.descend(model, (x, y), 2, learning_rate=0.1, loss=loss, **options)
+
+    with pytest.raises(ValueError, match=r"label|Class indices"):
+        of(jnp.array(bad))
+    both = jax.jit(jax.vmap(lambda y: of(y, throw=False)))(jnp.array([bad, good]))
+    first, second = (jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1))
+    assert first.result == hf.RESULTS.bad_labels
+    assert second.result == hf.RESULTS.successful
+    assert np.all(np.isnan(first.losses))
+    assert np.all(np.isfinite(second.losses))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._jax._dtypes import widen_half_precision
-from ._linear_form import Coefficients, Form, Source
+from ._linear_form import Coefficients, Form, Source, Sources
 from ._read_update import Reading
 
 NONLINEAR = (
@@ -83,7 +83,7 @@ def read_response(reading: Reading, gradient: PyTree) -> Response:
         "",
         tuple(reversed(distinct.values())),
         builder.has_decay,
-        bool(builder.measured),
+        bool(builder.measured or builder.changed),
         builder.off_gradient(),
     )
 
@@ -113,6 +113,8 @@ class _Builder:
         self._algebra: Coefficients = reading.coefficients
         self.has_decay = False
         self.measured: dict[tuple[int, int], _Measured] = {}
+        #: Of rests that are 0 as long as nothing is clipped: whether something is.
+        self.changed: dict[int, Any] = {}
         self._multiples: dict[tuple[int, int], Any] = {}
         for leaf, update in enumerate(reading.updates):
             memory = self._memory_of(update)
@@ -127,6 +129,8 @@ class _Builder:
         largest = 0.0
         for found in self.measured.values():
             largest = jnp.maximum(largest, found.residual)
+        for is_changed in self.changed.values():
+            largest = jnp.maximum(largest, jnp.where(is_changed, 1.0, 0.0))
         return largest
 
     def _multiple(self, found: _Measured) -> Any:
@@ -144,7 +148,8 @@ class _Builder:
         rows = [self._reading.memory[j] for j in memory]
         for form in (update, *rows):
             self._check(leaf, form)
-        corrected = update.corrected.union(*(row.corrected for row in rows))
+        divided = update.corrected.union(*(row.corrected for row in rows))
+        corrected = frozenset[int]().union(*map(self._averages, divided))
         return Recursion(
             self._gain(leaf, update),
             tuple(update.terms.get(Source("memory", j), 0.0) for j in memory),
@@ -154,8 +159,24 @@ class _Builder:
             ),
             tuple(self._gain(leaf, row) for row in rows),
             memory,
-            tuple(Source("memory", j) in corrected for j in memory),
+            tuple(j in corrected for j in memory),
         )
+
+    def _averages(self, divided: Sources) -> frozenset[int]:
+        """The averages among the memory that a correction divided by 1 − βᵏ.
+
+        What such an average is made of may be memory too, whose start it does not mend: it
+        does not depend on the average.
+        """
+        memory = {s.position for s in divided if s.kind == "memory"}
+
+        def reads(i: int, j: int) -> bool:
+            return Source("memory", j) in self._reading.memory.get(i, Form()).terms
+
+        return frozenset(
+            j for j in memory
+            if not any(reads(i, j) and not reads(j, i) for i in memory - {j})
+        )  # fmt: skip
 
     def _memory_of(self, form: Form) -> tuple[int, ...]:
         """The arrays of the state that a form depends on, sooner or later."""
@@ -182,7 +203,7 @@ class _Builder:
                 raise _NoFlowTime(NOISY)
             if kinds == {"weights"}:
                 self.has_decay = True
-            elif kinds not in _MEASURED:
+            elif kinds not in _MEASURED and not rest.is_exception:
                 raise _NoFlowTime(NONLINEAR)
 
     def _gain(self, leaf: int, form: Form) -> Any:
@@ -196,12 +217,15 @@ class _Builder:
         return gain
 
     def _measure(self, leaf: int, place: int, form: Form) -> None:
-        """Compare rests that come of the gradient with the gradient."""
+        """Compare rests that come of the gradient with the gradient, others with 0."""
         for i, rest in enumerate(form.rest):
             key = leaf, id(rest.array)
             if rest.kinds in _MEASURED and key not in self.measured:
                 found = _compare(rest.array, self._gradient[leaf])
                 self.measured[key] = _Measured(*found, (place, i))
+            elif rest.is_exception and rest.kinds not in _MEASURED:
+                is_there = jnp.any(rest.array != 0) & jnp.any(rest.coefficient != 0)
+                self.changed[id(rest.array)] = is_there
 
 
 def _compare(array: Array, gradient: Array) -> tuple[Array, Array, Array]:

@@ -28,11 +28,15 @@ NOTHING: Sources = frozenset()
 
 
 class Rest(NamedTuple):
-    """What is no linear combination: `coefficient` times `array`, made of `sources`."""
+    """What is no linear combination: `coefficient` times `array`, made of `sources`.
+
+    `is_exception`: it is 0 on every step on which nothing is clipped or replaced.
+    """
 
     coefficient: Any
     array: Any
     sources: Sources
+    is_exception: bool = False
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -42,13 +46,13 @@ class Rest(NamedTuple):
 class Form(NamedTuple):
     """Σ coefficient · source, and what else there is.
 
-    `corrected`: sources that were divided by 1 − βᵏ after k steps, as an average that
-    starts from 0 is. Such an average is not behind at the start.
+    `corrected`: sources that were together divided by 1 − βᵏ after k steps, as an average
+    that starts from 0 is, with what it is the average of. It is not behind at the start.
     """
 
     terms: Mapping[Source, Any] = MappingProxyType({})
     rest: tuple[Rest, ...] = ()
-    corrected: Sources = NOTHING
+    corrected: frozenset[Sources] = frozenset()
 
 
 def is_number(coefficient: Any) -> bool:
@@ -147,7 +151,7 @@ class Coefficients:
                 zeros = jnp.zeros_like(part.array)
                 arrays = [zeros] * i + [part.array] + [zeros] * (len(forms) - i - 1)
                 rest.append(part._replace(array=select(which, arrays)))
-        corrected = frozenset[Source]().union(*(form.corrected for form in forms))
+        corrected = frozenset[Sources]().union(*(form.corrected for form in forms))
         return Form(_without_zeros(terms), tuple(rest), corrected)
 
 

@@ -25,6 +25,7 @@ from ._flat_memory import (
     spread_memory,
 )
 from ._linear_form import NOTHING, Coefficients, Form, Source, Sources
+from ._unchanged import unless_changed
 
 #: Entry by entry, so that equal entries stay equal.
 _ELEMENTWISE = frozenset(
@@ -351,6 +352,9 @@ class _Reader:
                     sources = NOTHING.union(*(case.sources for case in cases))
                     result = result._replace(sources=sources)
                     return self._chosen(result, which.coefficient, cases)
+                return unless_changed(result, cases, algebra)
+            case ("max" | "min", _):
+                return unless_changed(result, operands, algebra)
         return result
 
     def _times(self, factor: Any) -> Callable[[Any], Any]:
@@ -369,7 +373,7 @@ class _Reader:
         )
         if result.form is None or not b.is_correction:
             return result
-        corrected = result.form.corrected | frozenset(result.form.terms)
+        corrected = result.form.corrected | {frozenset(result.form.terms)}
         return result._replace(form=result.form._replace(corrected=corrected))
 
     def _is_coefficient(self, factor: TrackedArray, array: TrackedArray) -> bool:

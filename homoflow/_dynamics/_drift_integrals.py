@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._jax._arrays import tree_norm
+from .._jax._arrays import tree_norm_of_any_size
 from .._laws import Laws
 from .._observe._base import AbstractObservable, FunctionOfPoint, Point
 from .._observe._sharpness import Sharpness
@@ -53,7 +53,7 @@ class FlowWithDrift(AbstractDynamics):
 
     def init(self, problem: Problem) -> DriftState:
         weights = problem.weights
-        speed = tree_norm(jax.grad(problem.loss)(weights))
+        speed = tree_norm_of_any_size(jax.grad(problem.loss)(weights))
         # ∫|∇L|² is about |∇L||w| where weights move as far as they are long.
         unit = speed * jnp.sqrt(jnp.asarray(problem.num_weights, speed.dtype))
         unit = jax.lax.stop_gradient(unit)
@@ -73,22 +73,20 @@ class FlowWithDrift(AbstractDynamics):
     ) -> DriftState:
         del t
 
-        def in_units(square):
+        def of_all(square):
             # One zero stands for all components of a law that is linear.
             return jax.tree.map(
-                lambda q, i: jnp.broadcast_to(q / state.unit, i.shape),
-                square,
-                state.mean,
+                lambda q, i: jnp.broadcast_to(q, i.shape), square, state.mean
             )
 
         gradient = jax.grad(problem.loss)(state.weights)
-        square = self._quadratic(gradient)
+        square = self._quadratic(gradient, state.unit)
         noise = None
         if self.has_noise:
-            each = self._mean_square(problem, state.weights)
-            noise = in_units(jax.tree.map(jnp.subtract, each, square))
+            each = self._mean_square(problem, state)
+            noise = of_all(jax.tree.map(jnp.subtract, each, square))
         velocity = jax.tree.map(jnp.negative, gradient)
-        return DriftState(velocity, in_units(square), noise, jnp.zeros_like(state.unit))
+        return DriftState(velocity, of_all(square), noise, jnp.zeros_like(state.unit))
 
     def observables(self, laws: Laws) -> dict[str, AbstractObservable]:
         del laws
@@ -100,10 +98,13 @@ class FlowWithDrift(AbstractDynamics):
         fine, rough = observed["drift"], coarse["drift"]
         return {"drift_error_estimate": _relative_difference(fine, rough)}
 
-    def _quadratic(self, gradient: PyTree) -> dict[str, Array]:
-        return {law.name: law.quadratic(gradient) for law in self.laws}
+    def _quadratic(self, gradient: PyTree, unit: Array) -> dict[str, Array]:
+        """q(g) in that unit: divided first, since small gradients' squares are 0."""
+        root = jnp.sqrt(unit)
+        scaled = jax.tree.map(lambda g: g / root, gradient)
+        return {law.name: law.quadratic(scaled) for law in self.laws}
 
-    def _mean_square(self, problem: Problem, weights: PyTree) -> dict[str, Array]:
+    def _mean_square(self, problem: Problem, state: DriftState) -> dict[str, Array]:
         """The mean over samples of q(∇L_i), where L is the mean of the L_i."""
         risk, count = problem.objective, problem.num_samples
         assert isinstance(risk, Risk)
@@ -116,7 +117,7 @@ class FlowWithDrift(AbstractDynamics):
             def loss(weights):
                 return scale * risk.loss(problem.model_at(weights)(x), y)
 
-            return self._quadratic(jax.grad(loss)(weights))
+            return self._quadratic(jax.grad(loss)(state.weights), state.unit)
 
         each = jax.lax.map(square_at, problem.data, batch_size=min(count, _CHUNK))
         return jax.tree.map(lambda q: jnp.mean(q, axis=0), each)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._jax._arrays import tree_norm
+from .._jax._arrays import in_units, tree_norm
 from .._jax._tracing import is_concrete
 from .._laws import Laws, Rotation, rotations_of, torque
 from .._observe._base import AbstractObservable, FunctionOfPoint, Point
@@ -196,7 +196,7 @@ class _Violation(eqx.Module):
         violation = self.laws(point)
         if not self.rotations:
             return violation
-        w, gradient = point.weights, point.gradient
+        w, gradient = in_units(point.weights), in_units(point.gradient)
         scale = 2 * tree_norm(w) * tree_norm(gradient)
         turning = torque(self.rotations, w, gradient)
         turning = turning / jnp.where(scale > 0, scale, 1)

@@ -13,10 +13,21 @@ def tree_norm(tree: PyTree) -> Float[Array, ""]:
 
 def tree_norm_of_any_size(tree: PyTree) -> Float[Array, ""]:
     """The same where squares of single numbers may overflow, or be 0 by underflow."""
+    unit = unit_of(tree)
+    return unit * tree_norm([x / unit for x in jax.tree.leaves(tree)])
+
+
+def unit_of(tree: PyTree) -> Float[Array, ""]:
+    """The largest |entry|, by which the tree may be divided: 1 where it is 0 or inf."""
     leaves = jax.tree.leaves(tree)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * tree_norm([x / unit for x in leaves])
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+
+
+def in_units(tree: PyTree) -> PyTree:
+    """The arrays divided by the largest |entry| of all: products do not underflow."""
+    unit = unit_of(tree)
+    return jax.tree.map(lambda x: x / unit, tree)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -9,6 +9,7 @@ from jaxtyping import PyTree, Scalar
 
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
+from ._example import check_example
 from ._law import Law, Laws
 from ._laws import laws as find_laws
 from ._lie_dimension import lie_dimension, numerical_rank
@@ -127,7 +128,8 @@ def certify(
 
     **Returns:** a `homoflow.Certificate`. `verdict` is the answer in a sentence.
 
-    **Raises:** `ValueError` for more than 100 parameters, or without `x_example`.
+    **Raises:** `ValueError` for more than 100 parameters, without `x_example`, or
+    if the model cannot be called with it.
 
     ```python
     model = hf.MLP((2, 3, 1), key=jax.random.key(0))
@@ -141,6 +143,7 @@ def certify(
     if x_example is None:
         raise ValueError("Pass `x_example`, one input sample.")
     if objective is None:
+        check_example(model, x_example, batched=batched)
         probe = probe_loss(model, mask, x_example, loss, batched=batched, samples=1)[0]
     else:
         probe = probe_objective(model, mask, x_example, objective)

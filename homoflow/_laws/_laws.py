@@ -12,6 +12,7 @@ from .._jax._tracing import is_concrete
 from .._models import MatrixFactorization, factorization_objective
 from .._problem._losses import LossLike, SoftmaxCrossEntropy, SquaredLoss
 from .._problem._trainable import Trainable, trainable_mask
+from ._example import check_example
 from ._law import Laws
 from ._layer_laws import (
     factorization_laws,
@@ -72,8 +73,8 @@ def laws(
     is ever guessed. `approximate` holds what is conserved only nearly (normalization
     with ε > 0), with the measured violation.
 
-    **Raises:** `ValueError` if nothing is trainable, or if `objective` is given without
-    an example of its data.
+    **Raises:** `ValueError` if nothing is trainable, if the model cannot be called with
+    `x_example`, or if `objective` is given without an example of its data.
 
     ```python
     import equinox as eqx
@@ -84,6 +85,8 @@ def laws(
     ```
     """
     if follows_layers(model) and not batched:
+        if objective is None and x_example is not None:
+            check_example(model, x_example, batched=False)
         return known_laws(
             model, x_example, loss, objective=objective, trainable=trainable
         )
@@ -97,6 +100,8 @@ def laws(
         )
     if not is_concrete((model, x_example)):
         return Laws((), f"The laws of {name} cannot be searched for inside a trace.")
+    if objective is None:
+        check_example(model, x_example, batched=batched)
     return search(model, mask, x_example, loss, objective, batched=batched)
 
 

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from .._jax._arrays import tree_norm
+from .._jax._arrays import in_units, tree_norm, tree_norm_of_any_size
 from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from ._law import Law
@@ -150,8 +150,8 @@ def relative_violation(
     Of the matrix laws named in `large` the Frobenius norm, estimated from products with a
     few random vectors: it is no smaller, and takes no product of matrices.
     """
-    size_g = tree_norm(gradient)
-    scale = 2 * tree_norm(weights) * size_g + size_g
+    gradient = in_units(gradient)
+    scale = (2 * tree_norm_of_any_size(weights) + 1) * tree_norm(gradient)
     worst = [
         _estimated_norm(law, weights, gradient)
         if law.name in large
@@ -193,7 +193,9 @@ def violations_at_random_weights(
         gradient = jax.grad(lambda w: objective(eqx.combine(w, frozen), data))(weights)
         violations = relative_violation(laws, weights, gradient)
         # Where nothing flows, or all overflows, nothing is shown.
-        is_telling = (tree_norm(gradient) > 0) & jnp.isfinite(jnp.max(violations))
+        is_telling = (tree_norm_of_any_size(gradient) > 0) & jnp.isfinite(
+            jnp.max(violations)
+        )
         return jnp.where(is_telling, violations, 0), is_telling
 
     keys = jr.split(jr.key(0), len(_SIZES))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from .._jax._arrays import tree_norm
+from .._jax._arrays import tree_norm_of_any_size
 from .._problem._losses import Risk
 from ._base import AbstractObservable, Point
 from ._outputs import outputs_at
@@ -55,7 +55,7 @@ class Margin(AbstractObservable):
         x, y = point.problem.data
         margin = jnp.min(jax.vmap(_margin)(outputs_at(point.model, x), y))
         if self.degree is not None:
-            margin = margin / tree_norm(point.weights) ** self.degree
+            margin = margin / tree_norm_of_any_size(point.weights) ** self.degree
         return margin, carry
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._jax._arrays import unit_of
 from ._base import AbstractObservable, Point
 
 
@@ -53,6 +54,7 @@ class ParameterNorms(AbstractObservable):
 
 def _norm(*arrays: Array) -> Float[Array, ""]:
     """‖w‖₂ of all arrays together, with a derivative of 0 where it is 0."""
-    square = jnp.sum(jnp.stack([jnp.sum(w**2) for w in arrays]))
+    unit = jax.lax.stop_gradient(unit_of(arrays))
+    square = jnp.sum(jnp.stack([jnp.sum((w / unit) ** 2) for w in arrays]))
     is_zero = square == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+    return unit * jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from .._jax._arrays import tree_norm_of_any_size
 from .._laws import Laws, relative_violation
 from ._base import AbstractObservable, Carry, FunctionOfPoint, Point, as_arrays
 from ._large_laws import LargeLaw
@@ -51,8 +52,7 @@ def _loss(point: Point) -> Float[Array, ""]:
 
 
 def _gradient_norm(point: Point) -> Float[Array, ""]:
-    squares = [jnp.sum(g**2) for g in jax.tree.leaves(point.gradient)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+    return tree_norm_of_any_size(point.gradient)
 
 
 def _squared_norms(point: Point) -> dict[str, Float[Array, ""]]:

@@ -139,7 +139,7 @@ def bench_exact(repeats: int) -> list[Row]:
     rows = []
     for sizes, samples, t1, room in (
         ((10, 20, 15, 2), 60, 5.0, None),
-        ((20, 30, 30, 3), 100, 60.0, 96),
+        ((20, 30, 30, 3), 100, 60.0, 128),
     ):
         model = hf.MLP(sizes, key=jr.key(0), dtype=jnp.float64)
         x = jr.normal(jr.key(1), (samples, sizes[0]), jnp.float64)

@@ -156,6 +156,18 @@ WITH_FLOW_TIME = {
     "two averages": (chained(optax.trace(0.5), optax.trace(0.75)), 8 * STEPS),
     "average from 0": (chained(optax.ema(0.9, debias=False)), STEPS),
     "corrected average": (chained(optax.ema(0.9)), STEPS),
+    "corrected average of momentum": (
+        chained(optax.trace(0.5), optax.ema(0.9)), 2 * STEPS,
+    ),
+    "corrected average of a corrected one": (
+        chained(optax.ema(0.5), optax.ema(0.9)), STEPS,
+    ),
+    "corrected average of momentum, four in one": (
+        lambda rate: optax.MultiSteps(
+            optax.chain(optax.trace(0.5), optax.ema(0.5), optax.sgd(rate)), 4
+        ),
+        STEPS / 2,
+    ),
     "four steps in one": (lambda rate: optax.MultiSteps(optax.sgd(rate), 4), STEPS / 4),
     "four with momentum in one": (
         lambda rate: optax.MultiSteps(optax.sgd(rate, momentum=0.5), 4), STEPS / 2,
@@ -181,6 +193,18 @@ WITH_FLOW_TIME = {
     ),
     "Polyak": (lambda rate: optax.polyak_sgd(max_learning_rate=rate), None),
     "no NaN": (lambda rate: optax.chain(optax.zero_nans(), optax.sgd(rate)), STEPS),
+    "decay, then no NaN": (
+        chained(optax.add_decayed_weights(0.01), optax.zero_nans()), STEPS,
+    ),
+    "momentum, then loose clipping": (
+        chained(optax.trace(0.5), optax.clip(1e3), optax.zero_nans()), 2 * STEPS,
+    ),
+    "flattened decay, then loose clipping": (
+        lambda rate: optax.flatten(
+            chained(optax.add_decayed_weights(0.01), optax.clip(1e3))(rate)
+        ),
+        STEPS,
+    ),
     "finite only": (lambda rate: optax.apply_if_finite(optax.sgd(rate), 3), STEPS),
     "flattened": (lambda rate: optax.flatten(optax.sgd(rate)), STEPS),
     "flattened momentum": (
@@ -201,6 +225,13 @@ WITHOUT = {
     "L-BFGS": (optax.lbfgs, "not a linear function"),
     "signs": (optax.sign_sgd, "leave the gradient's direction"),
     "clipping": (chained(optax.clip(0.05)), "leave the gradient's direction"),
+    "clipped momentum": (
+        chained(optax.trace(0.5), optax.clip(0.05)), "leave the gradient's direction",
+    ),
+    "clipped decay": (
+        chained(optax.add_decayed_weights(0.01), optax.clip(0.05)),
+        "leave the gradient's direction",
+    ),
     "smoothing": (
         chained(optax.stateless_with_tree_map(smoothed)), "leave the gradient's direction",
     ),

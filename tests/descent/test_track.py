@@ -290,7 +290,7 @@ def test_a_rate_that_is_traced_is_accounted_for_as_well():
         (others["decay, then clipping"], "decay", ""),
         (
             chained(optax.chain(optax.add_decayed_weights(DECAY), optax.clip(1.0))),
-            "transformation",
+            "decay transformation",
             "its weights",
         ),
         (optax.MultiSteps(optax.sgd(0.1), 3), "momentum", ""),

@@ -208,6 +208,25 @@ def test_leading_order_is_wrong_by_what_is_said_on_a_quadratic():
         np.testing.assert_allclose(total / leading, 1 / (1 - fraction), rtol=1e-9)
 
 
+def test_a_drift_does_not_underflow_with_the_squares_of_gradients():
+    """Of weights s times as large, with targets of 0, it is s⁴ times as large.
+
+    The gradient is s³ times as large here, and time 1/s² times as long.
+    """
+    net = hf.MLP((3, 4, 2), activation="linear", key=jr.key(0))
+    x = jr.normal(jr.key(1), (6, 3))
+    drifts = []
+    for size in (1.0, 1e-60):
+        scaled = jax.tree.map(lambda w, s=size: s * w if eqx.is_array(w) else w, net)
+        data, t1 = (x, jnp.zeros((6, 2))), 1 / size**2
+        run = hf.predict_drift(scaled, data, t1, rtol=1e-6, noise=True)
+        mean, noise = run.flow.observed["drift"]
+        drifts.append([d["matrix[1]"][-1] / size**4 for d in (mean, noise)])
+    usual = np.abs(drifts[0]).max()
+    assert usual > 1e-3
+    np.testing.assert_allclose(drifts[1], drifts[0], atol=1e-4 * usual)
+
+
 def test_what_makes_no_sense_is_refused(prediction):
     with pytest.raises(ValueError, match="`batch_size` must be an integer from 1 to"):
         prediction.drift(0.1, batch_size=SAMPLES + 1)

@@ -147,7 +147,7 @@ def _by_midpoint(field, start, t1) -> tuple[np.ndarray, float]:
         np.asarray(_midpoint(static, arrays, t1, steps))
         for steps in (FEW_STEPS, 4 * FEW_STEPS)
     )
-    if not np.all(np.isfinite(fine)):
+    if not np.all(np.isfinite([coarse, fine])):
         raise GaveUp
     size = np.max(np.linalg.norm(fine, axis=1))
     # Over kinks the method is of order 1: of 4 times the steps a third of it is left.

@@ -156,6 +156,8 @@ def test_arguments_are_checked():
         hf.certify(hf.MLP((10, 20, 1), key=KEY), jnp.ones(10))
     with pytest.raises(ValueError, match="Pass `x_example`"):
         hf.certify(hf.MLP((2, 2, 1), key=KEY))
+    with pytest.raises(ValueError, match=r"of data `\(x, y\)` pass `x\[0\]`"):
+        hf.certify(hf.MLP((2, 2, 1), key=KEY), (jnp.ones((5, 2)), jnp.ones((5, 1))))
 
 
 @pytest.mark.parametrize(

@@ -611,6 +611,27 @@ def test_an_objective_is_searched_too():
     np.testing.assert_allclose(laws[0].value(made), expected, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "net",
+    [
+        hf.MLP((4, 3, 2), key=jax.random.key(0)),
+        eqx.nn.MLP(4, 2, 3, 1, key=jax.random.key(0)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        ((jnp.ones((5, 4)), jnp.ones((5, 2))), r"\(x, y\)` pass `x\[0\]`"),
+        (jnp.ones((5, 4)), r"it is `x\[0\]`, and this one has shape \(5, 4\)"),
+        (jnp.ones(3), r"this one has shape \(3,\)"),
+        ("x", "one input sample"),
+    ],
+)
+def test_what_is_no_sample_is_refused_at_the_door(net, example, says):
+    with pytest.raises(ValueError, match=says):
+        hf.laws(net, example)
+
+
 def test_without_an_example_or_inside_a_trace_there_is_a_reason():
     made = mlp(depth=1)
     assert "pass `x_example`" in hf.laws(made).note

@@ -336,6 +336,20 @@ def test_a_law_made_by_hand_is_that_of_the_library():
     assert violation(neuron_law(2, 3), model) < 1e-15
 
 
+@pytest.mark.parametrize("size", [1e-250, 1e-160, 1e200])
+def test_a_false_law_is_seen_in_gradients_of_any_size(size):
+    """The violation is relative to the gradient: it does not depend on its length."""
+    model, law = square_mlp(jnp.tanh), neuron_law(1, 2)
+    x = jnp.asarray(draws((SAMPLES, 4)))
+    gradient = gradient_of(Risk(hf.SquaredLoss()), model, (x, x[:, :3]))
+    scaled = jax.tree.map(lambda g: size * g, gradient)
+    usual, found = (
+        float(relative_violation((law,), model, g)[0]) for g in (gradient, scaled)
+    )
+    assert usual > 1e-3
+    np.testing.assert_allclose(found, usual, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("law", "activation"),
     [

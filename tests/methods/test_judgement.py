@@ -36,6 +36,28 @@ def test_averaging_to_long_times_is_refused_with_its_remedy(t1):
     assert bool((result == hf.RESULTS.inaccurate) | (result == hf.RESULTS.nonfinite))
 
 
+@pytest.mark.parametrize(
+    ("activation", "loss", "t1"),
+    [
+        ("leaky_relu", hf.LogisticLoss(), 1e8),
+        (jax.nn.hard_tanh, hf.SquaredLoss(), 1e7),
+        ("abs", hf.ExponentialLoss(), 1e6),
+    ],
+)
+def test_a_long_time_is_right_or_said_to_be_none(activation, loss, t1):
+    """Beside many small steps to a time that both can reach."""
+    model = hf.MLP((2, 5, 1), activation=activation, key=jax.random.key(2))
+    run = hf.flow(
+        model, (X, LABELS), t1, loss=loss, ts=[2.0, t1], solver=hf.Averaged(),
+        throw=False,
+    )  # fmt: skip
+    assert run.result != hf.RESULTS.successful
+    assert np.all(np.isnan(run.losses)) or not run.stats["error_estimate"] < 0.1
+    short = hf.flow(model, (X, LABELS), 2.0, loss=loss, solver=hf.Averaged())
+    gd = hf.descend(model, (X, LABELS), 20_000, learning_rate=1e-4, loss=loss)
+    np.testing.assert_allclose(short.losses[-1], gd.losses[-1], rtol=2e-3)
+
+
 def test_a_failed_estimate_is_seen_inside_jit():
     run = eqx.filter_jit(lambda t1: averaged(t1, throw=False))(1e6)
     assert np.isnan(run.stats["error_estimate"])
@@ -130,6 +152,35 @@ def slope_of_the_exact_end(w0: float) -> float:
 def test_derivatives_of_averaged_flows_are_refused(mode):
     with pytest.raises(ValueError, match="leave out what each jump contributes"):
         mode(lambda w: unit(w, solver=hf.Averaged()))(jnp.array([0.7]))
+
+
+AVERAGED = {
+    "decay": (jax.nn.relu, {"weight_decay": 0.1}),
+    "table": (lambda z: jnp.interp(z, jnp.array([-1.0, 0, 2]), jnp.array([0.0, 1, 0])), {}),
+    "loop": (lambda z: jax.lax.fori_loop(0, 2, lambda _, h: jnp.abs(h) - 0.2, z), {}),
+    "root of a square": (lambda z: jnp.sqrt(z**2), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
+def test_derivatives_of_flows_that_are_averaged_unasked_are_refused(name, mode):
+    activation, options = AVERAGED[name]
+
+    class Net(eqx.Module):
+        w: jax.Array
+
+        def __call__(self, x):
+            return jnp.sum(activation(self.w @ x), keepdims=True)
+
+    weights = jnp.array([[0.5, -1.0], [1.0, 0.3]])
+
+    def end(scale):
+        run = hf.flow(Net(scale * weights), (X, LABELS), 0.3, throw=False, **options)
+        return jnp.sum(run.model.w**2)
+
+    with pytest.raises(ValueError, match="leave out what each jump contributes"):
+        mode(end)(1.0)
 
 
 def test_derivatives_of_the_exact_flow_have_what_is_left_out():

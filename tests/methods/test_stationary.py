@@ -65,6 +65,14 @@ def end_of(terms, start, **options):
         (SADDLE, (0.3, -1e-3), StationaryKind.minimum, (0, -1)),
         (MONKEY, (0.0, 0.0), StationaryKind.degenerate_saddle, (0, 0)),
         (QUARTIC, (0.5, 0.5), StationaryKind.undecided, (0, 0)),
+        # Inflections: downhill, but no minimum.
+        ({(3, 0): 1.0}, (0.0, 0.5), StationaryKind.degenerate_saddle, (0, 0.5)),
+        (
+            {(3, 0): 1.0, (0, 2): 1.0},
+            (0.0, 0.5),
+            StationaryKind.degenerate_saddle,
+            (0, 0),
+        ),
         ({(2, 0): 1.0}, (0.5, 0.5), StationaryKind.minimum, (0, 0.5)),
         ({(0, 0): 2.0}, (0.5, 0.5), StationaryKind.minimum, (0.5, 0.5)),
     ],

@@ -14,6 +14,7 @@ from homoflow._observe._margin import Margin
 from homoflow._observe._ntk import NTK
 from homoflow._observe._outputs import Outputs
 from homoflow._observe._parameter_norms import ParameterNorms
+from homoflow._observe._recorder import standard_observables
 from homoflow._observe._singular_values import SingularValues
 from homoflow._problem._problem import make_problem
 
@@ -115,6 +116,28 @@ def test_norms_are_those_of_numpy():
     zero = jax.tree.map(jnp.zeros_like, problem.weights)
     slope = jax.grad(lambda w: value_at(ParameterNorms(), problem, w).total)(zero)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1e160])
+def test_norms_and_margins_do_not_underflow_or_overflow(size):
+    """Of a linear model: the gradient of ½(w·x)² is XᵀXw/n, in proportion to w."""
+    net = model(sizes=(3, 1), activation="linear")
+    start = np.asarray(net.layers[0].weight)
+    net = eqx.tree_at(lambda m: m.layers[0].weight, net, size * start)
+    problem = make_problem(net, (X, jnp.zeros((6, 1))))
+    x = np.asarray(X)
+    gradient = start @ x.T @ x / 6
+    found = standard_observables(hf.laws(net))["grad_norms"]
+    np.testing.assert_allclose(
+        value_at(found, problem), size * np.linalg.norm(gradient), rtol=1e-13
+    )
+    norms = value_at(ParameterNorms(), problem)
+    np.testing.assert_allclose(norms.total, size * np.linalg.norm(start), rtol=1e-13)
+    data = (X, SIGNS[:, None])
+    labelled = make_problem(net, data, loss=hf.LogisticLoss())
+    margin = np.min((x @ start[0]) * np.asarray(SIGNS)) / np.linalg.norm(start)
+    found = value_at(Margin(degree=1), labelled)
+    np.testing.assert_allclose(found, margin, rtol=1e-13)
 
 
 SIGNS = jnp.array([1.0, -1, 1, 1, -1, -1])

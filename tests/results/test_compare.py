@@ -197,10 +197,14 @@ def test_what_to_know_before_believing_the_numbers_is_noted(changes, said):
     assert note in repr(hf.compare(a, b))
 
 
-def test_different_ends_are_noted():
-    a, b = trajectory(FINE, line(FINE)), trajectory(FINE[:7], line(FINE[:7]))
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [((11, 7), "1 and 0.6"), ((4, 11), "0.3 and 1"), ((5, 6), "0.4 and 0.5")],
+)
+def test_different_ends_are_noted(ends, said):
+    a, b = (trajectory(FINE[:n], line(FINE[:n])) for n in ends)
     (note,) = hf.compare(a, b).notes
-    assert "different times, 1 and 0.6" in note
+    assert f"different times, {said}" in note
 
 
 def test_no_common_time_is_refused():
