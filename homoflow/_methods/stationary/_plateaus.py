@@ -42,7 +42,7 @@ _SAME = 1e-4
 class _Plateau(NamedTuple):
     """A record where the flow is slowest, and the stationary point next to it."""
 
-    index: int
+    record: int
     point: CriticalPoint
     distance: float
     norm_at_end: float
@@ -161,16 +161,16 @@ def _left(
     if after is None:
         return None
     half = (now.point.loss + after.point.loss) / 2
-    passed = np.flatnonzero(losses[now.index :] < half)
+    passed = np.flatnonzero(losses[now.record :] < half)
     if not passed.size or passed[0] == 0:
         return None
-    second = now.index + int(passed[0])
+    second = now.record + int(passed[0])
     first = second - 1
     share = (losses[first] - half) / (losses[first] - losses[second])
     length = ts[second] - ts[first]
     drop = now.point.loss - after.point.loss
-    seen = now.point.loss - losses[now.index :] > _SEEN * drop
-    early = now.index + int(np.flatnonzero(seen)[0])
+    seen = now.point.loss - losses[now.record :] > _SEEN * drop
+    early = now.record + int(np.flatnonzero(seen)[0])
     return _Left(float(ts[first] + share * length), float(length) / 2, early)
 
 
@@ -184,7 +184,7 @@ def _saddle(
 ) -> Saddle:
     point = plateau.point
     is_strict = bool(plateau.negative.any())
-    moved = states[plateau.index if left is None else left.early] - point.weights
+    moved = states[plateau.record if left is None else left.early] - point.weights
     way = moved
     if is_strict:
         unstable = point.vectors[:, plateau.negative]
