@@ -16,12 +16,14 @@ from ._dynamics._modified import Modified as Modified
 from ._flows._central_flow import central_flow as central_flow
 from ._flows._certify_margin import certify_margin as certify_margin
 from ._flows._drift_prediction import DriftPrediction as DriftPrediction
+from ._flows._early_flow import early_flow as early_flow
 from ._flows._flow import flow as flow
 from ._flows._flow_solution import flow_solution as flow_solution
 from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from ._flows._late_flow import late_flow as late_flow
 from ._flows._modified_flow import modified_flow as modified_flow
 from ._flows._predict_drift import predict_drift as predict_drift
+from ._flows._saddles import saddles as saddles
 from ._flows._sharpness import sharpness as sharpness
 from ._flows._spectrum import spectrum as spectrum
 from ._flows._split_discretization import (
@@ -94,6 +96,7 @@ from ._results._ledger import (
 )
 from ._results._margin_certificate import MarginCertificate as MarginCertificate
 from ._results._reason import Reason as Reason
+from ._results._saddle import Saddle as Saddle
 from ._results._save import load as load, save as save
 from ._results._smooth import smooth as smooth
 from ._results._stationary_kind import StationaryKind as StationaryKind

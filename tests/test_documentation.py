@@ -3,6 +3,7 @@
 import re
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -112,12 +113,32 @@ def runs_at_the_edge():
     }
 
 
+def late_run():
+    x = jax.random.normal(jax.random.key(1), (8, 2))
+    data = (x, jnp.sign(x[:, :1]))
+    model = hf.MLP((2, 1), activation="linear", key=jax.random.key(0))
+    options = {"loss": hf.LogisticLoss(), "save_models": True}
+    return {"data": data, "run": hf.flow(model, data, jnp.inf, **options)}
+
+
+def early_run():
+    model = hf.MLP((2, 2, 2), activation="linear", key=jax.random.key(0))
+    model = jax.tree.map(lambda w: 1e-3 * w, model)
+    x = jnp.diag(jnp.array([3.0, 1.0]))
+    return {"data": (x, x), "run": hf.flow(model, (x, x), 60.0, save_models=True)}
+
+
 @pytest.mark.parametrize("name", list(documented()))
 def test_docstring_examples_run(name, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Some write files.
     namespace = {"hf": hf, "jax": jax, "jnp": jnp, "diffrax": diffrax, **runs}
+    namespace |= {"eqx": eqx}
     if name == "homoflow.plot.edge":
         namespace |= runs_at_the_edge()
+    if name in ("homoflow.plot.margins", "homoflow.plot.distances"):
+        namespace |= late_run()
+    if name == "homoflow.plot.saddles":
+        namespace |= early_run()
     for block in python_blocks(documented()[name].__doc__):
         exec(block, namespace.copy())
     plt.close("all")

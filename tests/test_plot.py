@@ -155,3 +155,68 @@ def test_a_legend_covers_no_line(single, shape):
     assert_legend_covers_nothing(homoflow.plot.losses(runs))
     _, ax = plt.subplots(figsize=(3, 2))
     assert_legend_covers_nothing(homoflow.plot.losses(runs, ax=ax))
+
+
+@pytest.fixture(scope="module")
+def late():
+    """A run to the limit of its direction, with one of two arrays that is not trained."""
+
+    class Scaled(eqx.Module):
+        w: jax.Array
+        unit: jax.Array
+
+        def __call__(self, x):
+            return self.unit * (self.w @ x)
+
+    x = jnp.array([[1.0, 0.4], [0.5, -1.0], [-0.7, 0.9], [2.0, 1.0]])
+    data = (x, jnp.array([1.0, 1.0, -1.0, 1.0]))
+    model = Scaled(jnp.array([0.1, -0.2]), jnp.array(2.0))
+    trainable = Scaled(True, False)  # pyright: ignore[reportArgumentType]
+    options = {"loss": hf.LogisticLoss(), "trainable": trainable}
+    run = hf.flow(model, data, jnp.inf, save_models=True, laws=(), **options)
+    return run, data, trainable
+
+
+def test_margins_come_to_that_of_the_limit(late):
+    run, data, trainable = late
+    ax = homoflow.plot.margins(run, data, trainable=trainable)
+    *lines, limit = ax.lines
+    assert len(lines) == len(data[1])
+    assert ax.get_xscale() == "log"
+    last = np.array([heights(line)[-1] for line in lines])
+    level = float(run.limit.margin)
+    np.testing.assert_allclose(heights(limit), level)
+    np.testing.assert_allclose(last.min(), level, rtol=1e-2)
+    assert np.sum(last < 1.01 * level) == int(run.limit.support.sum())
+    assert texts(ax)[-1] == "of the limit"
+
+
+def test_distances_of_directions_fall(late):
+    run, _, _ = late
+    ax = homoflow.plot.distances({"one layer": run})
+    (line,) = ax.lines
+    distance = heights(line)
+    np.testing.assert_allclose(distance[-1], run.stats["direction_distance"], rtol=1e-6)
+    assert distance[-1] < 1e-2 * distance[0]
+    assert texts(ax) == ["one layer (degree 1)"]
+
+
+def test_a_run_without_a_limit_has_no_picture_of_it(single):
+    with pytest.raises(ValueError, match="no limit of directions"):
+        homoflow.plot.distances({"descent": single})
+    with pytest.raises(ValueError, match="no limit of directions"):
+        homoflow.plot.margins(single, (X, jnp.sign(X[:, :1])))
+
+
+def test_saddles_are_plateaus():
+    model = hf.MLP((2, 2, 2), activation="linear", key=jax.random.key(0))
+    model = jax.tree.map(lambda w: 1e-3 * w, model)
+    x = jnp.diag(jnp.array([3.0, 1.0]))
+    run = hf.flow(model, (x, x), 60.0, save_models=True, laws=())
+    found = hf.saddles(run, (x, x))
+    ax = homoflow.plot.saddles(run, found)
+    plateaus = [line for line in ax.lines if line.get_linewidth() == 3]
+    for line, saddle in zip(plateaus, found, strict=True):
+        np.testing.assert_allclose(heights(line), saddle.loss)
+        np.testing.assert_allclose(line.get_xdata(), [saddle.arrival, saddle.departure])
+    assert [text.get_text().split(",")[0] for text in ax.texts] == ["rank 0", "rank 1"]

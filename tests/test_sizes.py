@@ -17,6 +17,7 @@ FACES = frozenset(
         "heavy_ball_flow",
         "central_flow",
         "late_flow",
+        "early_flow",
         "predict_drift",
         "descend",
     ]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._jax._compilation import fast_compile_jit
 from .._problem._log_risk import against_log_risk, log_risk, sample_margins
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
@@ -34,7 +35,7 @@ class LogTime(AbstractDynamics):
 
     @property
     def name(self) -> str:
-        return "gradient flow"
+        return "gradient flow, in logarithmic time"
 
     @property
     def conserves_laws(self) -> bool:
@@ -88,12 +89,15 @@ class LogTime(AbstractDynamics):
         return jax.tree.map(lambda g: -factor * g, slope)
 
 
-def degree_at(problem: Problem) -> Float[Array, ""]:
+@fast_compile_jit
+def degree_of(problem: Problem) -> Float[Array, ""]:
     """The degree of homogeneity of the margins at the weights, by Euler's identity.
 
     ⟨∇m, w⟩ = degree·m for every margin m. Of margins that are not homogeneous it is one
-    that fits best, at least 1.
+    that fits best, at least 1, as it is where the loss is of another kind.
     """
+    if against_log_risk(problem) is not None:
+        return jnp.ones((), problem.dtype)
 
     def half_square(w):
         return 0.5 * jnp.sum(sample_margins(problem, w) ** 2)

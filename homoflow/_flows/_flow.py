@@ -1,5 +1,6 @@
 """`flow`: the gradient flow of a model, or other dynamics of its weights."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import diffrax as dfx
@@ -10,13 +11,14 @@ from .._jax._arguments import check_flag
 from .._jax._progress import Progress
 from .._laws import Law
 from .._methods._base import AbstractMethod
-from .._methods._choose import as_method
+from .._methods._choose import Auto, as_method
 from .._observe._base import Observables
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, make_problem
 from .._problem._trainable import Trainable
 from .._results._continuation import start_of
 from .._results._trajectory import Trajectory
+from ._late_times import late_times
 from ._pipeline import choose_dynamics, make_task, run
 
 
@@ -62,7 +64,9 @@ def flow(
     - `data`: `(x, y)`, shapes `(m, …)`, cast to the dtype of the weights; with
         `objective`, what that takes.
     - `t1`: the final time, in the flow's units (a step of gradient descent with learning
-        rate η takes time η); `jnp.inf` for the stationary point that the flow comes to.
+        rate η takes time η); `jnp.inf` for the stationary point that the flow comes to,
+        or on separable data for the limit of its direction. From 1e8 on, with losses of
+        exponential type, it is solved in logarithmic time (`homoflow.late_flow`).
     - `loss`: `(prediction, target) -> scalar`, averaged over samples; or `objective`:
         `(model, data) -> scalar`.
     - `trainable`: an Equinox filter for the arrays that move (all floating-point ones).
@@ -109,6 +113,11 @@ def flow(
     obstacle = moving.obstacle(problem) if solver is None else None
     if obstacle is not None:
         raise ValueError(obstacle)
+    late = None
+    if isinstance(method, Auto) and not method.has_options:
+        late = late_times(problem, moving, (t0, t1, ts), rtol)
+    if late is not None:
+        moving, t1, ts, rtol = late.dynamics, late.end, late.ts, late.rtol
     task = make_task(
         problem,
         (t0, t1, ts),
@@ -123,4 +132,7 @@ def flow(
         max_steps=max_steps,
         progress=progress,
     )
-    return run(task, method, throw)
+    trajectory = run(task, method, throw)
+    return (
+        trajectory if late is None else dataclasses.replace(trajectory, ts=late.shown)
+    )

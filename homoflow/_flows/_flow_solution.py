@@ -93,7 +93,7 @@ def flow_solution(
     ends, sharpnesses = zip(
         *(end_of(_entry(starts, i)) for i in range(len(known))), strict=True
     )
-    results = tuple(str(names_of(end.result, RESULTS)) for end in ends)
+    results = tuple(_result_of(end) for end in ends)
     has_ended = np.asarray([result == "successful" for result in results])
 
     def over_starts(values: Iterable[Array]) -> Array:
@@ -127,6 +127,13 @@ def _weights(model: PyTree) -> PyTree:
 
 def _distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return tree_norm_of_any_size(jax.tree.map(jnp.subtract, a, b))
+
+
+def _result_of(end: Trajectory) -> str:
+    """How a flow ended; a limit of directions is at no point."""
+    if end.limit is not None:
+        return "no_stationary_point"
+    return str(names_of(end.result, RESULTS))
 
 
 def _kind_of(end: Trajectory) -> str:

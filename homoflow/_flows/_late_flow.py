@@ -4,24 +4,22 @@ import dataclasses
 from collections.abc import Iterable
 
 import diffrax as dfx
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._dynamics._log_time import LogTime, degree_at
+from .._dynamics._log_time import LogTime, degree_of
 from .._jax._arguments import as_times, check_number
-from .._jax._compilation import fast_compile_jit
 from .._jax._tracing import is_concrete
 from .._laws import Law
 from .._methods._base import AbstractMethod
 from .._methods._defaults import MAX_DENSE_WEIGHTS, STEADY_STATE_RTOL
-from .._observe._base import FunctionOfPoint, Observables, Point, as_observables
+from .._methods.margin import log_loss_at
+from .._observe._base import FunctionOfPoint, Observables, as_observables
 from .._observe._recorder import STANDARD
 from .._observe._time_grid import DEFAULT_TIMES
-from .._problem._log_risk import against_log_risk, log_risk
 from .._problem._losses import LogisticLoss, LossLike
-from .._problem._problem import Problem, make_problem
+from .._problem._problem import make_problem
 from .._problem._trainable import Trainable
 from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory
@@ -90,7 +88,7 @@ def late_flow(
     """
     problem = make_problem(model, data, loss=loss, trainable=trainable)
     unit = _checked_unit(time_unit, problem.dtype)
-    dynamics = LogTime(unit, _degree(problem))
+    dynamics = LogTime(unit, degree_of(problem))
     end, ts = _grid(log_t1, log_ts, dynamics)
     if solver is None and rtol is None and problem.num_weights <= MAX_DENSE_WEIGHTS:
         rtol = STEADY_STATE_RTOL
@@ -121,13 +119,6 @@ def _checked_unit(time_unit: object, dtype: jnp.dtype) -> Array:
     if is_concrete(unit) and not (np.isfinite(float(unit)) and float(unit) > 0):
         raise ValueError(f"`time_unit` must be positive and finite; got {time_unit}.")
     return unit
-
-
-@fast_compile_jit
-def _degree(problem: Problem) -> Float[Array, ""]:
-    reason = against_log_risk(problem)
-    # What is wrong with the problem is said where the flow is made.
-    return jnp.ones((), problem.dtype) if reason is not None else degree_at(problem)
 
 
 def _grid(log_t1: object, log_ts: object, dynamics: LogTime) -> tuple[Array, Array]:
@@ -167,9 +158,4 @@ def _with_log_times(
 
 def _with_log_loss(observe: Observables | None) -> Observables:
     asked = as_observables(observe, STANDARD | _RECORDED)
-    return {**asked, "log_losses": FunctionOfPoint(function=_LogLoss())}
-
-
-class _LogLoss(eqx.Module):
-    def __call__(self, point: Point) -> Float[Array, ""]:
-        return log_risk(point.problem, point.weights)
+    return {**asked, "log_losses": FunctionOfPoint(function=log_loss_at)}

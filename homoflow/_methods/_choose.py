@@ -97,6 +97,14 @@ class Auto(AbstractMethod):
         check_values(self.atol, self.dt0, self.error_estimate)
         check_flag("follow_kinks", self.follow_kinks)
 
+    @property
+    def has_options(self) -> bool:
+        """Whether anything was said of how to solve."""
+        given = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return not self.follow_kinks or any(
+            value is not None for value in given if value is not self.follow_kinks
+        )
+
     def select(
         self,
         problem: Problem,

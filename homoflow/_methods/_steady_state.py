@@ -4,14 +4,19 @@ import dataclasses
 from typing import Any, final
 
 import diffrax as dfx
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from .._jax._arguments import as_times
 from .._observe._time_grid import make_time_grid
+from .._problem._log_risk import against_log_risk
 from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
+from .._results._failure import TrajectoryInterrupt
 from .._results._reason import REQUESTED, Reason
+from .._results._stationary_kind import StationaryKind
+from .._results._status import RESULTS
 from .._results._trajectory import Trajectory, with_facts
 from ._averaged import Averaged
 from ._base import AbstractMethod
@@ -21,7 +26,9 @@ from ._diffrax import Diffrax, make_facts, settings_of
 from ._filippov import Filippov
 from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
+from ._settings import Settings
 from ._task import Task, is_finite_at_start
+from .margin import follow_to_limit_direction, with_limit_direction
 from .stationary import Segment, solve_to_stationary_point
 
 
@@ -56,6 +63,7 @@ class SteadyState(AbstractMethod):
         trajectory = solve_to_stationary_point(
             task, settings, report=_print if task.progress else lambda segment: None
         )
+        trajectory = _with_direction(trajectory, task, settings)
         name = type(method.solver).__name__
         return with_facts(trajectory, make_facts(task, name, reason, (), plan))
 
@@ -86,12 +94,43 @@ class SteadyState(AbstractMethod):
                 "A flow with `t1=inf` has no end to measure progress by: `progress=True` "
                 "prints how far it is."
             )
+        _refuse_names(task)
         thinned = [name for name, n in task.recorder.every.items() if n > 1]
         if thinned:
             raise ValueError(
                 "With `t1=inf` the flow chooses its times itself: "
                 f"`observe[{thinned[0]!r}]` must have `every=1`."
             )
+
+
+def _with_direction(
+    trajectory: Trajectory, task: Task, settings: Settings
+) -> Trajectory:
+    """The trajectory; if it separates the data, with the limit of its direction."""
+    if trajectory.stats["stationary_kind"] != StationaryKind.diverges:
+        return trajectory
+    weights = eqx.filter(trajectory.model, task.given.mask)
+    problem = eqx.tree_at(lambda p: p.weights, task.given, weights)
+    elapsed = float(trajectory.stats["time_reached"])
+    used = int(trajectory.stats["steps"] + trajectory.stats["rejected_steps"])
+    try:
+        late = follow_to_limit_direction(task, settings, problem, elapsed, used)
+    except KeyboardInterrupt as interrupt:
+        partial = dataclasses.replace(trajectory, result=RESULTS.interrupted)
+        raise TrajectoryInterrupt(partial) from interrupt
+    if late is None or late.certificate is None:
+        return trajectory
+    is_free = task.ts is None
+    return with_limit_direction(trajectory, late, problem, records=is_free)
+
+
+def _refuse_names(task: Task) -> None:
+    taken = {"log_ts", "log_losses"} & task.recorder.observables.keys()
+    if taken and against_log_risk(task.given) is None:
+        raise ValueError(
+            f"{min(taken)!r} is recorded in any case where the data are separable: choose "
+            "another name in `observe`."
+        )
 
 
 def _refuse_problem(task: Task) -> None:

@@ -12,6 +12,7 @@ from .._jax._enumerations import member_at, member_indices, member_names
 from ._events import Events
 from ._kink_layer import KinkLayer
 from ._ledger import Account, BatchSplit, Ledger
+from ._margin_certificate import MarginCertificate
 from ._reason import Reason
 from ._stationary_kind import StationaryKind
 from ._stats import Stats
@@ -23,8 +24,11 @@ _CLASSES = {
     cls.__name__: cls
     for cls in (
         Trajectory, Stats, Events, KinkLayer, Ledger, Account, BatchSplit, Reason,
+        MarginCertificate,
     )
 }  # fmt: skip
+#: Fields whose containers are a user's: a file cannot know them.
+_WITHOUT: dict[type, tuple[str, ...]] = {MarginCertificate: ("model",)}
 _ENUMERATIONS = {cls.__name__: cls for cls in (RESULTS, StationaryKind)}
 
 
@@ -44,7 +48,7 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
             members = list(member_names(enumeration))
             return {"enumeration": name, "members": members, "index": index}
     if _CLASSES.get(type(value).__name__) is type(value):
-        return encode_fields(value, arrays)
+        return encode_fields(value, arrays, _WITHOUT.get(type(value), ()))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         value = _fields(value)
     if isinstance(value, dict):

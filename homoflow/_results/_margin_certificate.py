@@ -1,15 +1,13 @@
 """How close a network is to a point of maximal margin."""
 
-import dataclasses
-
+import equinox as eqx
 from jaxtyping import Array, Bool, Float, PyTree
 
 #: A multiplier below this share of the largest one holds no margin in place.
 NEGLIGIBLE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class MarginCertificate:
+class MarginCertificate(eqx.Module):
     """Karush–Kuhn–Tucker conditions of min ½‖w‖² subject to all margins ≥ 1.
 
     - `model`: the model, rescaled so that its smallest margin is 1.
@@ -23,6 +21,8 @@ class MarginCertificate:
         no support margin changes; NaN where the weights are too many, inf where there is
         no such direction. Above 0 a KKT point is a strict local minimum (the margin can
         grow in no direction); below 0 it is none; a symmetry makes it 0.
+    - `moved`: by how much the direction was moved to come here, ‖ŵ − ŵ₀‖ of unit vectors;
+        0 where it was not polished.
     """
 
     model: PyTree
@@ -33,15 +33,21 @@ class MarginCertificate:
     stationarity: float
     complementarity: float
     curvature: float
+    moved: float = 0.0
 
     @property
     def support(self) -> Bool[Array, "m outputs"]:
         """Which margins hold the weights: those with a multiplier that is not 0."""
         return self.multipliers > NEGLIGIBLE * self.multipliers.max()
 
+    @property
+    def residual(self) -> float:
+        """The larger of `stationarity` and `complementarity`."""
+        return max(self.stationarity, self.complementarity)
+
     def is_kkt(self, tolerance: float = 1e-4) -> bool:
         """Whether both residuals are below a tolerance."""
-        return max(self.stationarity, self.complementarity) <= tolerance
+        return self.residual <= tolerance
 
     def __repr__(self) -> str:
         return (

@@ -28,3 +28,8 @@ class StationaryKind(eqx.Enumeration):
         "No stationary point: the data are separable, so that the loss goes to 0 and the "
         "weights to infinity."
     )
+    diverges_in_direction = (
+        "No stationary point, diverges in direction: the data are separable, so that "
+        "the weights go to infinity, in a direction that converges to a point of maximal "
+        "margin."
+    )

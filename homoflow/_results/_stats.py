@@ -227,6 +227,26 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
             ("stationary",),
             "How far Newton's method moved the flow's end, relative to ‖w‖.",
         ),
+        "log_time_reached": Statistic(
+            "number",
+            ("stationary",),
+            "The logarithm of the time up to which separable data were followed.",
+        ),
+        "normalized_margin": Statistic(
+            "number",
+            ("stationary",),
+            "The smallest margin of the direction in which the weights diverge.",
+        ),
+        "kkt_residual": Statistic(
+            "number",
+            ("stationary",),
+            "How far that direction is from fulfilling the conditions of a maximal margin.",
+        ),
+        "direction_distance": Statistic(
+            "number",
+            ("stationary",),
+            "How far the flow's direction was from it at last, a length of unit vectors.",
+        ),
     }
 )
 

@@ -77,9 +77,10 @@ class RESULTS(eqx.Enumeration):
     )
     no_stationary_point = (
         "The flow has no end: it separates the data, so that its loss falls to 0 while "
-        "the weights grow without bound, and no stationary point is on its way. Follow it "
-        "with `homoflow.late_flow`, to times beyond what a float can hold; give a finite "
-        "`t1`; or a `weight_decay`."
+        "the weights grow without bound, and no stationary point is on its way. A limit "
+        "of their direction was not found: that is looked for where margins are "
+        "homogeneous, up to 500 weights. Follow the flow with `homoflow.late_flow`, to "
+        "times beyond what a float can hold; give a finite `t1`; or a `weight_decay`."
     )
     end_not_reached = (
         "The maximum number of steps was reached before a stationary point. Likely causes: "

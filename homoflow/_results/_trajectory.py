@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from .._jax._tracing import is_concrete
 from ._events import Events
 from ._ledger import Account, Ledger
+from ._margin_certificate import MarginCertificate
 from ._stats import Facts, Stats
 from ._status import RESULTS
 from ._summary import as_html, as_text, summary_rows
@@ -42,6 +43,9 @@ class Trajectory(eqx.Module):
         did to every law: `homoflow.Ledger`; otherwise `None`.
     - `continuation`: of gradient descent, what a run that goes on from here needs beside
         the model; otherwise `None`. Files do not hold it.
+    - `limit`: with `t1=inf` on separable data, where the direction of the weights went:
+        `homoflow.MarginCertificate`; otherwise `None`. Files do not hold its `model`, which
+        the final model is, of another size.
     - `observed_every`: `(name, n)` for the observables whose times are `ts[::n]`; those of
         all others are `ts`.
 
@@ -61,6 +65,7 @@ class Trajectory(eqx.Module):
     ledger: Ledger | None = None
     observed: dict[str, PyTree] = eqx.field(default_factory=dict)
     continuation: PyTree | None = None
+    limit: MarginCertificate | None = None
     observed_every: tuple[tuple[str, int], ...] = eqx.field(static=True, default=())
 
     def __repr__(self) -> str:

@@ -11,6 +11,8 @@ from ._curves import (
     squared_norms as squared_norms,
 )
 from ._edge import edge as edge
+from ._late import distances as distances, margins as margins
 from ._ledger import ledger as ledger
+from ._saddles import saddles as saddles
 from ._sliding import sliding as sliding, sliding_time as sliding_time
 from ._sweeps import bands as bands, heat_map as heat_map, panels as panels

@@ -60,6 +60,17 @@ def test_a_flow_without_an_end_is_no_number(descent):
     assert np.isnan(ends.sharpness[0])
 
 
+def test_a_direction_in_which_weights_diverge_is_no_point():
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    data = (x, jnp.sign(x[:, :1]))
+    model = hf.MLP((2, 1), activation="linear", key=jax.random.key(1))
+    run = hf.flow(model, data, 1.0, loss=hf.LogisticLoss(), save_models=True)
+    ends = hf.flow_solution(run, data, every=100, loss=hf.LogisticLoss())
+    assert set(ends.results) == {"no_stationary_point"}
+    assert np.all(np.isnan(ends.losses))
+    assert np.all(np.isnan(ends.sharpness))
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

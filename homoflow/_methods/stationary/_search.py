@@ -40,7 +40,7 @@ _MAX_RELATIVE_FALL = 1e-3
 _MIN_SEGMENTS = 4
 #: The step to a stationary point, relative to ‖w‖, at which the flow hands over, and how
 #: many times as far the polish may go.
-_HANDOVER_STEP, _MAX_POLISH = 1e-5, 10.0
+HANDOVER_STEP, MAX_POLISH = 1e-5, 10.0
 #: A part along negative curvature below this, in absolute tolerances, is not resolved.
 _UNRESOLVED = 1e-2
 #: A flat point that is no proven minimum is watched until the clock shows so many times
@@ -50,6 +50,12 @@ _PATIENCE = 1e3
 _ROUNDING = 1e-12
 #: A segment that is shorter than this, relative to the time, is lost on the clock.
 _CLOCK = 4 * float(np.finfo(float).eps)
+
+
+#: What `stats` says of a limit of directions.
+_OF_DIRECTION = (
+    "log_time_reached", "normalized_margin", "kkt_residual", "direction_distance",
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -97,7 +103,9 @@ def solve_to_stationary_point(
             model = parts[-1].trajectory.model
         else:
             model = with_weights(problem, outcome.point.weights)
-        return merge_segments(recorded, parts, model, outcome.result, _numbers(outcome))
+        return merge_segments(
+            recorded, parts, model, outcome.result, numbers_of(outcome)
+        )
 
     try:
         outcome = _outcome(more, parts, search, task.max_steps, report)
@@ -214,9 +222,9 @@ def _find_candidate(parts: list[Segment], search: _Search) -> _Candidate:
         point = analyze(weights / scale)
         if point.unstable > resolution:
             return _Candidate(nothing, 1 / abs(point.lowest))
-        if np.linalg.norm(scale * point.step) > _HANDOVER_STEP * size:
+        if np.linalg.norm(scale * point.step) > HANDOVER_STEP * size:
             return _Candidate(nothing)
-        polished = polish(analyze, point, _MAX_POLISH * _HANDOVER_STEP * size, scale)
+        polished = polish(analyze, point, MAX_POLISH * HANDOVER_STEP * size, scale)
         on_laws = analyze(search.restore(scale * polished.weights) / scale)
     except FloatingPointError:
         return _Candidate(nothing)
@@ -260,7 +268,7 @@ def _make_analyzer(search: _Search, weights: np.ndarray, size: float) -> _Analys
     return _Analysis(scaled, scale, make_dense_analyzer(scaled, size))
 
 
-def _numbers(outcome: Outcome) -> dict[str, Any]:
+def numbers_of(outcome: Outcome) -> dict[str, Any]:
     """What `stats` says of the point; NaN and −1 where there is none."""
     point = outcome.point
     nan = float("nan")
@@ -279,4 +287,6 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
         "zero_eigenvalues": jnp.asarray(zeros),
         "symmetry_zero_eigenvalues": jnp.asarray(outcome.explained),
         "polish_distance": jnp.asarray(outcome.distance),
+        # Of a direction that is found beyond: `_methods/margin`.
+        **dict.fromkeys(_OF_DIRECTION, jnp.asarray(nan)),
     }
