@@ -14,6 +14,12 @@ from jaxtyping import Array, PyTree
 from .._jax._same_function import same_function
 from .._jax._structural_cache import cached_by_structure
 
+_FLATTENED = (
+    "The optimizer cannot use the gradient that it is given: Optax hands a line search "
+    "`grad` and `value_fn` of the weights as they are, also inside of `optax.flatten`, "
+    "which has made one vector of the updates. Put the line search outside of it."
+)
+
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 
 
@@ -135,6 +141,8 @@ def update_with_extras(update: Callable, loss_fn: Callable, **extras: Any) -> An
             raise
         return update(value_fn=loss_fn, grad_fn=grad_fn, **extras)
     except TypeError as error:
+        if "not a valid JAX array type" in str(error):
+            raise TypeError(_FLATTENED) from error
         if "unexpected keyword argument" not in str(error):
             raise
         return update(grad_fn=grad_fn)

@@ -238,6 +238,34 @@ def test_noise_is_not_attributed():
     assert "noise" in ledger.note
 
 
+def test_noise_beside_what_turns_the_gradient_is_not_attributed():
+    """The clip's part is what is left without the noise."""
+    noise = optax.add_noise(1e-4, 0.0, 0)
+    optimizer = optax.chain(optax.clip(1e-3), noise, optax.sgd(RATE))
+    weights, ledger = train(hf.track(LAWS, optimizer))
+    mine = ledger["matrix[1]"]
+    zeros = [jnp.zeros(w.shape) for w in weights[0]]
+    state, wanted = noise.init(zeros), 0
+    for w in weights[:-1]:
+        with jax.numpy_dtype_promotion("standard"):
+            added, state = noise.update(zeros, state)
+        moved = [-RATE * np.asarray(n) for n in added]
+        wanted = wanted + oracles.rate(w, moved)["matrix[1]"]
+    assert np.abs(wanted).max() > 1e-5
+    np.testing.assert_allclose(mine.unattributed, wanted, rtol=0, atol=1e-14)
+    assert np.abs(mine.transformation).max() > 1e-5
+    assert np.abs(mine.rounding).max() < 1e-14
+
+
+def test_a_line_search_that_optax_cannot_flatten_is_refused():
+    def optimizer(rate):
+        search = optax.scale_by_backtracking_linesearch(6)
+        return optax.flatten(optax.chain(optax.sgd(rate), search))
+
+    with pytest.raises(TypeError, match="Put the line search outside"):
+        hf.descend(network(), (X, Y), 3, learning_rate=RATE, optimizer=optimizer)
+
+
 def test_different_rates_turn_the_gradient():
     """The gradient's own part is its projection; the rest is told from it by size."""
     small = optax.multi_transform(
