@@ -149,3 +149,14 @@ def _part(
     if jnp.ndim(operand.array) == 0:
         return operand
     return operand._replace(array=operand.array[start:stop], form=None, pieces=())
+
+
+def are_told_apart(a: TrackedArray, b: TrackedArray) -> bool:
+    """Whether of a sum more is known if its terms are kept apart.
+
+    Noise comes of nothing: it is told from what is made of the gradient.
+    """
+    if a.form is not None or b.form is not None:
+        return True
+    is_number = a.entry is not None or b.entry is not None
+    return not is_number and bool(a.sources) != bool(b.sources)

@@ -19,6 +19,7 @@ from .._jaxpr._interpreter import evaluate_equation, inner_jaxprs, interpret
 from .._jaxpr._primitives import TRANSPARENT_CALLS
 from ._flat_memory import (
     TrackedArray,
+    are_told_apart,
     by_piece,
     join_memory,
     rearranged,
@@ -334,7 +335,7 @@ class _Reader:
                 return result._replace(form=a.form)
             case ("neg", [a]) if a.form is not None:
                 return result._replace(form=algebra.scaled(a.form, self._times(-1.0)))
-            case ("add" | "add_any" | "sub", [a, b]) if _are_told_apart(a, b):
+            case ("add" | "add_any" | "sub", [a, b]) if are_told_apart(a, b):
                 forms = a.as_form(result.array), b.as_form(result.array)
                 if name == "sub":
                     forms = forms[0], algebra.scaled(forms[1], self._times(-1.0))
@@ -389,17 +390,6 @@ class _Reader:
             factor.sources <= own for own in self._scalars
         )
         return not is_entry
-
-
-def _are_told_apart(a: TrackedArray, b: TrackedArray) -> bool:
-    """Whether of a sum more is known if its terms are kept apart.
-
-    Noise comes of nothing: it is told from what is made of the gradient.
-    """
-    if a.form is not None or b.form is not None:
-        return True
-    is_number = a.entry is not None or b.entry is not None
-    return not is_number and bool(a.sources) != bool(b.sources)
 
 
 def _is_same(eqn) -> bool:
