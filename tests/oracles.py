@@ -15,6 +15,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 from jax.tree_util import GetAttrKey, SequenceKey
 from jaxtyping import Array
 from problems import SAMPLES
@@ -265,3 +266,23 @@ def _by_part(parts: dict, g: Arrays) -> dict:
 
 def times_all(c, values: dict) -> dict:
     return {name: c * value for name, value in values.items()}
+
+
+def largest_margin(x, y):
+    """The direction of the hard-margin support vector machine, and its margin."""
+    rows = np.asarray(y)[:, None] * np.asarray(x)
+    found = scipy.optimize.minimize(
+        lambda w: 0.5 * w @ w,
+        np.ones(rows.shape[1]),
+        jac=lambda w: w,
+        constraints={
+            "type": "ineq",
+            "fun": lambda w: rows @ w - 1,
+            "jac": lambda w: rows,
+        },
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    size = np.linalg.norm(found.x)
+    assert (rows @ found.x).min() > 1 - 1e-9
+    return found.x / size, 1 / size

@@ -141,3 +141,10 @@ def relative_error(model, truth) -> float:
 def asserted(subject: str) -> dict[str, Any]:
     """Bounds that tests hold the code to, and which the documentation prints."""
     return json.loads(ASSERTED.read_text(encoding="utf-8"))[subject]
+
+
+def separable(seed=3, dim=3, samples=12):
+    x = jax.random.normal(jax.random.key(seed), (samples, dim))
+    normal = jnp.ones(dim) / np.sqrt(dim)
+    y = jnp.sign(x @ normal)
+    return x + 0.3 * y[:, None] * normal, y

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+from oracles import largest_margin
+from problems import separable
 
 import homoflow as hf
 from homoflow._problem._log_risk import _log_softplus, log_risk
@@ -20,33 +22,6 @@ class Scalar(eqx.Module):
 
     def __call__(self, x):
         return self.w @ x
-
-
-def separable(seed=3, dim=3, samples=12):
-    x = jax.random.normal(jax.random.key(seed), (samples, dim))
-    normal = jnp.ones(dim) / np.sqrt(dim)
-    y = jnp.sign(x @ normal)
-    return x + 0.3 * y[:, None] * normal, y
-
-
-def largest_margin(x, y):
-    """The direction of the hard-margin support vector machine, and its margin."""
-    rows = np.asarray(y)[:, None] * np.asarray(x)
-    found = scipy.optimize.minimize(
-        lambda w: 0.5 * w @ w,
-        np.ones(rows.shape[1]),
-        jac=lambda w: w,
-        constraints={
-            "type": "ineq",
-            "fun": lambda w: rows @ w - 1,
-            "jac": lambda w: rows,
-        },
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 1000},
-    )
-    size = np.linalg.norm(found.x)
-    assert (rows @ found.x).min() > 1 - 1e-9
-    return found.x / size, 1 / size
 
 
 def product(model):

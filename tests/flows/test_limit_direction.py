@@ -7,6 +7,8 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.optimize
+from oracles import largest_margin
+from problems import separable
 
 import homoflow as hf
 from homoflow import StationaryKind
@@ -25,31 +27,6 @@ class DiagonalNet(eqx.Module):
         return (self.u**self.power - self.v**self.power) @ x
 
 
-def separable(seed=3, dim=3, samples=12):
-    x = jax.random.normal(jax.random.key(seed), (samples, dim))
-    normal = jnp.ones(dim) / np.sqrt(dim)
-    y = jnp.sign(x @ normal)
-    return x + 0.3 * y[:, None] * normal, y
-
-
-def support_vector_direction(x, y):
-    rows = np.asarray(y)[:, None] * np.asarray(x)
-    found = scipy.optimize.minimize(
-        lambda w: 0.5 * w @ w,
-        np.ones(rows.shape[1]),
-        jac=lambda w: w,
-        constraints={
-            "type": "ineq",
-            "fun": lambda w: rows @ w - 1,
-            "jac": lambda w: rows,
-        },
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 1000},
-    )
-    assert (rows @ found.x).min() > 1 - 1e-9
-    return found.x / np.linalg.norm(found.x), 1 / np.linalg.norm(found.x)
-
-
 def linear_net(depth, seed=1):
     sizes = (3, *[3] * (depth - 1), 1)
     return hf.MLP(sizes, activation="linear", key=jax.random.key(seed))
@@ -65,7 +42,7 @@ def product(model):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_direction_tends_to_that_of_the_support_vectors(depth):
     x, y = separable()
-    direction, margin = support_vector_direction(x, y)
+    direction, margin = largest_margin(x, y)
     data = (x, y[:, None])
     run = hf.flow(linear_net(depth), data, jnp.inf, save_models=True, **LOGISTIC)
     stats, limit = run.stats, run.limit
@@ -182,7 +159,7 @@ def test_no_such_verdict_where_the_flow_has_an_end(labels, loss):
 
 def test_polish_moves_to_the_point_next_to_it_and_not_far():
     x, y = separable()
-    direction, margin = support_vector_direction(x, y)
+    direction, margin = largest_margin(x, y)
 
     class Linear(eqx.Module):
         w: jax.Array
