@@ -151,10 +151,10 @@ def _part(
     return operand._replace(array=operand.array[start:stop], form=None, pieces=())
 
 
-def are_told_apart(a: TrackedArray, b: TrackedArray) -> bool:
-    """Whether of a sum more is known if its terms are kept apart.
+def are_separable(a: TrackedArray, b: TrackedArray) -> bool:
+    """Whether the two terms of a sum are known to have different sources.
 
-    Noise comes of nothing: it is told from what is made of the gradient.
+    Noise that an optimizer adds has none, unlike what is made of the gradient.
     """
     if a.form is not None or b.form is not None:
         return True

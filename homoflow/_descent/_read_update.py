@@ -19,7 +19,7 @@ from .._jaxpr._interpreter import evaluate_equation, inner_jaxprs, interpret
 from .._jaxpr._primitives import TRANSPARENT_CALLS
 from ._flat_memory import (
     TrackedArray,
-    are_told_apart,
+    are_separable,
     by_piece,
     join_memory,
     rearranged,
@@ -335,7 +335,7 @@ class _Reader:
                 return result._replace(form=a.form)
             case ("neg", [a]) if a.form is not None:
                 return result._replace(form=algebra.scaled(a.form, self._times(-1.0)))
-            case ("add" | "add_any" | "sub", [a, b]) if are_told_apart(a, b):
+            case ("add" | "add_any" | "sub", [a, b]) if are_separable(a, b):
                 forms = a.as_form(result.array), b.as_form(result.array)
                 if name == "sub":
                     forms = forms[0], algebra.scaled(forms[1], self._times(-1.0))

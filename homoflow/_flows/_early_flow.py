@@ -11,7 +11,6 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._dynamics._log_weights import LogWeights
 from .._jax._arguments import as_times, check_flag, check_number
-from .._jax._enumerations import names_of
 from .._jax._tracing import is_concrete, is_concrete_call
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
@@ -127,7 +126,7 @@ def early_flow(
     if rest.is_found:
         times = _times_to(rest.time, ts)
         trajectory = run(max(rest.time, times[-1]), times, rtol, **fine)
-        if _is_successful(trajectory):
+        if trajectory.result == RESULTS.successful:
             trajectory = _ended(problem, trajectory, laws)
         trajectory = _with_gradients_of(trajectory, rest.gradients)
     return raise_unless_successful(trajectory) if throw else trajectory
@@ -167,7 +166,7 @@ def _find_rest(problem: Problem, dynamics: LogWeights, run: Any) -> _Rest:
         times = np.concatenate([[0], np.geomspace(first / 100, last, _LOOKED_AT)])
         trajectory = run(last, times, _COARSE_RTOL, observe={"log_weights": _OF_STATE})
         gradients += float(trajectory.stats["gradient_evaluations"])
-        if not _is_successful(trajectory):
+        if trajectory.result != RESULTS.successful:
             return _Rest(False, last, gradients, trajectory)
         losses = np.asarray(trajectory.losses)
         moving = losses - losses[-1] > _AT_REST * (losses[0] - losses[-1])
@@ -195,10 +194,6 @@ def _times_to(rest: float, ts: Any) -> np.ndarray:
     if ts is None:
         return np.linspace(0, rest, DEFAULT_TIMES)
     return np.asarray(as_times(ts), float)
-
-
-def _is_successful(trajectory: Trajectory) -> bool:
-    return str(names_of(trajectory.result, RESULTS)) == "successful"
 
 
 def _ended(problem: Problem, trajectory: Trajectory, laws: Any) -> Trajectory:

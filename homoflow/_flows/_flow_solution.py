@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, PyTree
 from .._jax._arguments import check_instance
 from .._jax._arrays import tree_norm_of_any_size
 from .._jax._enumerations import names_of
-from .._jax._tracing import is_concrete
 from .._problem._checks import check_count
 from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective
 from .._problem._trainable import Trainable
 from .._results._flow_solution import FlowSolution
 from .._results._saved_models import models_at
+from .._results._single_run import check_single_run
 from .._results._stationary_kind import StationaryKind
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
@@ -71,11 +71,7 @@ def flow_solution(
     """
     check_instance("run", run, Trajectory, "a trajectory with `save_models=True`")
     check_count("every", every)
-    if not is_concrete(run) or run.ts.ndim != 1:
-        raise ValueError(
-            "`homoflow.flow_solution` takes one run, outside of jit and vmap: index a "
-            "batch first, `jax.tree.map(lambda a: a[i], run)`."
-        )
+    check_single_run("flow_solution", run)
     if run.models is None:
         raise ValueError(
             "The run has not saved its models: run it again with `save_models=True`."
@@ -104,9 +100,7 @@ def flow_solution(
         run.ts[known],
         over_starts(end.losses[-1] for end in ends),
         over_starts(sharpnesses),
-        jax.vmap(_distance)(
-            *(eqx.filter(m, eqx.is_inexact_array) for m in (models, starts))
-        ),
+        jax.vmap(_distance)(_weights(models), _weights(starts)),
         models,
         results,
         tuple(_kind_of(end) for end in ends),

@@ -6,17 +6,15 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._jax._arguments import check_instance
 from .._jax._compilation import fast_compile_jit
-from .._jax._tracing import is_concrete
 from .._laws import Law, Laws
 from .._laws._as_laws import as_laws
 from .._problem._checks import check_laws
 from .._problem._trainable import Trainable, trainable_mask
-from .._results._saved_models import models_at
+from .._results._single_run import check_single_run
 from .._results._trajectory import Trajectory
 
 
@@ -75,11 +73,7 @@ def split_discretization(
     """
     check_instance("run", run, Trajectory, "a trajectory of `homoflow.descend`")
     check_laws(laws)
-    if not is_concrete(run) or run.ts.ndim != 1:
-        raise ValueError(
-            "`homoflow.split_discretization` takes one run, outside of jit and vmap: "
-            "index a batch first, `jax.tree.map(lambda a: a[i], run)`."
-        )
+    check_single_run("split_discretization", run)
     if run.models is None or run.stats["optimizer"] is None:
         raise ValueError(
             "The steps of the run are not known: take one of `homoflow.descend` with "
@@ -90,9 +84,8 @@ def split_discretization(
             f"The run has recorded {run.ts.size} models of {int(run.stats['steps'])} "
             "steps: every step is needed, `record_every=1`."
         )
-    models = models_at(run, np.arange(run.ts.size))
-    mask = trainable_mask(run.model, trainable)
-    return _split(eqx.filter(models, mask), as_laws(laws))
+    weights = eqx.filter(run.models, trainable_mask(run.model, trainable))
+    return _split(weights, as_laws(laws))
 
 
 @fast_compile_jit

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._jax._arguments import check_instance, check_number
-from .._jax._tracing import is_concrete
+from ._single_run import check_single_run
 from ._trajectory import Trajectory
 
 #: Half a window has so many standard deviations of the Gaussian.
@@ -96,11 +96,7 @@ def smooth(run: Trajectory, window: float | int) -> Trajectory:
 
 def _kernel(run: Trajectory, window: float) -> np.ndarray:
     """The weights of the mean, an odd number of them."""
-    if not is_concrete(run) or run.ts.ndim != 1:
-        raise ValueError(
-            "`homoflow.smooth` takes one run, outside of jit and vmap: index a batch "
-            "first, `jax.tree.map(lambda a: a[i], run)`."
-        )
+    check_single_run("smooth", run)
     steps = np.diff(np.asarray(run.ts, float))
     step = steps.mean()
     if np.any(np.abs(steps - step) > _EQUAL * run.ts.size * step):

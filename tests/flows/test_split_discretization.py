@@ -81,13 +81,6 @@ def test_at_the_edge_the_oscillation_is_what_the_central_flow_predicts():
     predicted = central.observed["edge_drift"][name][-1]
     # Of the two the mean of the steps is the small part, and of the other sign.
     assert -0.1 * predicted < split.mean[-1] < 0
-    print(
-        split.oscillation[-1],
-        predicted,
-        split.mean[-1],
-        gd.laws[name][-1] - gd.laws[name][0],
-        central.stats,
-    )
     assert abs(split.oscillation[-1] / predicted - 1) < 0.05
 
 
