@@ -24,7 +24,7 @@ from .._problem._problem import Objective, Problem, make_problem
 from .._problem._trainable import Trainable
 from .._results._failure import raise_unless_successful
 from .._results._status import RESULTS
-from .._results._trajectory import Trajectory
+from .._results._trajectory import Trajectory, with_gradients_of
 from ._flow import flow
 
 #: The tolerance of a weight's logarithm, and that with which the end is looked for.
@@ -122,13 +122,13 @@ def early_flow(
         trajectory = run(t1, ts, rtol, **fine)
         return raise_unless_successful(trajectory) if throw else trajectory
     rest = _find_rest(problem, dynamics, run)
-    trajectory = rest.trajectory
+    trajectory = rest.runs[-1]
     if rest.is_found:
         times = _times_to(rest.time, ts)
         trajectory = run(max(rest.time, times[-1]), times, rtol, **fine)
         if trajectory.result == RESULTS.successful:
             trajectory = _ended(problem, trajectory, laws)
-        trajectory = _with_gradients_of(trajectory, rest.gradients)
+        trajectory = with_gradients_of([*rest.runs, trajectory])
     return raise_unless_successful(trajectory) if throw else trajectory
 
 
@@ -140,12 +140,11 @@ _OF_STATE = FunctionOfPoint(function=_logs)
 
 
 class _Rest(NamedTuple):
-    """When the flow has come to rest, what it took to find that out."""
+    """When the flow has come to rest, and the runs that it took to find that out."""
 
     is_found: bool
     time: float
-    gradients: float
-    trajectory: Trajectory
+    runs: list[Trajectory]
 
 
 def _find_rest(problem: Problem, dynamics: LogWeights, run: Any) -> _Rest:
@@ -160,22 +159,21 @@ def _find_rest(problem: Problem, dynamics: LogWeights, run: Any) -> _Rest:
     fastest = max(float(jnp.max(jnp.abs(r))) for r in jax.tree.leaves(rates))
     lowest = min(float(jnp.min(z)) for z in jax.tree.leaves(start))
     first = (1 + max(0.0, -lowest)) / (fastest or 1.0)
-    gradients, last, trajectory = 0.0, first, None
+    runs, last = [], first
     for _ in range(_MAX_LOOKS):
         last *= _LATER
         times = np.concatenate([[0], np.geomspace(first / 100, last, _LOOKED_AT)])
         trajectory = run(last, times, _COARSE_RTOL, observe={"log_weights": _OF_STATE})
-        gradients += float(trajectory.stats["gradient_evaluations"])
+        runs.append(trajectory)
         if trajectory.result != RESULTS.successful:
-            return _Rest(False, last, gradients, trajectory)
+            return _Rest(False, last, runs)
         losses = np.asarray(trajectory.losses)
         moving = losses - losses[-1] > _AT_REST * (losses[0] - losses[-1])
         rest = float(times[np.flatnonzero(moving)[-1] + 1]) if moving.any() else first
         if _stays(problem, dynamics, trajectory, last - rest):
-            return _Rest(True, _BEYOND * rest, gradients, trajectory)
-    assert trajectory is not None
-    failed = dataclasses.replace(trajectory, result=RESULTS.end_not_reached)
-    return _Rest(False, last, gradients, failed)
+            return _Rest(True, _BEYOND * rest, runs)
+    failed = dataclasses.replace(runs[-1], result=RESULTS.end_not_reached)
+    return _Rest(False, last, [*runs[:-1], failed])
 
 
 def _stays(
@@ -204,10 +202,3 @@ def _ended(problem: Problem, trajectory: Trajectory, laws: Any) -> Trajectory:
     return dataclasses.replace(
         trajectory, model=end.model, result=end.result, stats=stats
     )
-
-
-def _with_gradients_of(trajectory: Trajectory, more: float) -> Trajectory:
-    name = "gradient_evaluations"
-    total = trajectory.stats[name] + more
-    stats = trajectory.stats.with_numbers(**{name: total})
-    return dataclasses.replace(trajectory, stats=stats)

@@ -19,7 +19,7 @@ from .._problem._problem import Problem
 from .._problem._smoothness import kinks_of
 from .._results._reason import REQUESTED, Reason
 from .._results._status import RESULTS
-from .._results._trajectory import Trajectory
+from .._results._trajectory import Trajectory, with_gradients_of
 from .._solvers import ExponentialAdams, as_flow_solver
 from ._averaged import Averaged
 from ._base import AbstractMethod
@@ -191,11 +191,11 @@ class Auto(AbstractMethod):
         if is_adams and facts.can_leave_adams:
             held_at = self._stalls(task, selection, num_adams_steps(task), runs)
             if held_at is None:
-                return _with_gradients_of(runs)
+                return with_gradients_of(runs)
             facts = self._facts(task, stalled_at=stalled_at, adams_stalled_at=held_at)
             selection = self._select(facts)
         runs.append(self._run_diffrax(task, selection))
-        return _with_gradients_of(runs)
+        return with_gradients_of(runs)
 
     def _stalls(
         self, task: Task, selection: Selection, steps: int, runs: list[Trajectory]
@@ -281,16 +281,6 @@ def adapt_method(method: AbstractMethod, task: Task) -> AbstractMethod:
         error_estimate=method.error_estimate,
         follow_kinks=False,
     )
-
-
-def _with_gradients_of(runs: list[Trajectory]) -> Trajectory:
-    """The last run, which counts the gradients of those before it as well."""
-    name, last = "gradient_evaluations", runs[-1]
-    if len(runs) == 1:
-        return last
-    gradients = sum(run.stats[name] for run in runs)
-    stats = last.stats.with_numbers(**{name: gradients})
-    return dataclasses.replace(last, stats=stats)
 
 
 def _exact_failure(trajectory: Trajectory) -> str | None:

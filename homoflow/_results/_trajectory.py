@@ -120,6 +120,16 @@ def with_facts(trajectory: Trajectory, facts: Facts) -> Trajectory:
     )
 
 
+def with_gradients_of(runs: list[Trajectory]) -> Trajectory:
+    """The last run, which counts the gradients of those before it as well."""
+    name, last = "gradient_evaluations", runs[-1]
+    if len(runs) == 1:
+        return last
+    gradients = sum(run.stats[name] for run in runs)
+    stats = last.stats.with_numbers(**{name: gradients})
+    return dataclasses.replace(last, stats=stats)
+
+
 def masked_after(trajectory: Trajectory, valid: Array) -> Trajectory:
     """The trajectory with NaN in place of all that was recorded where not `valid`."""
 
