@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, PyTree
 
 from ._base import AbstractFlowSolver, as_flow_solver
 
+#: No entry grows by more in a step that is accepted.
+_MAX_GROWTH = 1e6
+
 
 @final
 class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
@@ -79,13 +82,22 @@ class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     def init(self, terms, t0, t1, y0, args):
         tangent = jax.random.normal(jax.random.key(0), y0.shape, y0.dtype)
         pair = y0, tangent
-        return self.solver.init(_with_tangent(terms), t0, t1, pair, args), tangent
+        inner = self.solver.init(
+            _with_tangent(terms, self._far(y0)), t0, t1, pair, args
+        )
+        return inner, tangent
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         inner, tangent = solver_state
         (y1, tangent1), errors, dense, inner, result = self.solver.step(
-            _with_tangent(terms), t0, t1, (y0, tangent), args, inner, made_jump
+            _with_tangent(terms, self._far(y0)),
+            *(t0, t1, (y0, tangent), args, inner, made_jump),
         )
+        # The length of the step, which may depend on `t1`, moves the tangent too.
+        tangent1 = lax.stop_gradient(tangent1)
+        if inner is not None:
+            is_first, (slope, of_tangent) = inner
+            inner = is_first, (slope, lax.stop_gradient(of_tangent))
         error = jnp.full_like(y0, self._scaled_error(y0, y1, tangent, tangent1, errors))
         dense = {name: value[0] for name, value in dense.items()}
         return y1, error, dense, (inner, tangent1), result
@@ -101,9 +113,13 @@ class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
         state = _rms(of_state / (self.atol + self.rtol * sizes))
         size = jnp.maximum(_rms(tangent), _rms(tangent1))
         relative = _rms(of_tangent) / (self.rtol * jnp.where(size > 0, size, 1))
-        # A tangent that outgrows the numbers decides nothing.
-        relative = jnp.where(jnp.isfinite(size), relative, 0)
         return lax.stop_gradient(jnp.maximum(state, relative))
+
+    def _far(self, y0) -> Float[Array, ""]:
+        """How large no stage of a step that is accepted can be."""
+        assert self.rtol is not None
+        scale = jnp.maximum(jnp.max(jnp.abs(y0)), self.atol / self.rtol)
+        return lax.stop_gradient(_MAX_GROWTH * scale)
 
     def can_project(self, solver_state, y0):
         inner, tangent = solver_state
@@ -123,18 +139,29 @@ class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
         return rescaling.projected, error, dense, state, result, rescaling
 
 
-def _with_tangent(terms: PyTree) -> dfx.ODETerm:
-    """The terms' equation for v, and its linearization for u."""
+def _with_tangent(terms: PyTree, far: Float[Array, ""]) -> dfx.ODETerm:
+    """The terms' equation for v, and its linearization for u.
+
+    A step with a stage farther than `far` is rejected, by a slope of u that is NaN. That
+    of v is 0 there, and nothing is computed that may overflow: a rejected step adds
+    zero times its numbers to the derivative, which must not be infinite.
+    """
 
     def slopes(t, pair, args):
         v, u = pair
-        arrays, static = eqx.partition((t, v, args), eqx.is_inexact_array)
-        t_, v_, args_ = eqx.combine(lax.stop_gradient(arrays), static)
-        field = lambda v: terms.vf(t_, v, args_)  # noqa: E731
-        _, tangent_slope = jax.jvp(field, (v_,), (lax.stop_gradient(u),))
-        return terms.vf(t, v, args), tangent_slope
+        is_far = ~(jnp.max(jnp.abs(v)) <= far)
+        v = jnp.where(is_far, 0, v)
+        field = lambda v: terms.vf(*lax.stop_gradient((t,)), v, _fixed(args))  # noqa: E731
+        _, of_tangent = jax.jvp(field, (lax.stop_gradient(v),), (lax.stop_gradient(u),))
+        of_state = jnp.where(is_far, 0, terms.vf(t, v, args))
+        return of_state, jnp.where(is_far, jnp.nan, of_tangent)
 
     return dfx.ODETerm(slopes)
+
+
+def _fixed(args: PyTree) -> PyTree:
+    numbers, rest = eqx.partition(args, eqx.is_inexact_array)
+    return eqx.combine(lax.stop_gradient(numbers), rest)
 
 
 def _rms(v: Array) -> Float[Array, ""]:
