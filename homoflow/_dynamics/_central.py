@@ -170,8 +170,9 @@ class Central(AbstractDynamics):
             for name, trace in self.traces(problem, laws, motion).items()
         }
         drift = {law.name: law.quadratic(velocity) for law in laws}
-        pace = jnp.sqrt(2 * jnp.maximum(motion.rise, 0)) / (2 * math.pi)
-        pace = jnp.where(jnp.trace(motion.oscillation) > 0, pace, 0)
+        oscillates = jnp.trace(motion.oscillation) > 0
+        rise = jnp.where(oscillates, jnp.maximum(motion.rise, 0), 0)
+        pace = jnp.sqrt(2 * rise) / (2 * math.pi)
         return Rates(drift, at_edge, pace)
 
     def traces(
@@ -211,7 +212,6 @@ class Central(AbstractDynamics):
     def stats(
         self, numbers: dict[str, Array], observed: dict[str, Any]
     ) -> dict[str, Array]:
-        del numbers
         return {"edge_cycles": observed["cycles"][-1]}
 
     def warn(self, trajectory: Trajectory) -> None:

@@ -119,6 +119,12 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
             "By how much of the threshold the sharpness of descent is expected to "
             "overshoot it when the oscillation sets in.",
         ),
+        "edge_shift": Statistic(
+            "number",
+            ("central",),
+            "How far from the threshold, relative to it, descent's sharpness is expected "
+            "to be because of how wide the oscillation is, at most.",
+        ),
         "forward_passes": Statistic(
             "integer", ("exact",), "Evaluations of the pre-activations at all samples."
         ),

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ..._jax._top_eigenvalues import follow_eigenpairs
 from ._complementarity import solve_complementarity
 from ._curvature import Curvature
+from ._secant import secant_shift
 from ._symmetric import are_leading, as_matrix, as_vector, num_pairs
 
 #: How often weights are moved back to the set, at most.
@@ -178,6 +179,16 @@ class Edge(NamedTuple):
         is_pinned = jnp.arange(spectrum.values.size) < num
         off = jnp.abs(spectrum.values / self.threshold - 1)
         return jnp.max(jnp.where(is_pinned, off, 0))
+
+    def shift(
+        self, w: Array, motion: Motion, num: Int[Array, ""], work: Work
+    ) -> tuple[Float[Array, ""], Work]:
+        """How far descent's sharpness is from the threshold: see `secant_shift`."""
+        vectors = motion.spectrum.vectors[: self.max_critical]
+        shift = secant_shift(
+            self.curvature, w, vectors, motion.oscillation, num, self.threshold
+        )
+        return shift, work.plus(gradients=2 * num)
 
     def slopes(
         self, w: Array, spectrum: Spectrum, num: Int[Array, ""], work: Work

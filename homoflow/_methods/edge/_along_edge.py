@@ -267,6 +267,7 @@ def _assemble(
         "third_derivatives": work.slopes,
         "edge_events": counts.events,
         "edge_overshoot": onset,
+        "edge_shift": walk.largest_shift,
         "time_reached": time_reached(result, valid, reached, grid),
     }
     numbers |= call.dynamics.stats(numbers, values)

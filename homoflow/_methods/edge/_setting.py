@@ -32,7 +32,9 @@ class Setting(NamedTuple):
     rtol: Float[Array, ""]
     max_steps: Int[Array, ""]
 
-    def state(self, candidate: Candidate, w: Array, motion: Motion) -> State:
+    def state(
+        self, candidate: Candidate, w: Array, motion: Motion, shift: Array
+    ) -> State:
         """A candidate, once it was looked at."""
         event = self.event(motion, candidate.num)
         return State(
@@ -43,6 +45,7 @@ class Setting(NamedTuple):
             motion,
             candidate.num,
             event,
+            shift,
         )
 
     def slope(self, motion: Motion) -> Float[Array, " all"]:

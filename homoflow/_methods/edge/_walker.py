@@ -72,6 +72,7 @@ class Walker(NamedTuple):
             self.setting.edge.unknown_motion(w, vectors),
             none,
             zero,
+            zero,
         )
         blank = jax.eval_shape(self.setting.record, state)
         records = jax.tree.map(
@@ -85,6 +86,7 @@ class Walker(NamedTuple):
             jnp.asarray(int(Phase.enter)),
             jnp.asarray(int(Phase.step)),
             1 / self.setting.edge.threshold,
+            zero,
             zero,
             none,
             records,
@@ -110,7 +112,8 @@ class Walker(NamedTuple):
         w, motion, work = self.setting.edge.settle(
             candidate.w, candidate.vectors, candidate.num, candidate.num_wanted, work
         )
-        new = self.setting.state(candidate, w, motion)
+        shift, work = self.setting.edge.shift(w, motion, candidate.num, work)
+        new = self.setting.state(candidate, w, motion, shift)
         conclude = (
             self._judge_step,
             self._narrow,
@@ -119,9 +122,7 @@ class Walker(NamedTuple):
             self._go_on_parting,
             self._enter,
         )
-        return lax.switch(
-            walk.phase, conclude, walk._replace(work=work), candidate, new
-        )
+        return lax.switch(walk.phase, conclude, walk._replace(work=work), candidate, new)
 
     # What a turn looks at.
 
@@ -256,7 +257,10 @@ class Walker(NamedTuple):
         after = jnp.asarray(after, walk.phase.dtype)
         phase = jnp.where(is_due, int(Phase.record), after).astype(walk.phase.dtype)
         state = jax.tree.map(lambda a, b: jnp.where(is_due, a, b), walk.state, goal)
-        return walk._replace(state=state, goal=goal, phase=phase, after=after)
+        largest = jnp.maximum(walk.largest_shift, jnp.abs(goal.shift))
+        return walk._replace(
+            state=state, goal=goal, phase=phase, after=after, largest_shift=largest
+        )
 
     def _judge_step(self, walk: Walk, candidate: Candidate, new: State) -> Walk:
         """Take the step if it is accurate, or up to its event; else try a shorter one."""
