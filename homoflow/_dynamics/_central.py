@@ -203,6 +203,7 @@ class Central(AbstractDynamics):
             "critical": FunctionOfPoint(function=_num_critical),
             "mean": FunctionOfPoint(function=mean),
             "edge_drift": FunctionOfPoint(function=_edge_drift),
+            "mean_square": FunctionOfPoint(function=_mean_square),
             "cycles": FunctionOfPoint(function=_cycles),
         }
 
@@ -212,6 +213,7 @@ class Central(AbstractDynamics):
     def stats(
         self, numbers: dict[str, Array], observed: dict[str, Any]
     ) -> dict[str, Array]:
+        del numbers
         return {"edge_cycles": observed["cycles"][-1]}
 
     def warn(self, trajectory: Trajectory) -> None:
@@ -286,6 +288,10 @@ def _num_critical(point: Point) -> Int[Array, ""]:
 
 def _edge_drift(point: Point) -> dict[str, Float[Array, "..."]]:
     return point.state.edge_drift
+
+
+def _mean_square(point: Point) -> dict[str, Float[Array, "..."]]:
+    return point.state.drift
 
 
 def _cycles(point: Point) -> Float[Array, ""]:

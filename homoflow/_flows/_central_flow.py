@@ -69,7 +69,8 @@ def central_flow(
     - `critical`: how many eigenvalues are at the threshold; `spectrum`: these and the next
         one, shape `(times, max_critical + 1)`, NaN beyond.
     - `oscillation`: the eigenvalues of Σ, shape `(times, max_critical)`.
-    - `edge_drift`: ∫2·(threshold)·tr(AΣ)dτ, which is the drift of `laws`.
+    - `edge_drift`: ∫2·(threshold)·tr(AΣ)dτ, which is the drift of `laws`;
+        `mean_square`: ∫q(dw/dτ)dτ of each law.
     - `cycles`: of the oscillation so far.
 
     **Warns:** where descent is not expected to follow: fewer than 15 cycles of the
