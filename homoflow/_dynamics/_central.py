@@ -27,7 +27,7 @@ from .._problem._smoothness import kinks_of
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._base import AbstractDynamics
-from ._expansion import error_in_descent
+from ._expansion import error_in_descent, start_of_slow_motion
 from .edge._curvature import Curvature
 from .edge._edge import Edge, Motion, Spectrum, Work
 
@@ -46,6 +46,7 @@ class CentralState(NamedTuple):
     - `oscillation`: X with Σ = UXUᵀ, the columns of U their vectors.
     - `num`: how many eigenvalues are at the threshold.
     - `traces`: tr(AΣ) of every law.
+    - `mean_gradient`: the norm of ∇L + ½∇⟨∇²L, Σ⟩.
     - `drift`, `edge_drift`: law by law ∫q(dw/dτ)dτ and ∫2·threshold·tr(AΣ)dτ.
     - `cycles`: how many cycles the oscillation has had.
     """
@@ -55,6 +56,7 @@ class CentralState(NamedTuple):
     oscillation: Float[Array, "critical critical"]
     num: Int[Array, ""]
     traces: dict[str, Array]
+    mean_gradient: Float[Array, ""]
     drift: dict[str, Array]
     edge_drift: dict[str, Array]
     cycles: Float[Array, ""]
@@ -95,9 +97,12 @@ class Central(AbstractDynamics):
         default=0.0, converter=as_coefficient(check_momentum)
     )
     max_critical: int = eqx.field(static=True, default=4)
+    order: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
         check_count("max_critical", self.max_critical)
+        if isinstance(self.order, bool) or self.order not in (1, 2):
+            raise ValueError(f"`order` must be 1 or 2; got {self.order!r}.")
 
     @property
     def name(self) -> str:
@@ -134,7 +139,20 @@ class Central(AbstractDynamics):
         """The set that the flow stays in; `rtol` is of its eigenvectors' residuals."""
         _, unravel = ravel_pytree(problem.weights)
         curvature = Curvature(lambda w: problem.loss(unravel(w)))
-        return Edge(curvature, self._threshold(problem), self.room(problem), rtol)
+        threshold, room = self._threshold(problem), self.room(problem)
+        lag = self._lag(problem.dtype) if self.order == 2 else None
+        return Edge(curvature, threshold, room, rtol, lag)
+
+    def _lag(self, dtype: jnp.dtype) -> Float[Array, ""]:
+        """The learning rate that counts to second order, as in `Modified`."""
+        eta, mu = self._coefficients(dtype)
+        return eta * (1 + mu) / (1 - mu) ** 2
+
+    def init(self, problem: Problem) -> PyTree:
+        """To second order the start of the slow motion that heavy ball settles to."""
+        if self.order == 1:
+            return problem.weights
+        return start_of_slow_motion(problem, *self._coefficients(problem.dtype))
 
     def _threshold(self, problem: Problem) -> Float[Array, ""]:
         eta, mu = self._coefficients(problem.dtype)
@@ -157,8 +175,14 @@ class Central(AbstractDynamics):
         found = top_eigenvalues(product, guess, _RTOL)
         spectrum = Spectrum(found.values, found.vectors, found.residuals)
         near = jnp.sum(found.values >= edge.threshold * (1 - _CLOSE))
-        _, velocity, _ = edge.weigh(w, gradient, spectrum, near, 0.0, Work.none())
-        return unravel(velocity)
+        work = Work.none()
+        _, pull, work = edge.pull(w, work)
+        held, velocity, work = edge.weigh(w, pull, spectrum, near, 0.0, work)
+        if edge.lag is None:
+            return unravel(velocity)
+        num = jnp.linalg.matrix_rank(held, rtol=_CLOSE)
+        motion, slopes, work = edge.motion(w, gradient, spectrum, num, work)
+        return unravel(edge.with_lag(w, motion, slopes, num, work)[0].velocity)
 
     def rates(self, problem: Problem, laws: Laws, motion: Motion) -> Rates:
         """What is integrated along the flow beside its weights."""
@@ -255,12 +279,9 @@ class _Mean(eqx.Module):
         state: CentralState = point.state
         problem, dynamics = point.problem, self.dynamics
         threshold = dynamics._threshold(problem)
-        eta, mu = dynamics._coefficients(problem.dtype)
-        step = eta / (1 - mu)
         total = jnp.trace(state.oscillation)
-        speed = ravel_pytree(point.velocity)[0]
-        # The flow of the mean lacks what each step adds to a law, η²q(∇L).
-        factor = step * (1 + mu) / (1 - mu)
+        # To first order the flow lacks what each step adds to a law, η²q(∇L).
+        factor = dynamics._lag(problem.dtype) if dynamics.order == 1 else 0
         laws = jax.tree.map(
             lambda value, drift, trace: value + factor * drift + trace,
             self.laws.values(point.weights),
@@ -269,7 +290,7 @@ class _Mean(eqx.Module):
         )
         return MeanValues(
             point.loss + threshold * total / 2,
-            jnp.sqrt(speed @ speed + threshold**2 * total),
+            jnp.sqrt(state.mean_gradient**2 + threshold**2 * total),
             laws,
         )
 

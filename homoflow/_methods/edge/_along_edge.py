@@ -157,6 +157,7 @@ class _Kept(NamedTuple):
     oscillation: Array
     num: Array
     traces: dict[str, Array]
+    mean_gradient: Array
     sums: Array
 
 
@@ -170,7 +171,7 @@ def _solve(call: _Call, save_models: bool) -> Trajectory:
     error = RESULTS.where(error == RESULTS.successful, of_dynamics, error)
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
-    w0, unravel = ravel_pytree(problem.weights)
+    w0, unravel = ravel_pytree(dynamics.init(problem))
     residual = jnp.minimum(_RESIDUAL * call.rtol, _MAX_RESIDUAL)
     edge = dynamics.edge(problem, residual)
     rows = dynamics.num_rows(problem)
@@ -195,6 +196,7 @@ def _solve(call: _Call, save_models: bool) -> Trajectory:
             motion.oscillation,
             state.num,
             dynamics.traces(problem, laws, motion),
+            jnp.linalg.norm(motion.mean_gradient),
             state.sums,
         )
 
@@ -221,7 +223,13 @@ def _observe(call: _Call, records: _Kept, unravel: Any, as_rates: Any) -> Values
         loss, gradient = jax.value_and_grad(problem.loss)(weights)
         rates: Rates = as_rates(kept.sums)
         state = CentralState(
-            weights, kept.values, kept.oscillation, kept.num, kept.traces, *rates
+            weights,
+            kept.values,
+            kept.oscillation,
+            kept.num,
+            kept.traces,
+            kept.mean_gradient,
+            *rates,
         )
         velocity = unravel(kept.velocity)
         return Point(t, problem, weights, loss, gradient, state, lambda: velocity)

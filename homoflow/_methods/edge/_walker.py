@@ -153,7 +153,8 @@ class Walker(NamedTuple):
         state, edge = walk.state, self.setting.edge
         size = state.w.size
         known = jnp.maximum(state.motion.spectrum.values[0], 0)
-        radius = _MARGIN * jnp.where(state.num > 0, edge.threshold, known)
+        sharpest = jnp.where(state.num > 0, edge.threshold, known)
+        radius = _MARGIN * edge.fastest(sharpest)
         radius = jnp.maximum(radius, 1e-3 * edge.threshold)
         left = self.setting.end - state.t
         longest = jnp.minimum(longest_step(radius, _MAX_STAGES), left)
@@ -218,10 +219,10 @@ class Walker(NamedTuple):
         gap = jnp.where(moves, _WATCHED, 2 * self.setting.joins)
         near = jnp.minimum(self.setting.near(motion, gap), edge.max_critical)
         left = self.setting.end - state.t
-        length = jnp.minimum(_SMALL_STEP / edge.threshold, left)
+        length = jnp.minimum(_SMALL_STEP / edge.fastest(edge.threshold), left)
         found, velocity, work = edge.weigh(
             state.w,
-            motion.gradient,
+            motion.pull,
             motion.spectrum,
             near,
             jnp.where(moves, 1 / length, 0),
