@@ -10,6 +10,7 @@ what is in `--out`, and those that are there are not run again.
 """
 
 import argparse
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from jax.flatten_util import ravel_pytree
 
 import homoflow as hf
 
+#: The second order is computed for networks up to here.
+_MOST_WEIGHTS = 5_000
 #: Standard deviation of the noise, in each weight and step.
 _NOISE = 1e-5
 
@@ -96,9 +99,10 @@ def _softmax(seed: int):
 
 _SQUARED = hf.SquaredLoss()
 CASES = {
-    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 400.0, 8),
+    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 800.0, 8),
     "tanh-linear 2-8-8-3": Case(_tanh_linear(2, 8, 3, 20), _SQUARED, 200.0, 8),
-    "tanh-linear 4-40-40-3": Case(_tanh_linear(4, 40, 3, 40), _SQUARED, 100.0, 4),
+    "tanh-linear 4-20-20-8": Case(_tanh_linear(4, 20, 8, 40), _SQUARED, 300.0, 6),
+    "tanh-linear 4-40-40-3": Case(_tanh_linear(4, 40, 3, 40), _SQUARED, 300.0, 4, 0.7),
     "squares 3-12-2": Case(_squares, _SQUARED, 60.0, 6),
     "softmax 3-10-10-3": Case(_softmax, hf.SoftmaxCrossEntropy(), 400.0, 8),
 }
@@ -136,6 +140,10 @@ def _last(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value[-1] for name, value in values.items()}
 
 
+def _relative(predicted: np.ndarray, measured: np.ndarray) -> float:
+    return float(np.linalg.norm(predicted - measured) / np.linalg.norm(measured))
+
+
 def _flat(model: Any) -> np.ndarray:
     return np.asarray(ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0])
 
@@ -159,6 +167,16 @@ def _central(model: Any, data: Any, t1: float, **options: Any) -> Centre:
 def _noisy(rate: float, seed: int) -> Callable[..., optax.GradientTransformation]:
     noise = optax.add_noise(eta=(_NOISE / rate) ** 2, gamma=0.0, key=jr.key(seed))
     return lambda rate: optax.chain(noise, optax.sgd(rate))
+
+
+def _without_first_order(run: hf.Trajectory) -> hf.Trajectory:
+    """Laws as the discretization alone moves them: without the noise's own part."""
+    accounts = run.ledger or {}
+    laws = {
+        name: run.laws[name][:1] + account.discretization
+        for name, account in accounts.items()
+    }
+    return dataclasses.replace(run, laws=laws)
 
 
 def run_case(name: str, seed: int) -> dict[str, Any]:
@@ -189,11 +207,12 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
     window = _window(central, eta, case.t1)
     descent = hf.descend(model, data, steps, save_models=True, **options)
     mean = hf.smooth(descent, window)
-    noisy = _noisy(eta, seed)
-    noisy = hf.descend(model, data, steps, optimizer=noisy, **options)
-    quiet = hf.smooth(noisy, window)
+    noisy = hf.descend(
+        model, data, steps, optimizer=_noisy(eta, seed), ledger=True, **options
+    )
+    quiet = hf.smooth(_without_first_order(noisy), window)
     end = float(mean.ts[-1])
-    central, _ = _central(model, data, end, **options)
+    central, _ = _central(model, data, end, estimate_error=False, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         leading = hf.predict_drift(
@@ -209,17 +228,29 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
     def distance(model: Any) -> float:
         return float(np.linalg.norm(_flat(model) - _flat(mean.model)))
 
+    second = {}
+    if figures["weights"] <= _MOST_WEIGHTS:
+        again, _ = _central(
+            model, data, end, order=2, estimate_error=False, **options
+        )
+        curved = _drift(_last(again.observed["mean"].laws), start)
+        second = {
+            "result, second order": str(hf.RESULTS[again.result]) or "successful",
+            "error, second order": _relative(curved, measured),
+            "error with noise, second order": _relative(curved, with_noise),
+            "distance, second order": distance(again.model),
+        }
+
     return figures | {
         "window": window,
         "drift": size,
-        "error": float(np.linalg.norm(predicted - measured)) / size,
-        "error with noise": float(np.linalg.norm(predicted - with_noise))
-        / float(np.linalg.norm(with_noise)),
+        "error": _relative(predicted, measured),
+        "error with noise": _relative(predicted, with_noise),
         "leading order": float(np.linalg.norm(order)) / size,
         "distance central": distance(central.model),
         "distance flow": distance(leading.flow.model),
         "moved": distance(model),
-    }
+    } | second
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ from .edge._edge import Edge, Motion, Spectrum, Work
 #: Of eigenvectors' residuals, and of the gap in which eigenvalues are at the threshold,
 #: where weights alone are known.
 _RTOL, _CLOSE = 1e-6, 1e-5
-#: Runs with fewer cycles of the oscillation, or a larger overshoot at its onset, are
-#: warned of.
-MIN_CYCLES, MAX_OVERSHOOT = 15, 0.2
+#: Runs with fewer cycles of the oscillation, a larger overshoot at its onset, or an
+#: oscillation so wide that it moves the edge further, are warned of.
+MIN_CYCLES, MAX_OVERSHOOT, MAX_SHIFT = 20, 0.2, 0.005
 
 
 class CentralState(NamedTuple):
@@ -243,10 +243,11 @@ class Central(AbstractDynamics):
     def warn(self, trajectory: Trajectory) -> None:
         """Warn where descent is not expected to oscillate around this flow."""
         stats = trajectory.stats
-        figures = stats["edge_events"], stats["edge_cycles"], stats["edge_overshoot"]
+        names = ("edge_events", "edge_cycles", "edge_overshoot", "edge_shift")
+        figures = [stats[name] for name in names]
         if not is_concrete(figures) or np.ndim(figures[0]):
             return
-        events, cycles, overshoot = (float(np.asarray(f)) for f in figures)
+        events, cycles, overshoot, shift = (float(np.asarray(f)) for f in figures)
         if events == 0:
             return
         doubts = []
@@ -260,10 +261,15 @@ class Central(AbstractDynamics):
                 f"the sharpness is expected to overshoot by {overshoot:.2g} of the "
                 f"threshold when the oscillation sets in (at most {MAX_OVERSHOOT})"
             )
+        if not shift <= MAX_SHIFT:
+            doubts.append(
+                f"the oscillation is so wide that the curvature between its ends is off "
+                f"the threshold by {shift:.2g} of it (at most {MAX_SHIFT})"
+            )
         if doubts:
             warnings.warn(
                 "Gradient descent may not follow this central flow: "
-                f"{' and '.join(doubts)}. Compare with `homoflow.descend`.",
+                f"{', and '.join(doubts)}. Compare with `homoflow.descend`.",
                 stacklevel=4,
             )
 

@@ -189,10 +189,14 @@ def _through_edge(
     eta, mu = jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype)
     factor = eta * (1 + mu) / (1 - mu) ** 2
     integrals = run.observed["mean_square"]
+    at_edge, mean = run.observed["edge_drift"], run.observed["mean"].laws
     parts = {}
-    for name, values in run.observed["mean"].laws.items():
+    for name, values in run.laws.items():
         by_mean = factor * integrals[name]
-        parts[name] = DiscretizationSplit(by_mean, values - values[:1] - by_mean)
+        # The integral and not the drift of `values`, which has the solver's error even
+        # below the edge, where laws hold.
+        trace = mean[name] - values - by_mean
+        parts[name] = DiscretizationSplit(by_mean, at_edge[name] + trace)
     return DriftPrediction(run, integrals, None, None, EdgeDrift(eta, mu, parts))
 
 

@@ -305,7 +305,8 @@ class Edge(NamedTuple):
         gram = slopes @ slopes.T
         fall = slopes @ gradient
         x = -2 * solve_scaled(gram, fall, num)
-        rise = -jnp.trace(as_matrix(fall, self.max_critical)) / jnp.maximum(num, 1)
+        count = jnp.maximum(num, 1).astype(w.dtype)
+        rise = -jnp.trace(as_matrix(fall, self.max_critical)) / count
         velocity = -gradient - x @ slopes / 2
         oscillation = as_matrix(x, self.max_critical)
         values = spectrum.values[: self.max_critical]
