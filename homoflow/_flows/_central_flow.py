@@ -78,10 +78,12 @@ def central_flow(
         (to second order they have what the steps add, too); `mean_square`: ∫q(dw/dτ)dτ of each law.
     - `cycles`: of the oscillation so far.
 
-    **Warns:** where descent is not expected to follow: fewer than 15 cycles of the
-    oscillation (`stats["edge_cycles"]`), or an onset that overshoots the threshold by more
-    than a fifth (`stats["edge_overshoot"]`). (Not under jit or vmap.) That neither is so
-    is no proof: with cross-entropy the prediction may be off all the same.
+    **Warns:** where descent is not expected to follow: fewer than 20 cycles of the
+    oscillation (`stats["edge_cycles"]`), an onset that overshoots the threshold by more
+    than a fifth (`stats["edge_overshoot"]`), or an oscillation so wide that it moves the
+    edge by more than 0.5 % (`stats["edge_shift"]`), which is usual with cross-entropy: the
+    curvature between w + σu and w − σu, where u is sharpest and σ² the variance there,
+    differs from that at w. (Not under jit or vmap.)
 
     **Raises:** `ValueError` for bad input and for models with kinks (ReLU);
     `homoflow.TrajectoryError`, which holds what was computed, if the start is beyond the
