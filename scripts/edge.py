@@ -199,6 +199,7 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
         "cycles": float(stats["edge_cycles"]),
         "overshoot": float(stats["edge_overshoot"]),
         "shift": float(stats["edge_shift"]),
+        "lag": float(stats["edge_lag"]),
         "passes": bool(central.result == hf.RESULTS.successful) and not is_doubted,
         "solver error": float(stats["error_estimate"]),
     }
@@ -230,9 +231,7 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
 
     second = {}
     if figures["weights"] <= _MOST_WEIGHTS:
-        again, _ = _central(
-            model, data, end, order=2, estimate_error=False, **options
-        )
+        again, _ = _central(model, data, end, order=2, estimate_error=False, **options)
         curved = _drift(_last(again.observed["mean"].laws), start)
         second = {
             "result, second order": str(hf.RESULTS[again.result]) or "successful",
@@ -241,16 +240,20 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
             "distance, second order": distance(again.model),
         }
 
-    return figures | {
-        "window": window,
-        "drift": size,
-        "error": _relative(predicted, measured),
-        "error with noise": _relative(predicted, with_noise),
-        "leading order": float(np.linalg.norm(order)) / size,
-        "distance central": distance(central.model),
-        "distance flow": distance(leading.flow.model),
-        "moved": distance(model),
-    } | second
+    return (
+        figures
+        | {
+            "window": window,
+            "drift": size,
+            "error": _relative(predicted, measured),
+            "error with noise": _relative(predicted, with_noise),
+            "leading order": float(np.linalg.norm(order)) / size,
+            "distance central": distance(central.model),
+            "distance flow": distance(leading.flow.model),
+            "moved": distance(model),
+        }
+        | second
+    )
 
 
 def main() -> None:

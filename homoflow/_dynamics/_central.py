@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._jax._arrays import tree_norm_of_any_size
 from .._jax._top_eigenvalues import top_eigenvalues
 from .._jax._tracing import is_concrete
 from .._laws import Laws
@@ -34,9 +35,10 @@ from .edge._edge import Edge, Motion, Spectrum, Work
 #: Of eigenvectors' residuals, and of the gap in which eigenvalues are at the threshold,
 #: where weights alone are known.
 _RTOL, _CLOSE = 1e-6, 1e-5
-#: Runs with fewer cycles of the oscillation, a larger overshoot at its onset, or an
-#: oscillation so wide that it moves the edge further, are warned of.
-MIN_CYCLES, MAX_OVERSHOOT, MAX_SHIFT = 20, 0.2, 0.005
+#: Runs with fewer cycles of the oscillation, a larger overshoot at its onset, an
+#: oscillation so wide that it moves the edge further, or steps that fall further behind
+#: the flow at the start, are warned of.
+MIN_CYCLES, MAX_OVERSHOOT, MAX_SHIFT, MAX_LAG = 20, 0.2, 0.005, 0.015
 
 
 class CentralState(NamedTuple):
@@ -47,6 +49,8 @@ class CentralState(NamedTuple):
     - `num`: how many eigenvalues are at the threshold.
     - `traces`: tr(AΣ) of every law.
     - `mean_gradient`: the norm of ∇L + ½∇⟨∇²L, Σ⟩.
+    - `shift`: by which part of the threshold the curvature between the ends of the
+        oscillation is off it.
     - `drift`, `edge_drift`: law by law ∫q(dw/dτ)dτ and ∫2·threshold·tr(AΣ)dτ.
     - `cycles`: how many cycles the oscillation has had.
     """
@@ -57,6 +61,7 @@ class CentralState(NamedTuple):
     num: Int[Array, ""]
     traces: dict[str, Array]
     mean_gradient: Float[Array, ""]
+    shift: Float[Array, ""]
     drift: dict[str, Array]
     edge_drift: dict[str, Array]
     cycles: Float[Array, ""]
@@ -142,6 +147,17 @@ class Central(AbstractDynamics):
         threshold, room = self._threshold(problem), self.room(problem)
         lag = self._lag(problem.dtype) if self.order == 2 else None
         return Edge(curvature, threshold, room, rtol, lag)
+
+    def lag(self, problem: Problem, end: PyTree) -> Float[Array, ""]:
+        """How far steps fall behind the flow at its start, of the way to the end.
+
+        To leading order in η̃ they are (η̃/2)∫∇²L∇L dt behind, which is (η̃/2)∇L(w₀) once
+        the gradient has died out.
+        """
+        behind = tree_norm_of_any_size(jax.grad(problem.loss)(problem.weights))
+        way = tree_norm_of_any_size(jax.tree.map(jnp.subtract, end, problem.weights))
+        half = self._lag(problem.dtype) / 2
+        return half * behind / jnp.where(way > 0, way, 1)
 
     def _lag(self, dtype: jnp.dtype) -> Float[Array, ""]:
         """The learning rate that counts to second order, as in `Modified`."""
@@ -229,6 +245,7 @@ class Central(AbstractDynamics):
             "edge_drift": FunctionOfPoint(function=_edge_drift),
             "mean_square": FunctionOfPoint(function=_mean_square),
             "cycles": FunctionOfPoint(function=_cycles),
+            "shift": FunctionOfPoint(function=_shift),
         }
 
     def input_error(self) -> RESULTS:
@@ -243,13 +260,16 @@ class Central(AbstractDynamics):
     def warn(self, trajectory: Trajectory) -> None:
         """Warn where descent is not expected to oscillate around this flow."""
         stats = trajectory.stats
-        names = ("edge_events", "edge_cycles", "edge_overshoot", "edge_shift")
-        figures = [stats[name] for name in names]
-        if not is_concrete(figures) or np.ndim(figures[0]):
+        names = "events", "cycles", "overshoot", "shift", "lag"
+        figures = [stats[f"edge_{name}"] for name in names]
+        if not is_concrete((figures, self.momentum)) or np.ndim(figures[0]):
             return
-        events, cycles, overshoot, shift = (float(np.asarray(f)) for f in figures)
+        events, cycles, overshoot, shift, lag = (float(np.asarray(f)) for f in figures)
         if events == 0:
             return
+        # The oscillation grows by the excess times the length of a step.
+        mu = float(self.momentum)
+        growth = overshoot * (1 + mu) / (1 - mu)
         doubts = []
         if not cycles >= MIN_CYCLES:
             doubts.append(
@@ -260,6 +280,16 @@ class Central(AbstractDynamics):
             doubts.append(
                 f"the sharpness is expected to overshoot by {overshoot:.2g} of the "
                 f"threshold when the oscillation sets in (at most {MAX_OVERSHOOT})"
+            )
+        if overshoot <= MAX_OVERSHOOT < growth:
+            doubts.append(
+                f"with momentum {mu:g} the oscillation is expected to grow by "
+                f"{2 * growth:.2g} in a step when it sets in (at most {2 * MAX_OVERSHOOT})"
+            )
+        if not lag <= MAX_LAG:
+            doubts.append(
+                f"at the start the steps fall behind the flow by {lag:.2g} of the way that "
+                f"the weights go (at most {MAX_LAG})"
             )
         if not shift <= MAX_SHIFT:
             doubts.append(
@@ -319,6 +349,10 @@ def _edge_drift(point: Point) -> dict[str, Float[Array, "..."]]:
 
 def _mean_square(point: Point) -> dict[str, Float[Array, "..."]]:
     return point.state.drift
+
+
+def _shift(point: Point) -> Float[Array, ""]:
+    return point.state.shift
 
 
 def _cycles(point: Point) -> Float[Array, ""]:

@@ -75,15 +75,19 @@ def central_flow(
         one, shape `(times, max_critical + 1)`, NaN beyond.
     - `oscillation`: the eigenvalues of Σ, shape `(times, max_critical)`.
     - `edge_drift`: ∫2·(threshold)·tr(AΣ)dτ, which to first order is the drift of `laws`
-        (to second order they have what the steps add, too); `mean_square`: ∫q(dw/dτ)dτ of each law.
+        (to second order they have what the steps add, too); `mean_square`: ∫q(dw/dτ)dτ
+        of each law.
     - `cycles`: of the oscillation so far.
+    - `shift`: by which part of the threshold descent's sharpness is expected to stay below
+        it, because the curvature between w + σu and w − σu, with u a direction of the
+        oscillation and σ² the variance there, is not that at w.
 
     **Warns:** where descent is not expected to follow: fewer than 20 cycles of the
     oscillation (`stats["edge_cycles"]`), an onset that overshoots the threshold by more
-    than a fifth (`stats["edge_overshoot"]`), or an oscillation so wide that it moves the
-    edge by more than 0.5 % (`stats["edge_shift"]`), which is usual with cross-entropy: the
-    curvature between w + σu and w − σu, where u is sharpest and σ² the variance there,
-    differs from that at w. (Not under jit or vmap.)
+    than a fifth (`stats["edge_overshoot"]`; with momentum (1 + μ)/(1 − μ) times that), an
+    oscillation so wide that it moves the edge by more than 0.5 % (`stats["edge_shift"]`),
+    which is usual with cross-entropy, or a start so steep that steps fall behind the flow
+    by more than 1.5 % of the way (`stats["edge_lag"]`). (Not under jit or vmap.)
 
     **Raises:** `ValueError` for bad input and for models with kinks (ReLU);
     `homoflow.TrajectoryError`, which holds what was computed, if the start is beyond the

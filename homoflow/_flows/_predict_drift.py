@@ -205,6 +205,6 @@ def _refuse_without_meaning(options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value not in (None, False)]
     if given:
         raise ValueError(
-            f"With `edge=True` there is no `{given[0]}`: the prediction is by the method of "
-            "`homoflow.central_flow`, with full batches."
+            f"With `edge=True` there is no `{given[0]}`: the prediction is by the method "
+            "of `homoflow.central_flow`, with full batches."
         )

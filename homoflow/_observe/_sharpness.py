@@ -80,7 +80,9 @@ class Sharpness(AbstractObservable):
 
     def __check_init__(self) -> None:
         if self.at not in ("iterates", "midpoints"):
-            raise ValueError(f"`at` must be 'iterates' or 'midpoints'; got {self.at!r}.")
+            raise ValueError(
+                f"`at` must be 'iterates' or 'midpoints'; got {self.at!r}."
+            )
         if self.preconditioner is not None and not callable(self.preconditioner):
             raise TypeError("`preconditioner` must be a function of a point.")
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
@@ -151,7 +153,8 @@ def hessian_eigenvalues(
 ) -> tuple[TopEigenvalues, Float[Array, "k size"]]:
     """The largest eigenvalues of `sign`·∇²L at `weights`, and their vectors.
 
-    With `scale` those of ∇²L between two diagonal matrices that have it. The values can be differentiated: with the derivative of a simple eigenvalue.
+    With `scale` those of ∇²L between two diagonal matrices that have it. The values can be
+    differentiated: with the derivative of a simple eigenvalue.
     """
     flat, unravel = ravel_pytree(weights)
 

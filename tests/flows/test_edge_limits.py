@@ -1,13 +1,9 @@
 """Where descent does not follow the central flow, with momentum, and for many seeds."""
 
-import functools
-import warnings
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from edge_net import NET, Net, X, Y
 from jax.flatten_util import ravel_pytree
@@ -54,7 +50,8 @@ def test_cross_entropy_holds_the_sharpness_elsewhere():
     hessian = jax.jit(jax.hessian(lambda w: problem.loss(unravel(w))))(flat)
     seen = np.linalg.eigvalsh(hessian)[-1] * eta / 2 - 1
     assert -0.06 < seen < -0.03
-    np.testing.assert_allclose(central.stats["edge_shift"], -seen, rtol=0.3)
+    np.testing.assert_allclose(central.observed["shift"][-1], -seen, rtol=0.3)
+    assert central.stats["edge_shift"] >= central.observed["shift"][-1]
 
 
 def test_sixty_four_seeds_are_followed_in_one_batch():
@@ -80,6 +77,6 @@ def test_sixty_four_seeds_are_followed_in_one_batch():
     assert np.sum(succeeded) >= 50  # Others start beyond the edge.
     assert np.sum(critical[:, -1] > 0) >= 20
     for seed in np.flatnonzero(succeeded)[:2]:
-        alone = follow(keys[seed])
+        alone = eqx.filter_jit(follow)(keys[seed])
         np.testing.assert_allclose(losses[seed], alone[0], rtol=1e-5)
         np.testing.assert_array_equal(critical[seed], alone[1])

@@ -142,10 +142,8 @@ def test_midpoints_are_those_of_three_steps(edge_descent):
     values = run.observed["midpoints"].values
     found = []
     for at in range(0, 301, 5):
-        models = [
-            jax.tree.map(lambda a, i=max(at - lag, 0): a[i], run.models)
-            for lag in (2, 1, 0)
-        ]
+        steps = [max(at - lag, 0) for lag in (2, 1, 0)]
+        models = [jax.tree.map(lambda a, i=i: a[i], run.models) for i in steps]
         middle = jax.tree.map(lambda a, b, c: (a + 2 * b + c) / 4, *models)
         found.append(dense_top(problem, middle, 2))
     np.testing.assert_allclose(values, np.stack(found), rtol=1e-5)

@@ -158,6 +158,7 @@ class _Kept(NamedTuple):
     num: Array
     traces: dict[str, Array]
     mean_gradient: Array
+    shift: Array
     sums: Array
 
 
@@ -197,6 +198,7 @@ def _solve(call: _Call, save_models: bool) -> Trajectory:
             state.num,
             dynamics.traces(problem, laws, motion),
             jnp.linalg.norm(motion.mean_gradient),
+            state.shift,
             state.sums,
         )
 
@@ -229,6 +231,7 @@ def _observe(call: _Call, records: _Kept, unravel: Any, as_rates: Any) -> Values
             kept.num,
             kept.traces,
             kept.mean_gradient,
+            kept.shift,
             *rates,
         )
         velocity = unravel(kept.velocity)
@@ -276,6 +279,7 @@ def _assemble(
         "edge_events": counts.events,
         "edge_overshoot": onset,
         "edge_shift": walk.largest_shift,
+        "edge_lag": call.dynamics.lag(problem, unravel(walk.state.w)),
         "time_reached": time_reached(result, valid, reached, grid),
     }
     numbers |= call.dynamics.stats(numbers, values)

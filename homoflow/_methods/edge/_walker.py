@@ -122,7 +122,9 @@ class Walker(NamedTuple):
             self._go_on_parting,
             self._enter,
         )
-        return lax.switch(walk.phase, conclude, walk._replace(work=work), candidate, new)
+        return lax.switch(
+            walk.phase, conclude, walk._replace(work=work), candidate, new
+        )
 
     # What a turn looks at.
 
