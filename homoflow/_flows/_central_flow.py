@@ -87,7 +87,7 @@ def central_flow(
     than a fifth (`stats["edge_overshoot"]`; with momentum (1 + μ)/(1 − μ) times that), an
     oscillation so wide that it moves the edge by more than 0.5 % (`stats["edge_shift"]`),
     which is usual with cross-entropy, or a start so steep that steps fall behind the flow
-    by more than 1.5 % of the way (`stats["edge_lag"]`). (Not under jit or vmap.)
+    by more than 1 % of the way (`stats["edge_lag"]`). (Not under jit or vmap.)
 
     **Raises:** `ValueError` for bad input and for models with kinks (ReLU);
     `homoflow.TrajectoryError`, which holds what was computed, if the start is beyond the

@@ -161,7 +161,7 @@ def test_midpoints_need_every_step():
     with pytest.raises(ValueError, match="midpoints"):
         hf.observe.Sharpness(at="middle")
     with pytest.raises(TypeError, match="function"):
-        hf.observe.Sharpness(preconditioner=2.0)
+        hf.observe.Sharpness(preconditioner=2.0)  # pyright: ignore[reportArgumentType]
 
 
 def root_of_squares(b2, eps):

@@ -209,13 +209,14 @@ class Edge(NamedTuple):
         gradient). Along the first-order velocity F, (η/2)w″ is F(w) − F(w − (η/2)F), and
         without an edge (η/2)∇²L∇L.
         """
-        assert self.lag is not None
+        lag = self.lag
+        assert lag is not None
         gradient, pull, work = self.pull(w, work)
         gram = slopes @ slopes.T
         hold = -2 * solve_scaled(gram, slopes @ pull, num)
 
         def bend(work: Work) -> tuple[Array, Work]:
-            behind = w - self.lag / 2 * motion.velocity
+            behind = w - lag / 2 * motion.velocity
             vectors = motion.spectrum.vectors
             there, spectrum, work = self.spectrum(behind, vectors, num, num, work)
             before, _, work = self.motion(behind, there, spectrum, num, work)
