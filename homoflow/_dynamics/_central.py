@@ -265,13 +265,14 @@ class Central(AbstractDynamics):
         if not is_concrete((figures, self.momentum)) or np.ndim(figures[0]):
             return
         events, cycles, overshoot, shift, lag = (float(np.asarray(f)) for f in figures)
-        if events == 0:
+        is_expanded = self.order == 2 and not lag <= MAX_LAG
+        if events == 0 and not is_expanded:
             return
         # The oscillation grows by the excess times the length of a step.
         mu = float(self.momentum)
         growth = overshoot * (1 + mu) / (1 - mu)
         doubts = []
-        if not cycles >= MIN_CYCLES:
+        if events and not cycles >= MIN_CYCLES:
             doubts.append(
                 f"the oscillation has had {cycles:.2g} cycles (at least {MIN_CYCLES} are "
                 "needed for its mean to be this flow)"

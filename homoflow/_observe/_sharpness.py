@@ -15,7 +15,7 @@ from .._problem._problem import Problem
 from ._base import AbstractObservable, Point
 
 #: ‖Hv − λv‖ relative to ‖H‖ at which the iteration stops.
-RESIDUAL = 1e-3
+RESIDUAL = 3e-4
 
 
 class TopEigenvalues(NamedTuple):
