@@ -15,7 +15,10 @@ from ._dynamics._heavy_ball import HeavyBall as HeavyBall
 from ._dynamics._modified import Modified as Modified
 from ._flows._central_flow import central_flow as central_flow
 from ._flows._certify_margin import certify_margin as certify_margin
-from ._flows._drift_prediction import DriftPrediction as DriftPrediction
+from ._flows._drift_prediction import (
+    DriftPrediction as DriftPrediction,
+    EdgeDrift as EdgeDrift,
+)
 from ._flows._early_flow import early_flow as early_flow
 from ._flows._flow import flow as flow
 from ._flows._flow_solution import flow_solution as flow_solution

@@ -10,6 +10,7 @@ what is in `--out`, and those that are there are not run again.
 """
 
 import argparse
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -26,10 +27,10 @@ from jax.flatten_util import ravel_pytree
 
 import homoflow as hf
 
+#: The second order is computed for networks up to here.
+_MOST_WEIGHTS = 5_000
 #: Standard deviation of the noise, in each weight and step.
 _NOISE = 1e-5
-#: Steps over which a descent is averaged, or a quarter of all.
-_WINDOW = 300
 
 
 class TanhLinear(eqx.Module):
@@ -51,12 +52,16 @@ class TanhLinear(eqx.Module):
 
 
 class Case(NamedTuple):
-    """A network with its data, the loss, how long it is trained, and how many seeds."""
+    """A network with its data, the loss, how long it is trained, and how many seeds.
+
+    - `part`: the edge lies at this part of the largest sharpness of the gradient flow.
+    """
 
     make: Callable[[int], tuple[Any, Any]]
     loss: Any
     t1: float
     seeds: int
+    part: float = 0.55
 
 
 def _waves(count: int, inputs: int, outputs: int, seed: int) -> tuple[Any, Any]:
@@ -94,14 +99,14 @@ def _softmax(seed: int):
 
 _SQUARED = hf.SquaredLoss()
 CASES = {
-    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 200.0, 8),
-    "tanh-linear 2-8-8-3": Case(_tanh_linear(2, 8, 3, 20), _SQUARED, 150.0, 8),
-    "tanh-linear 4-40-40-3": Case(_tanh_linear(4, 40, 3, 40), _SQUARED, 100.0, 4),
+    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 500.0, 14),
+    "tanh-linear 2-8-8-3": Case(_tanh_linear(2, 8, 3, 20), _SQUARED, 200.0, 16),
+    "tanh-linear 4-12-12-8": Case(_tanh_linear(4, 12, 8, 40), _SQUARED, 400.0, 4, 0.35),
+    "tanh-linear 4-20-20-8": Case(_tanh_linear(4, 20, 8, 40), _SQUARED, 300.0, 6),
+    "tanh-linear 4-40-40-3": Case(_tanh_linear(4, 40, 3, 40), _SQUARED, 300.0, 4, 0.7),
     "squares 3-12-2": Case(_squares, _SQUARED, 60.0, 6),
     "softmax 3-10-10-3": Case(_softmax, hf.SoftmaxCrossEntropy(), 400.0, 8),
 }
-#: The edge lies at this part of the largest sharpness of the gradient flow.
-_PART = 0.55
 
 
 def _learning_rate(model: Any, data: Any, case: Case) -> float | None:
@@ -117,12 +122,62 @@ def _learning_rate(model: Any, data: Any, case: Case) -> float | None:
         observe={"sharpness": hf.observe.Sharpness()},
     )
     sharpness = np.asarray(run.observed["sharpness"].values[:, 0])
-    threshold = _PART * sharpness.max()
+    threshold = case.part * sharpness.max()
     return None if threshold < 1.2 * sharpness[0] else float(2 / threshold)
+
+
+def _window(central: hf.Trajectory, eta: float, t1: float) -> float:
+    """Two cycles of the oscillation at the end, at least 100 steps, at most a third."""
+    cycles, ts = (np.asarray(a) for a in (central.observed["cycles"], central.ts))
+    pace = (cycles[-1] - cycles[-5]) / (ts[-1] - ts[-5])
+    return float(np.clip(2 / pace if pace > 0 else 0, 100 * eta, t1 / 3))
 
 
 def _drift(values: dict[str, Any], start: dict[str, Any]) -> np.ndarray:
     return np.concatenate([np.ravel(values[n] - start[n]) for n in sorted(start)])
+
+
+def _last(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[-1] for name, value in values.items()}
+
+
+def _relative(predicted: np.ndarray, measured: np.ndarray) -> float:
+    return float(np.linalg.norm(predicted - measured) / np.linalg.norm(measured))
+
+
+def _flat(model: Any) -> np.ndarray:
+    return np.asarray(ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0])
+
+
+class Centre(NamedTuple):
+    """A central flow, and whether it was warned of."""
+
+    run: hf.Trajectory
+    is_doubted: bool
+
+
+def _central(model: Any, data: Any, t1: float, **options: Any) -> Centre:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = hf.central_flow(
+            model, data, t1, ts=jnp.linspace(0, t1, 41), throw=False, **options
+        )
+    return Centre(run, any("may not follow" in str(w.message) for w in caught))
+
+
+def _noisy(rate: float, seed: int) -> Callable[..., optax.GradientTransformation]:
+    noise = optax.add_noise(eta=(_NOISE / rate) ** 2, gamma=0.0, key=jr.key(seed))
+    return lambda rate: optax.chain(noise, optax.sgd(rate))
+
+
+def _without_first_order(run: hf.Trajectory) -> hf.Trajectory:
+    """Laws as the discretization alone moves them: without the noise's own part."""
+    accounts = run.ledger or {}
+    laws = {
+        name: run.laws[name][:1] + account.discretization
+        for name, account in accounts.items()
+    }
+    return dataclasses.replace(run, laws=laws)
 
 
 def run_case(name: str, seed: int) -> dict[str, Any]:
@@ -133,67 +188,73 @@ def run_case(name: str, seed: int) -> dict[str, Any]:
     if eta is None:
         return {"result": "the sharpness does not rise"}
     steps = round(case.t1 / eta)
-    options = {"loss": case.loss}
-    descent = hf.descend(
-        model, data, steps, learning_rate=eta, save_models=True, **options
-    )
-    window = min(_WINDOW, steps // 4) * eta
-    mean = hf.smooth(descent, window)
-    end = float(mean.ts[-1])
-    ts = jnp.linspace(0, end, 41)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        central = hf.central_flow(
-            model, data, end, learning_rate=eta, ts=ts, throw=False, **options
-        )
-        leading = hf.predict_drift(model, data, end, ts=ts, **options)
-        predicted_leading = leading.drift(eta)
-    noisy = hf.descend(
-        model,
-        data,
-        steps,
-        learning_rate=eta,
-        optimizer=lambda rate: optax.chain(
-            optax.add_noise(eta=(_NOISE / eta) ** 2, gamma=0.0, key=jr.key(seed)),
-            optax.sgd(rate),
-        ),
-        **options,
-    )
-    start = {n: v[0] for n, v in descent.laws.items()}
-    measured = _drift({n: v[-1] for n, v in mean.laws.items()}, start)
-    quiet = hf.smooth(noisy, window)
-    with_noise = _drift({n: v[-1] for n, v in quiet.laws.items()}, start)
-    mean_laws = {n: v[-1] for n, v in central.observed["mean"].laws.items()}
-    predicted = _drift(mean_laws, start)
-    order = _drift(
-        {n: v[-1] for n, v in predicted_leading.items()}, dict.fromkeys(start, 0)
-    )
-    size = float(np.linalg.norm(measured))
-
-    def flat(model):
-        return np.asarray(ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0])
-
-    at, moved = flat(mean.model), flat(mean.model) - flat(model)
+    options = {"loss": case.loss, "learning_rate": eta}
+    central, is_doubted = _central(model, data, case.t1, **options)
     stats = central.stats
-    return {
+    figures = {
         "result": str(hf.RESULTS[central.result]) or "successful",
-        "weights": int(flat(model).size),
+        "weights": int(_flat(model).size),
         "learning rate": eta,
         "steps": steps,
         "most critical": int(np.max(central.observed["critical"])),
         "cycles": float(stats["edge_cycles"]),
         "overshoot": float(stats["edge_overshoot"]),
-        "passes": bool(stats["edge_cycles"] >= 15 and stats["edge_overshoot"] <= 0.2),
-        "drift": size,
-        "error": float(np.linalg.norm(predicted - measured)) / size,
-        "error with noise": float(np.linalg.norm(predicted - with_noise))
-        / float(np.linalg.norm(with_noise)),
-        "leading order": float(np.linalg.norm(order)) / size,
-        "distance central": float(np.linalg.norm(flat(central.model) - at)),
-        "distance flow": float(np.linalg.norm(flat(leading.flow.model) - at)),
-        "moved": float(np.linalg.norm(moved)),
+        "shift": float(stats["edge_shift"]),
+        "lag": float(stats["edge_lag"]),
+        "passes": bool(central.result == hf.RESULTS.successful) and not is_doubted,
         "solver error": float(stats["error_estimate"]),
     }
+    if central.result != hf.RESULTS.successful:
+        return figures
+    window = _window(central, eta, case.t1)
+    descent = hf.descend(model, data, steps, save_models=True, **options)
+    mean = hf.smooth(descent, window)
+    noisy = hf.descend(
+        model, data, steps, optimizer=_noisy(eta, seed), ledger=True, **options
+    )
+    quiet = hf.smooth(_without_first_order(noisy), window)
+    end = float(mean.ts[-1])
+    central, _ = _central(model, data, end, estimate_error=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        leading = hf.predict_drift(
+            model, data, end, ts=jnp.linspace(0, end, 41), loss=case.loss
+        )
+        order = _drift(_last(leading.drift(eta)), dict.fromkeys(leading.integrals, 0))
+    start = {n: v[0] for n, v in descent.laws.items()}
+    measured = _drift(_last(mean.laws), start)
+    with_noise = _drift(_last(quiet.laws), start)
+    predicted = _drift(_last(central.observed["mean"].laws), start)
+    size = float(np.linalg.norm(measured))
+
+    def distance(model: Any) -> float:
+        return float(np.linalg.norm(_flat(model) - _flat(mean.model)))
+
+    second = {}
+    if figures["weights"] <= _MOST_WEIGHTS:
+        again, _ = _central(model, data, end, order=2, estimate_error=False, **options)
+        curved = _drift(_last(again.observed["mean"].laws), start)
+        second = {
+            "result, second order": str(hf.RESULTS[again.result]) or "successful",
+            "error, second order": _relative(curved, measured),
+            "error with noise, second order": _relative(curved, with_noise),
+            "distance, second order": distance(again.model),
+        }
+
+    return (
+        figures
+        | {
+            "window": window,
+            "drift": size,
+            "error": _relative(predicted, measured),
+            "error with noise": _relative(predicted, with_noise),
+            "leading order": float(np.linalg.norm(order)) / size,
+            "distance central": distance(central.model),
+            "distance flow": distance(leading.flow.model),
+            "moved": distance(model),
+        }
+        | second
+    )
 
 
 def main() -> None:

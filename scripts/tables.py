@@ -62,6 +62,8 @@ def edge() -> str:
         "weights",
         "cycles",
         "overshoot",
+        "shift",
+        "critical",
         "drift",
         "error",
         "with noise",
@@ -69,20 +71,31 @@ def edge() -> str:
         "weights off",
     )
     runs = stored("edge.json").items()
-    return table(head, [_edge_row(name, run) for name, run in runs if "cycles" in run])
+    known = [(name, run) for name, run in runs if "drift" in run]
+    known.sort(key=lambda item: not item[1]["passes"])
+    return table(head, [_edge_row(name, run) for name, run in known])
 
 
 def _edge_row(name: str, run: dict) -> tuple[str, ...]:
+    def both(key: str, scale: float = 100) -> str:
+        second = run.get(f"{key}, second order")
+        values = (run[key], *(() if second is None else (second,)))
+        return " / ".join(f"{scale * value:.2g}" for value in values)
+
+    away = "distance central", "distance, second order", "distance flow"
+    label = name.replace("tanh-linear ", "").replace("seed ", "")
     return (
-        name.replace("tanh-linear ", "").replace("seed ", ""),
+        label if run["passes"] else f"*{label}*",
         f"{run['weights']:,}",
         f"{run['cycles']:.0f}",
         f"{run['overshoot']:.2f}",
+        f"{100 * run['shift']:.1g} %",
+        f"{run['most critical']}",
         f"{run['drift']:.2g}",
-        f"{100 * run['error']:.2g} %",
-        f"{100 * run['error with noise']:.2g} %",
+        f"{both('error')} %",
+        f"{both('error with noise')} %",
         f"{100 * run['leading order']:.2g} %",
-        f"{run['distance central']:.2g} / {run['distance flow']:.2g}",
+        " / ".join(f"{run[key]:.2g}" for key in away if key in run),
     )
 
 

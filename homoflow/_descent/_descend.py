@@ -115,7 +115,7 @@ def descend(
     previous = _continuation_of(model)
     if ledger:
         _refuse_without_laws(recorded.whole)
-    asked = as_observables(observe, STANDARD)
+    asked = as_observables(observe, STANDARD, has_steps=record_every == 1)
     plan = make_plan(
         problem,
         recorded,

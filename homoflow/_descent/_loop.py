@@ -212,7 +212,9 @@ class Loop(NamedTuple):
         def velocity():
             return jax.tree.map(jnp.negative, gradient)
 
-        return Point(t, self.problem, weights, loss, gradient, weights, velocity)
+        return Point(
+            t, self.problem, weights, loss, gradient, weights, velocity, state.memory
+        )
 
     def _observe(
         self, row: Array, state: State, observing: Carries, full: tuple | None

@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._jax._arrays import tree_norm_of_any_size
 from .._jax._top_eigenvalues import top_eigenvalues
 from .._jax._tracing import is_concrete
 from .._laws import Laws
@@ -27,16 +28,17 @@ from .._problem._smoothness import kinks_of
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._base import AbstractDynamics
-from ._expansion import error_in_descent
+from ._expansion import error_in_descent, start_of_slow_motion
 from .edge._curvature import Curvature
 from .edge._edge import Edge, Motion, Spectrum, Work
 
 #: Of eigenvectors' residuals, and of the gap in which eigenvalues are at the threshold,
 #: where weights alone are known.
 _RTOL, _CLOSE = 1e-6, 1e-5
-#: Runs with fewer cycles of the oscillation, or a larger overshoot at its onset, are
-#: warned of.
-MIN_CYCLES, MAX_OVERSHOOT = 15, 0.2
+#: Runs with fewer cycles of the oscillation, a larger overshoot at its onset, an
+#: oscillation so wide that it moves the edge further, or steps that fall further behind
+#: the flow at the start, are warned of.
+MIN_CYCLES, MAX_OVERSHOOT, MAX_SHIFT, MAX_LAG = 20, 0.2, 0.005, 0.01
 
 
 class CentralState(NamedTuple):
@@ -46,6 +48,9 @@ class CentralState(NamedTuple):
     - `oscillation`: X with Σ = UXUᵀ, the columns of U their vectors.
     - `num`: how many eigenvalues are at the threshold.
     - `traces`: tr(AΣ) of every law.
+    - `mean_gradient`: the norm of ∇L + ½∇⟨∇²L, Σ⟩.
+    - `shift`: by which part of the threshold the curvature between the ends of the
+        oscillation is off it.
     - `drift`, `edge_drift`: law by law ∫q(dw/dτ)dτ and ∫2·threshold·tr(AΣ)dτ.
     - `cycles`: how many cycles the oscillation has had.
     """
@@ -55,6 +60,8 @@ class CentralState(NamedTuple):
     oscillation: Float[Array, "critical critical"]
     num: Int[Array, ""]
     traces: dict[str, Array]
+    mean_gradient: Float[Array, ""]
+    shift: Float[Array, ""]
     drift: dict[str, Array]
     edge_drift: dict[str, Array]
     cycles: Float[Array, ""]
@@ -95,9 +102,12 @@ class Central(AbstractDynamics):
         default=0.0, converter=as_coefficient(check_momentum)
     )
     max_critical: int = eqx.field(static=True, default=4)
+    order: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
         check_count("max_critical", self.max_critical)
+        if isinstance(self.order, bool) or self.order not in (1, 2):
+            raise ValueError(f"`order` must be 1 or 2; got {self.order!r}.")
 
     @property
     def name(self) -> str:
@@ -134,7 +144,31 @@ class Central(AbstractDynamics):
         """The set that the flow stays in; `rtol` is of its eigenvectors' residuals."""
         _, unravel = ravel_pytree(problem.weights)
         curvature = Curvature(lambda w: problem.loss(unravel(w)))
-        return Edge(curvature, self._threshold(problem), self.room(problem), rtol)
+        threshold, room = self._threshold(problem), self.room(problem)
+        lag = self._lag(problem.dtype) if self.order == 2 else None
+        return Edge(curvature, threshold, room, rtol, lag)
+
+    def lag(self, problem: Problem, end: PyTree) -> Float[Array, ""]:
+        """How far steps fall behind the flow at its start, of the way to the end.
+
+        To leading order in η̃ they are (η̃/2)∫∇²L∇L dt behind, which is (η̃/2)∇L(w₀) once
+        the gradient has died out.
+        """
+        behind = tree_norm_of_any_size(jax.grad(problem.loss)(problem.weights))
+        way = tree_norm_of_any_size(jax.tree.map(jnp.subtract, end, problem.weights))
+        half = self._lag(problem.dtype) / 2
+        return half * behind / jnp.where(way > 0, way, 1)
+
+    def _lag(self, dtype: jnp.dtype) -> Float[Array, ""]:
+        """The learning rate that counts to second order, as in `Modified`."""
+        eta, mu = self._coefficients(dtype)
+        return eta * (1 + mu) / (1 - mu) ** 2
+
+    def init(self, problem: Problem) -> PyTree:
+        """To second order the start of the slow motion that heavy ball settles to."""
+        if self.order == 1:
+            return problem.weights
+        return start_of_slow_motion(problem, *self._coefficients(problem.dtype))
 
     def _threshold(self, problem: Problem) -> Float[Array, ""]:
         eta, mu = self._coefficients(problem.dtype)
@@ -157,8 +191,14 @@ class Central(AbstractDynamics):
         found = top_eigenvalues(product, guess, _RTOL)
         spectrum = Spectrum(found.values, found.vectors, found.residuals)
         near = jnp.sum(found.values >= edge.threshold * (1 - _CLOSE))
-        _, velocity, _ = edge.weigh(w, gradient, spectrum, near, 0.0, Work.none())
-        return unravel(velocity)
+        work = Work.none()
+        _, pull, work = edge.pull(w, work)
+        held, velocity, work = edge.weigh(w, pull, spectrum, near, 0.0, work)
+        if edge.lag is None:
+            return unravel(velocity)
+        num = jnp.linalg.matrix_rank(held, rtol=_CLOSE)
+        motion, slopes, work = edge.motion(w, gradient, spectrum, num, work)
+        return unravel(edge.with_lag(w, motion, slopes, num, work)[0].velocity)
 
     def rates(self, problem: Problem, laws: Laws, motion: Motion) -> Rates:
         """What is integrated along the flow beside its weights."""
@@ -170,8 +210,9 @@ class Central(AbstractDynamics):
             for name, trace in self.traces(problem, laws, motion).items()
         }
         drift = {law.name: law.quadratic(velocity) for law in laws}
-        pace = jnp.sqrt(2 * jnp.maximum(motion.rise, 0)) / (2 * math.pi)
-        pace = jnp.where(jnp.trace(motion.oscillation) > 0, pace, 0)
+        oscillates = jnp.trace(motion.oscillation) > 0
+        rise = jnp.where(oscillates, jnp.maximum(motion.rise, 0), 0)
+        pace = jnp.sqrt(2 * rise) / (2 * math.pi)
         return Rates(drift, at_edge, pace)
 
     def traces(
@@ -202,7 +243,9 @@ class Central(AbstractDynamics):
             "critical": FunctionOfPoint(function=_num_critical),
             "mean": FunctionOfPoint(function=mean),
             "edge_drift": FunctionOfPoint(function=_edge_drift),
+            "mean_square": FunctionOfPoint(function=_mean_square),
             "cycles": FunctionOfPoint(function=_cycles),
+            "shift": FunctionOfPoint(function=_shift),
         }
 
     def input_error(self) -> RESULTS:
@@ -217,14 +260,19 @@ class Central(AbstractDynamics):
     def warn(self, trajectory: Trajectory) -> None:
         """Warn where descent is not expected to oscillate around this flow."""
         stats = trajectory.stats
-        figures = stats["edge_events"], stats["edge_cycles"], stats["edge_overshoot"]
-        if not is_concrete(figures) or np.ndim(figures[0]):
+        names = "events", "cycles", "overshoot", "shift", "lag"
+        figures = [stats[f"edge_{name}"] for name in names]
+        if not is_concrete((figures, self.momentum)) or np.ndim(figures[0]):
             return
-        events, cycles, overshoot = (float(np.asarray(f)) for f in figures)
-        if events == 0:
+        events, cycles, overshoot, shift, lag = (float(np.asarray(f)) for f in figures)
+        is_expanded = self.order == 2 and not lag <= MAX_LAG
+        if events == 0 and not is_expanded:
             return
+        # The oscillation grows by the excess times the length of a step.
+        mu = float(self.momentum)
+        growth = overshoot * (1 + mu) / (1 - mu)
         doubts = []
-        if not cycles >= MIN_CYCLES:
+        if events and not cycles >= MIN_CYCLES:
             doubts.append(
                 f"the oscillation has had {cycles:.2g} cycles (at least {MIN_CYCLES} are "
                 "needed for its mean to be this flow)"
@@ -234,10 +282,25 @@ class Central(AbstractDynamics):
                 f"the sharpness is expected to overshoot by {overshoot:.2g} of the "
                 f"threshold when the oscillation sets in (at most {MAX_OVERSHOOT})"
             )
+        if overshoot <= MAX_OVERSHOOT < growth:
+            doubts.append(
+                f"with momentum {mu:g} the oscillation is expected to grow by "
+                f"{2 * growth:.2g} in a step when it sets in (at most {2 * MAX_OVERSHOOT})"
+            )
+        if not lag <= MAX_LAG:
+            doubts.append(
+                f"at the start the steps fall behind the flow by {lag:.2g} of the way that "
+                f"the weights go (at most {MAX_LAG})"
+            )
+        if not shift <= MAX_SHIFT:
+            doubts.append(
+                f"the oscillation is so wide that the curvature between its ends is off "
+                f"the threshold by {shift:.2g} of it (at most {MAX_SHIFT})"
+            )
         if doubts:
             warnings.warn(
                 "Gradient descent may not follow this central flow: "
-                f"{' and '.join(doubts)}. Compare with `homoflow.descend`.",
+                f"{', and '.join(doubts)}. Compare with `homoflow.descend`.",
                 stacklevel=4,
             )
 
@@ -253,12 +316,9 @@ class _Mean(eqx.Module):
         state: CentralState = point.state
         problem, dynamics = point.problem, self.dynamics
         threshold = dynamics._threshold(problem)
-        eta, mu = dynamics._coefficients(problem.dtype)
-        step = eta / (1 - mu)
         total = jnp.trace(state.oscillation)
-        speed = ravel_pytree(point.velocity)[0]
-        # The flow of the mean lacks what each step adds to a law, η²q(∇L).
-        factor = step * (1 + mu) / (1 - mu)
+        # To first order the flow lacks what each step adds to a law, η²q(∇L).
+        factor = dynamics._lag(problem.dtype) if dynamics.order == 1 else 0
         laws = jax.tree.map(
             lambda value, drift, trace: value + factor * drift + trace,
             self.laws.values(point.weights),
@@ -267,7 +327,7 @@ class _Mean(eqx.Module):
         )
         return MeanValues(
             point.loss + threshold * total / 2,
-            jnp.sqrt(speed @ speed + threshold**2 * total),
+            jnp.sqrt(state.mean_gradient**2 + threshold**2 * total),
             laws,
         )
 
@@ -286,6 +346,14 @@ def _num_critical(point: Point) -> Int[Array, ""]:
 
 def _edge_drift(point: Point) -> dict[str, Float[Array, "..."]]:
     return point.state.edge_drift
+
+
+def _mean_square(point: Point) -> dict[str, Float[Array, "..."]]:
+    return point.state.drift
+
+
+def _shift(point: Point) -> Float[Array, ""]:
+    return point.state.shift
 
 
 def _cycles(point: Point) -> Float[Array, ""]:

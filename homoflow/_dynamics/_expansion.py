@@ -14,13 +14,27 @@ of r² − (1 + μ − ηλ)r + μ = 0.
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._jax._tracing import is_concrete
+from .._problem._problem import Problem
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
+
+
+def start_of_slow_motion(
+    problem: Problem, learning_rate: Float[Array, ""], momentum: Float[Array, ""]
+) -> PyTree:
+    """Where the slow motion that heavy ball settles to has its start.
+
+    From rest, v_k = ∇L (1−μᵏ)/(1−μ) to leading order: Σ_k η(v_∞ − v_k) is missing.
+    """
+    behind = learning_rate * momentum / (1 - momentum) ** 2
+    gradient = jax.grad(problem.loss)(problem.weights)
+    return jax.tree.map(lambda w, g: w + behind * g, problem.weights, gradient)
 
 
 def error_in_descent(

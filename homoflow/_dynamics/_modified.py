@@ -17,7 +17,11 @@ from .._problem._smoothness import kinks_of
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 from ._base import AbstractDynamics, State
-from ._expansion import error_in_descent, warn_unless_trajectory_expands
+from ._expansion import (
+    error_in_descent,
+    start_of_slow_motion,
+    warn_unless_trajectory_expands,
+)
 
 
 @final
@@ -61,14 +65,8 @@ class Modified(AbstractDynamics):
         )
 
     def init(self, problem: Problem) -> State:
-        """The start of the slow motion that heavy ball settles to.
-
-        From rest, v_k = ∇L (1−μᵏ)/(1−μ) to leading order: Σ_k η(v_∞ − v_k) is missing.
-        """
-        eta, mu = self._coefficients(problem.weights)
-        behind = eta * mu / (1 - mu) ** 2
-        gradient = jax.grad(problem.loss)(problem.weights)
-        return jax.tree.map(lambda w, g: w + behind * g, problem.weights, gradient)
+        """The start of the slow motion that heavy ball settles to."""
+        return start_of_slow_motion(problem, *self._coefficients(problem.weights))
 
     def velocity(self, problem: Problem, t: Float[Array, ""], state: State) -> State:
         del t

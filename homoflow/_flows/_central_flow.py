@@ -22,6 +22,7 @@ def central_flow(
     *,
     learning_rate: float | int | Float[ArrayLike, ""],
     momentum: float | int | Float[ArrayLike, ""] = 0.0,
+    order: int = 1,
     max_critical: int = 4,
     loss: LossLike = SquaredLoss(),  # noqa: B008
     objective: Objective | None = None,
@@ -57,6 +58,10 @@ def central_flow(
     **Arguments:**
 
     - `learning_rate`, `momentum`: η and μ of the descent.
+    - `order`: to which order in the learning rate descent is followed, 1 or 2. Below the
+        edge the second order is `homoflow.modified_flow`, and this continues it:
+        dw/dτ + (η̃/2)d²w/dτ² is what stands above. It starts where `modified_flow` does,
+        costs about twice as much, and helps where the start is violent.
     - `max_critical`: how many eigenvalues may be at the threshold at one time.
     - `rtol`: of a step's error, relative to ‖w‖; 1e-5 by default.
     - `estimate_error`: solve again, coarser; by default it is done.
@@ -69,13 +74,20 @@ def central_flow(
     - `critical`: how many eigenvalues are at the threshold; `spectrum`: these and the next
         one, shape `(times, max_critical + 1)`, NaN beyond.
     - `oscillation`: the eigenvalues of Σ, shape `(times, max_critical)`.
-    - `edge_drift`: ∫2·(threshold)·tr(AΣ)dτ, which is the drift of `laws`.
+    - `edge_drift`: ∫2·(threshold)·tr(AΣ)dτ, which to first order is the drift of `laws`
+        (to second order they have what the steps add, too); `mean_square`: ∫q(dw/dτ)dτ
+        of each law.
     - `cycles`: of the oscillation so far.
+    - `shift`: by which part of the threshold descent's sharpness is expected to stay below
+        it, because the curvature between w + σu and w − σu, with u a direction of the
+        oscillation and σ² the variance there, is not that at w.
 
-    **Warns:** where descent is not expected to follow: fewer than 15 cycles of the
-    oscillation (`stats["edge_cycles"]`), or an onset that overshoots the threshold by more
-    than a fifth (`stats["edge_overshoot"]`). (Not under jit or vmap.) That neither is so
-    is no proof: with cross-entropy the prediction may be off all the same.
+    **Warns:** where descent is not expected to follow: fewer than 20 cycles of the
+    oscillation (`stats["edge_cycles"]`), an onset that overshoots the threshold by more
+    than a fifth (`stats["edge_overshoot"]`; with momentum (1 + μ)/(1 − μ) times that), an
+    oscillation so wide that it moves the edge by more than 0.5 % (`stats["edge_shift"]`),
+    which is usual with cross-entropy, or a start so steep that steps fall behind the flow
+    by more than 1 % of the way (`stats["edge_lag"]`). (Not under jit or vmap.)
 
     **Raises:** `ValueError` for bad input and for models with kinks (ReLU);
     `homoflow.TrajectoryError`, which holds what was computed, if the start is beyond the
@@ -92,7 +104,7 @@ def central_flow(
         model,
         data,
         t1,
-        dynamics=Central(learning_rate, momentum, max_critical),
+        dynamics=Central(learning_rate, momentum, max_critical, order),
         solver=AlongEdge(),
         loss=loss,
         objective=objective,

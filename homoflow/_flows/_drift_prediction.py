@@ -1,13 +1,32 @@
 """What is predicted of the drift of laws, for any learning rate, from one flow."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._dynamics._expansion import warn_unless_drift_expands
+from .._jax._tracing import is_concrete
 from .._problem._checks import check_batch_size, check_learning_rate, check_momentum
 from .._results._trajectory import Trajectory
+from ._split_discretization import DiscretizationSplit
+
+
+class EdgeDrift(eqx.Module):
+    """The drift of laws through the edge of stability, for one learning rate.
+
+    - `learning_rate`, `momentum`: η and μ.
+    - `parts`: law name → what the mean of the steps does to it, η̃∫q(dw/dτ)dτ with
+        η̃ = η(1 + μ)/(1 − μ)², and what their oscillation does, ∫2·(threshold)·tr(AΣ)dτ +
+        tr(AΣ): the parts that `homoflow.split_discretization` finds in a descent.
+    """
+
+    learning_rate: Float[Array, ""]
+    momentum: Float[Array, ""]
+    parts: dict[str, DiscretizationSplit]
 
 
 class DriftPrediction(eqx.Module):
@@ -20,17 +39,20 @@ class DriftPrediction(eqx.Module):
     - `noise_integrals`: likewise ∫₀ᵗ tr(A S) ds, S the covariance over samples of one
         sample's gradient; `None` unless asked for.
     - `samples`: how many there are; `None` with a custom objective.
+    - `edge`: with `edge=True`, the drift for one learning rate; then `flow` is the
+        `homoflow.central_flow`, along which the `integrals` are taken.
     """
 
     flow: Trajectory
     integrals: dict[str, Float[Array, "times ..."]]
     noise_integrals: dict[str, Float[Array, "times ..."]] | None
     samples: int | None = eqx.field(static=True)
+    edge: EdgeDrift | None = None
 
     def drift(
         self,
-        learning_rate: float | int | Float[ArrayLike, ""],
-        momentum: float | int | Float[ArrayLike, ""] = 0.0,
+        learning_rate: float | int | Float[ArrayLike, ""] | None = None,
+        momentum: float | int | Float[ArrayLike, ""] | None = None,
         batch_size: int | None = None,
     ) -> dict[str, Float[Array, "times ..."]]:
         """D(t) − D(0) of every law D, at `flow.ts`.
@@ -47,9 +69,13 @@ class DriftPrediction(eqx.Module):
         that is corrected for the batches of one epoch, which have no sample in common
         (as in `homoflow.descend`).
 
+        Through the edge of stability (`edge=True`) it is the mean of D over the
+        oscillation, η̃∫q(dw/dτ)dτ + D(w) − D₀ + tr(AΣ) along the central flow.
+
         **Arguments:**
 
-        - `learning_rate`, `momentum`: η and μ.
+        - `learning_rate`, `momentum`: η and μ, which is 0 by default. A prediction through
+            the edge is of one learning rate and momentum: leave them out.
         - `batch_size`: B; `None` for full batches. Needs a prediction with `noise=True`.
 
         **Returns:** law name → predicted drift, shape `(times, …)`. The relative error
@@ -59,9 +85,15 @@ class DriftPrediction(eqx.Module):
         **Warns:** where r exceeds ½ along the flow: the expansion fails there. (Not
         under jit or vmap, where values are unknown.)
 
-        **Raises:** `ValueError` for bad arguments, or a `batch_size` without
-        `noise_integrals`.
+        **Raises:** `ValueError` for bad arguments, a `batch_size` without
+        `noise_integrals`, and another learning rate or momentum than that of `edge`.
         """
+        if self.edge is not None:
+            self._refuse_others(self.edge, learning_rate, momentum, batch_size)
+            return {name: parts.whole for name, parts in self.edge.parts.items()}
+        if learning_rate is None:
+            raise ValueError("Say for which `learning_rate` the drift is predicted.")
+        momentum = 0.0 if momentum is None else momentum
         check_learning_rate(learning_rate)
         check_momentum(momentum)
         dtype = self.flow.ts.dtype
@@ -83,9 +115,35 @@ class DriftPrediction(eqx.Module):
         warn_unless_drift_expands(self.flow, learning_rate, momentum)
         return drift
 
+    def _refuse_others(
+        self, edge: EdgeDrift, learning_rate: Any, momentum: Any, batch_size: int | None
+    ) -> None:
+        """`ValueError` for what this prediction through the edge is not of."""
+        if batch_size is not None:
+            raise ValueError(
+                "A prediction through the edge of stability is of full batches: leave "
+                "`batch_size` out."
+            )
+        for name, given, own in (
+            ("learning_rate", learning_rate, edge.learning_rate),
+            ("momentum", momentum, edge.momentum),
+        ):
+            if given is None:
+                continue
+            if not is_concrete((given, own)) or not np.all(
+                np.asarray(given, own.dtype) == own
+            ):
+                raise ValueError(
+                    f"This prediction goes through the edge of stability with {name} "
+                    f"{own}, and is of no other: leave `{name}` out, or call "
+                    "`homoflow.predict_drift` again."
+                )
+
     def __repr__(self) -> str:
         noise = "" if self.noise_integrals is None else ", with the noise of batches"
-        return f"DriftPrediction(laws: {list(self.integrals)}{noise}; {self.flow!r})"
+        edge = "" if self.edge is None else ", through the edge of stability"
+        laws = list(self.integrals)
+        return f"DriftPrediction(laws: {laws}{noise}{edge}; {self.flow!r})"
 
 
 def _noise_of_batches(momentum: Array, samples: int, size: int) -> Float[Array, ""]:

@@ -23,8 +23,8 @@ def sharpness(
     Gradient descent with learning rate η is unstable in a direction of curvature
     λ > 2/η; with momentum μ, of λ > 2(1 + μ)/η.
 
-    By a Krylov iteration with Hessian-vector products, until ‖Hv − λv‖ ≤ 1e-3·‖H‖: an
-    eigenvalue lies within 1e-3·‖H‖ of the value, and usually within about 1e-6·‖H‖,
+    By a Krylov iteration with Hessian-vector products, until ‖Hv − λv‖ ≤ 3e-4·‖H‖: an
+    eigenvalue lies within 3e-4·‖H‖ of the value, and usually within about 1e-7·‖H‖,
     because the error is of second order in the residual. The iteration starts at random
     and cannot prove that there is no larger one. At kinks (ReLU) there is no Hessian;
     elsewhere the kinks are not in it.

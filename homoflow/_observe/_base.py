@@ -25,6 +25,8 @@ class Point:
     - `loss`, `gradient`: L and ∇L there, the gradient a pytree like `weights`. Along the
         exact flow of a model with kinks, −dw/dt stands for the gradient.
     - `state`: of the dynamics; the weights themselves for a gradient flow.
+    - `memory`: the optimizer's state in a descent, before the step that starts there;
+        `None` in a flow.
     - `model`, `velocity`: computed when they are asked for.
     """
 
@@ -35,6 +37,7 @@ class Point:
     gradient: PyTree
     state: PyTree
     compute_velocity: Callable[[], PyTree] = dataclasses.field(repr=False)
+    memory: PyTree = None
 
     @property
     def model(self) -> PyTree:
@@ -57,6 +60,10 @@ class AbstractObservable(eqx.Module):
     - `__call__(point, carry)`: the value there, an array or a pytree of arrays, and what
         the next recorded time starts from.
 
+    - `pass_by(point, carry)`: what is handed on past a time at which nothing is recorded,
+        the same carry if it is not there.
+    - `follows_steps`: whether it makes sense along the steps of a descent only, each of
+        which is a time of the run then.
     - `is_sequential`: whether the value depends on what the times in between handed on.
         If not, what is handed on may be that of the run's start at any time. Where a run's
         states are too many to keep (more than 2²⁰ numbers) only such observables can be
@@ -85,6 +92,16 @@ class AbstractObservable(eqx.Module):
     def is_sequential(self) -> bool:
         """Whether the value depends on what the times before handed on."""
         return True
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether every step of a descent has to be a time of the run."""
+        return False
+
+    def pass_by(self, point: Point, carry: Carry) -> Carry:
+        """What is handed on past a time at which nothing is recorded."""
+        del point
+        return carry
 
     @abc.abstractmethod
     def init(self, point: Point) -> Carry:
@@ -117,9 +134,12 @@ Observables = Mapping[str, AbstractObservable | Callable[[Point], Any]]
 
 
 def as_observables(
-    observe: Observables | None, reserved: frozenset[str]
+    observe: Observables | None, reserved: frozenset[str], *, has_steps: bool = False
 ) -> dict[str, AbstractObservable]:
-    """What a user asks to observe, or an error that says what is wrong with it."""
+    """What a user asks to observe, or an error that says what is wrong with it.
+
+    `has_steps`: whether the run is a descent of which every step is recorded.
+    """
     if observe is None:
         return {}
     if not isinstance(observe, Mapping):
@@ -137,6 +157,11 @@ def as_observables(
                 "another name in `observe`."
             )
         checked[name] = _as_observable(name, what)
+        if checked[name].follows_steps and not has_steps:
+            raise ValueError(
+                f"`observe[{name!r}]` is of the steps of a descent, one after the other: "
+                "it needs `homoflow.descend` with `record_every=1`."
+            )
     return checked
 
 

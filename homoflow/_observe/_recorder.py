@@ -182,9 +182,9 @@ class Recorder(eqx.Module):
                 continue
             shapes = jax.eval_shape(evaluate)[0]
 
-            def skip(shapes=shapes, name=name):
+            def skip(shapes=shapes, what=what, name=name):
                 nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-                return nothing, carries[name]
+                return nothing, what.pass_by(point, carries[name])
 
             values[name], next_carries[name] = lax.cond(
                 index % what.every == 0, evaluate, skip

@@ -1,5 +1,6 @@
 """The largest eigenvalues of the Hessian of a loss, along a run."""
 
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from .._problem._problem import Problem
 from ._base import AbstractObservable, Point
 
 #: ‖Hv − λv‖ relative to ‖H‖ at which the iteration stops.
-RESIDUAL = 1e-3
+RESIDUAL = 3e-4
 
 
 class TopEigenvalues(NamedTuple):
@@ -43,33 +44,96 @@ class Sharpness(AbstractObservable):
     Each recorded time costs about ten Hessian-vector products and more: with `every=n`
     every n-th of the run's times is looked at.
 
+    - `at`: `"iterates"`, or `"midpoints"` of a descent, (w_{t−2} + 2w_{t−1} + w_t)/4, which
+        are free of its swing from side to side: the value at a step is that around the
+        step before. Every step of the descent has to be a time of the run.
+    - `preconditioner`: a function from a `homoflow.observe.Point` to the positive diagonal
+        of P, a pytree like the weights; then eigenvalues are those of P⁻¹∇²L. It finds
+        the optimizer's state in `point.memory`.
+
+    A step w⁺ = w − ηP⁻¹∇L is unstable beyond λ_max(P⁻¹∇²L) = 2/η. Of RMSProp P is the
+    root of the mean squares, of heavy ball the identity (with 2(1 + μ)/η).
+
     ```python
     model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (20, 3))
     observe = {"sharpness": hf.observe.Sharpness(k=2, every=10)}
     flow = hf.flow(model, (x, x[:, :1]), t1=5.0, observe=observe)
     flow.observed["sharpness"].values.shape  # (11, 2)
+
+    def root(point):
+        squares = optax.tree.get(point.memory, "nu")
+        return jax.tree.map(lambda s: jnp.sqrt(s + 1e-8), squares)
+
+    midpoints = hf.observe.Sharpness(at="midpoints", every=10, preconditioner=root)
+    gd = hf.descend(
+        model, (x, x[:, :1]), 20, learning_rate=0.01, optimizer=optax.rmsprop,
+        observe={"preconditioned": midpoints},
+    )
     ```
     """
 
     k: int = eqx.field(static=True, default=1)
     every: int = eqx.field(static=True, default=1)
+    at: str = eqx.field(static=True, default="iterates")
+    preconditioner: Callable[[Point], PyTree] | None = None
 
     def __check_init__(self) -> None:
+        if self.at not in ("iterates", "midpoints"):
+            raise ValueError(
+                f"`at` must be 'iterates' or 'midpoints'; got {self.at!r}."
+            )
+        if self.preconditioner is not None and not callable(self.preconditioner):
+            raise TypeError("`preconditioner` must be a function of a point.")
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"`k` must be a positive integer; got {self.k!r}.")
 
     @property
     def is_sequential(self) -> bool:
-        return False
+        return self.follows_steps
 
-    def init(self, point: Point) -> Float[Array, "k size"]:
-        return random_vectors(point.weights, self.k)
+    @property
+    def follows_steps(self) -> bool:
+        return self.at == "midpoints"
+
+    def init(self, point: Point) -> "_Handed":
+        guess = random_vectors(point.weights, self.k)
+        w = point.weights if self.follows_steps else None
+        return _Handed(guess, w, w)
+
+    def pass_by(self, point: Point, carry: "_Handed") -> "_Handed":
+        if not self.follows_steps:
+            return carry
+        return carry._replace(last=point.weights, before=carry.last)
 
     def __call__(
-        self, point: Point, carry: Float[Array, "k size"]
-    ) -> tuple[TopEigenvalues, Float[Array, "k size"]]:
-        return hessian_eigenvalues(point.problem, point.weights, carry)
+        self, point: Point, carry: "_Handed"
+    ) -> tuple[TopEigenvalues, "_Handed"]:
+        weights, scale = point.weights, None
+        if self.follows_steps:
+            weights = jax.tree.map(
+                lambda a, b, c: (a + 2 * b + c) / 4, carry.before, carry.last, weights
+            )
+        if self.preconditioner is not None:
+            diagonal = self.preconditioner(point)
+            scale = jax.tree.map(
+                lambda w, p: 1 / jnp.sqrt(jnp.broadcast_to(p, w.shape)),
+                point.weights,
+                diagonal,
+            )
+            scale = ravel_pytree(scale)[0]
+        found, vectors = hessian_eigenvalues(
+            point.problem, weights, carry.guess, scale=scale
+        )
+        return found, self.pass_by(point, carry)._replace(guess=vectors)
+
+
+class _Handed(NamedTuple):
+    """What one time hands on: eigenvectors, and the weights of the last two steps."""
+
+    guess: Float[Array, "k size"]
+    last: PyTree
+    before: PyTree
 
 
 def random_vectors(weights: PyTree, k: int) -> Float[Array, "k size"]:
@@ -85,10 +149,12 @@ def hessian_eigenvalues(
     weights: PyTree,
     guess: Float[Array, "k size"],
     sign: float | Float[Array, ""] = 1.0,
+    scale: Float[Array, " size"] | None = None,
 ) -> tuple[TopEigenvalues, Float[Array, "k size"]]:
     """The largest eigenvalues of `sign`·∇²L at `weights`, and their vectors.
 
-    The values can be differentiated: with the derivative of a simple eigenvalue.
+    With `scale` those of ∇²L between two diagonal matrices that have it. The values can be
+    differentiated: with the derivative of a simple eigenvalue.
     """
     flat, unravel = ravel_pytree(weights)
 
@@ -99,13 +165,20 @@ def hessian_eigenvalues(
     # derivative of vᵀHv is that of the eigenvalue.
     numbers, static = eqx.partition(problem, eqx.is_array)
     still = eqx.combine(jax.lax.stop_gradient(numbers), static)
-    _, product = jax.linearize(
+    _, unscaled = jax.linearize(
         lambda v: gradient(still, v), jax.lax.stop_gradient(flat)
     )
+    size = jnp.ones_like(flat) if scale is None else scale
+    fixed = jax.lax.stop_gradient(size)
+
+    def product(v):
+        return fixed * unscaled(fixed * v) if scale is not None else unscaled(v)
+
     found = top_eigenvalues(product, jax.lax.stop_gradient(guess), RESIDUAL)
     found = jax.lax.stop_gradient(found)
 
     def curvature(v):
+        v = size * v
         _, image = jax.jvp(lambda u: gradient(problem, u), (flat,), (v,))
         return v @ image
 

@@ -119,6 +119,18 @@ SCHEMA: Mapping[str, Statistic] = MappingProxyType(
             "By how much of the threshold the sharpness of descent is expected to "
             "overshoot it when the oscillation sets in.",
         ),
+        "edge_shift": Statistic(
+            "number",
+            ("central",),
+            "How far from the threshold, relative to it, descent's sharpness is expected "
+            "to be because of how wide the oscillation is, at most.",
+        ),
+        "edge_lag": Statistic(
+            "number",
+            ("central",),
+            "How far descent falls behind the flow in the steep part at the start, "
+            "relative to the way that the weights go.",
+        ),
         "forward_passes": Statistic(
             "integer", ("exact",), "Evaluations of the pre-activations at all samples."
         ),

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 import homoflow as hf
 from homoflow._dynamics.edge._complementarity import solve_complementarity
 from homoflow._dynamics.edge._curvature import Curvature
+from homoflow._dynamics.edge._secant import secant_shift
 from homoflow._dynamics.edge._symmetric import as_matrix, as_vector, num_pairs
 
 X = jax.random.normal(jax.random.key(1), (9, 3))
@@ -155,3 +156,21 @@ def test_multipliers_are_those_of_the_nearest_velocity():
     )
     assert largest(found) >= -1e-9
     np.testing.assert_allclose(np.sum((found + gradient) ** 2), best.fun, rtol=1e-6)
+
+
+def test_the_width_of_the_oscillation_moves_the_edge_by_the_fourth_derivative():
+    """L = Σ s w²/2 + c w⁴/24: between w ± σe the slope is s + c(w²/2 + σ²/6)."""
+    slopes, quartic = jnp.asarray([3.0, 2.9, 1.0]), jnp.asarray([0.6, -1.2, 0.0])
+    curvature = Curvature(lambda w: jnp.sum(slopes * w**2 / 2 + quartic * w**4 / 24))
+    w, threshold = jnp.asarray([0.3, 0.2, 0.1]), jnp.asarray(3.0)
+    variances = jnp.asarray([0.04, 0.09])
+    secants = slopes[:2] + quartic[:2] * (w[:2] ** 2 / 2 + variances / 6)
+
+    def shift(num):
+        kept = jnp.diag(jnp.where(jnp.arange(2) < num, variances, 0))
+        num = jnp.asarray(num)
+        return secant_shift(curvature, w, jnp.eye(3)[:2], kept, num, threshold)
+
+    assert shift(0) == 0
+    np.testing.assert_allclose(shift(1), secants[0] / threshold - 1, rtol=1e-12)
+    np.testing.assert_allclose(shift(2), secants[1] / threshold - 1, rtol=1e-12)

@@ -1,12 +1,17 @@
 """The Hessian's largest eigenvalue against dense ones and finite differences."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
+from edge_net import ETA, NET, X, Y
+from jax.flatten_util import ravel_pytree
 from problems import neuron
 
 import homoflow as hf
@@ -109,3 +114,109 @@ def test_both_ends_of_the_spectrum_are_those_of_the_dense_hessian(end):
         hf.spectrum(model, data, 3, end="both")
     with pytest.raises(ValueError, match="`k`"):
         hf.spectrum(model, data, 0)
+
+
+def dense_top(problem, weights, k, scale=None):
+    flat, unravel = ravel_pytree(weights)
+    hessian = jax.hessian(lambda v: problem.loss(unravel(v)))(flat)
+    if scale is not None:
+        hessian = scale[:, None] * hessian * scale
+    return np.linalg.eigvalsh(hessian)[::-1][:k]
+
+
+@pytest.fixture(scope="module")
+def edge_descent():
+    """At the edge of stability, each step recorded, every fifth looked at."""
+    observe = {
+        "midpoints": hf.observe.Sharpness(k=2, every=5, at="midpoints"),
+        "iterates": hf.observe.Sharpness(k=2, every=5),
+    }
+    run = hf.descend(
+        NET, (X, Y), 300, learning_rate=ETA, laws=(), observe=observe, save_models=True
+    )
+    return run, hf.make_problem(NET, (X, Y))
+
+
+def test_midpoints_are_those_of_three_steps(edge_descent):
+    run, problem = edge_descent
+    values = run.observed["midpoints"].values
+    found = []
+    for at in range(0, 301, 5):
+        steps = [max(at - lag, 0) for lag in (2, 1, 0)]
+        models = [jax.tree.map(lambda a, i=i: a[i], run.models) for i in steps]
+        middle = jax.tree.map(lambda a, b, c: (a + 2 * b + c) / 4, *models)
+        found.append(dense_top(problem, middle, 2))
+    np.testing.assert_allclose(values, np.stack(found), rtol=1e-5)
+    # Where descent swings, the iterates are sharper than what it swings around.
+    swing = run.observed["iterates"].values[40:, 0] - values[40:, 0]
+    assert np.abs(swing).max() > 1e-2 * values[40:, 0].max()
+
+
+def test_midpoints_need_every_step():
+    observe = {"sharpness": hf.observe.Sharpness(at="midpoints")}
+    with pytest.raises(ValueError, match="record_every=1"):
+        hf.descend(NET, (X, Y), 4, learning_rate=0.1, record_every=2, observe=observe)
+    with pytest.raises(ValueError, match="record_every=1"):
+        hf.flow(NET, (X, Y), 1.0, observe=observe)
+    with pytest.raises(ValueError, match="midpoints"):
+        hf.observe.Sharpness(at="middle")
+    with pytest.raises(TypeError, match="function"):
+        hf.observe.Sharpness(preconditioner=2.0)  # pyright: ignore[reportArgumentType]
+
+
+def root_of_squares(b2, eps):
+    """P of Adam before its next step, as Optax corrects its averages for their start."""
+
+    def root(point):
+        nu = optax.tree.get(point.memory, "nu")
+        count = optax.tree.get(point.memory, "count").astype(float)
+        correction = jnp.maximum(1 - b2**count, eps)
+        return jax.tree.map(lambda s: jnp.sqrt(s / correction) + eps, nu)
+
+    return root
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_preconditioned_spectra_are_those_of_the_dense_matrix(name):
+    b2, eps = 0.99, 1e-4
+    made = {
+        "adam": lambda rate: optax.adam(rate, b2=b2, eps=eps),
+        "rmsprop": lambda rate: optax.rmsprop(
+            rate, decay=b2, eps=eps, eps_in_sqrt=False
+        ),
+    }[name]
+    root = root_of_squares(b2, eps)
+    if name == "rmsprop":
+
+        def root(point):
+            nu = optax.tree.get(point.memory, "nu")
+            return jax.tree.map(lambda s: jnp.sqrt(s) + eps, nu)
+
+    observe = {
+        "sharpness": hf.observe.Sharpness(k=2, every=20, preconditioner=root),
+        "roots": root,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It has no clock.
+        run = hf.descend(
+            NET,
+            (X, Y),
+            40,
+            learning_rate=1e-3,
+            optimizer=made,
+            laws=(),
+            observe=observe,
+            save_models=True,
+        )
+    problem = hf.make_problem(NET, (X, Y))
+    for row, at in enumerate((0, 20, 40)):
+        model, roots = (
+            jax.tree.map(lambda a, i=at: a[i], tree)
+            for tree in (run.models, run.observed["roots"])
+        )
+        scale = 1 / np.sqrt(ravel_pytree(roots)[0])
+        np.testing.assert_allclose(
+            run.observed["sharpness"].values[row],
+            dense_top(problem, model, 2, scale),
+            rtol=1e-5,
+        )

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ..._jax._top_eigenvalues import follow_eigenpairs
 from ._complementarity import solve_complementarity
 from ._curvature import Curvature
+from ._secant import secant_shift
 from ._symmetric import are_leading, as_matrix, as_vector, num_pairs
 
 #: How often weights are moved back to the set, at most.
@@ -62,8 +63,12 @@ class Motion(NamedTuple):
     """How weights move while the leading eigenvalues stay at the threshold.
 
     - `gradient`: ∇L; `velocity`: dw/dτ, its part along which these eigenvalues stay.
+    - `pull`: the opposite of the velocity that the flow would have without the edge.
     - `oscillation`: X with Σ = UXUᵀ, the covariance of the oscillation around the weights,
         U the first `critical` eigenvectors.
+    - `hold`: what X would have to be for these eigenvalues to stay in spite of the pull. It
+        decides whether they do; to first order it is X.
+    - `mean_gradient`: ∇L + ½∇⟨∇²L, Σ⟩, the mean of the gradient over the oscillation.
     - `rise`: the rate at which gradient flow would raise these eigenvalues, in the
         mean.
     - `way_back`: the least change of weights, to first order, that takes away what these
@@ -72,7 +77,10 @@ class Motion(NamedTuple):
 
     gradient: Float[Array, " size"]
     velocity: Float[Array, " size"]
+    pull: Float[Array, " size"]
     oscillation: Float[Array, "critical critical"]
+    hold: Float[Array, "critical critical"]
+    mean_gradient: Float[Array, " size"]
     rise: Float[Array, ""]
     way_back: Float[Array, " size"]
     spectrum: Spectrum
@@ -83,12 +91,18 @@ class Edge(NamedTuple):
 
     - `max_critical`: how many eigenvalues may be at the threshold.
     - `rtol`: of an eigenvector's residual, relative to the norm of the Hessian.
+    - `lag`: the learning rate η̃ to second order in which steps are not a flow, or `None`.
     """
 
     curvature: Curvature
     threshold: Float[Array, ""]
     max_critical: int
     rtol: Float[Array, ""]
+    lag: Float[Array, ""] | None = None
+
+    def fastest(self, value: Float[Array, ""]) -> Float[Array, ""]:
+        """The rate at which the direction of an eigenvalue decays."""
+        return value if self.lag is None else value * (1 + self.lag * value / 2)
 
     def spectrum(
         self,
@@ -113,14 +127,16 @@ class Edge(NamedTuple):
         """
 
         def free(work: Work) -> tuple[Motion, Work]:
-            gradient = self.curvature.gradient(w)
+            gradient, pull, work = self.pull(w, work)
             motion = self.unknown_motion(w, guess)
-            motion = motion._replace(gradient=gradient, velocity=-gradient)
-            return motion, work.plus(gradients=1)
+            return motion._replace(gradient=gradient, velocity=-pull), work
 
         def pinned(work: Work) -> tuple[Motion, Work]:
             gradient, spectrum, work = self.spectrum(w, guess, num, num, work)
-            return self.motion(w, gradient, spectrum, num, work)
+            motion, slopes, work = self.motion(w, gradient, spectrum, num, work)
+            if self.lag is None:
+                return motion, work
+            return self.with_lag(w, motion, slopes, num, work)
 
         return lax.cond(num > 0, pinned, free, work)
 
@@ -156,14 +172,67 @@ class Edge(NamedTuple):
             gradient, spectrum, work = self.spectrum(
                 w, old.spectrum.vectors, num_wanted, num_watched, work
             )
-            motion, work = self.motion(w, gradient, spectrum, num, work)
+            motion, _, work = self.motion(w, gradient, spectrum, num, work)
             is_off = self.excess(spectrum, num) > tolerance
             return w, motion, is_off, count + 1, work
 
         start = self.unknown_motion(w, guess)
         loop = (w, start, jnp.asarray(True), jnp.asarray(0), work)
         w, motion, _, _, work = lax.while_loop(is_off, go_back, loop)
+        if self.lag is not None:
+            slopes, work = self.slopes(w, motion.spectrum, num, work)
+            motion, work = self.with_lag(w, motion, slopes, num, work)
         return w, motion, work
+
+    def pull(
+        self, w: Array, work: Work
+    ) -> tuple[Float[Array, " size"], Float[Array, " size"], Work]:
+        """∇L, and what moves the weights where no eigenvalue is at the threshold."""
+        if self.lag is None:
+            gradient = self.curvature.gradient(w)
+            return gradient, gradient, work.plus(gradients=1)
+        gradient, product = self.curvature.linearize(w)
+        pull = gradient + self.lag / 2 * product(gradient)
+        return gradient, pull, work.plus(gradients=1, products=1)
+
+    def with_lag(
+        self,
+        w: Array,
+        motion: Motion,
+        slopes: Array,
+        num: Int[Array, ""],
+        work: Work,
+    ) -> tuple[Motion, Work]:
+        """The motion to second order in the learning rate, from that to first order.
+
+        Steps w⁺ = w − η·(mean gradient) follow a smooth path with w' + (η/2)w″ = −(mean
+        gradient). Along the first-order velocity F, (η/2)w″ is F(w) − F(w − (η/2)F), and
+        without an edge (η/2)∇²L∇L.
+        """
+        lag = self.lag
+        assert lag is not None
+        gradient, pull, work = self.pull(w, work)
+        gram = slopes @ slopes.T
+        hold = -2 * solve_scaled(gram, slopes @ pull, num)
+
+        def bend(work: Work) -> tuple[Array, Work]:
+            behind = w - lag / 2 * motion.velocity
+            vectors = motion.spectrum.vectors
+            there, spectrum, work = self.spectrum(behind, vectors, num, num, work)
+            before, _, work = self.motion(behind, there, spectrum, num, work)
+            return gradient + motion.velocity - before.velocity, work
+
+        force, work = lax.cond(num > 0, bend, lambda work: (pull, work), work)
+        x = -2 * solve_scaled(gram, slopes @ force, num)
+        mean_force = x @ slopes / 2
+        motion = motion._replace(
+            velocity=-force - mean_force,
+            pull=pull,
+            oscillation=as_matrix(x, self.max_critical),
+            hold=as_matrix(hold, self.max_critical),
+            mean_gradient=gradient + mean_force,
+        )
+        return motion, work
 
     def unknown_motion(self, w: Array, guess: Float[Array, "rows size"]) -> Motion:
         """A motion of which nothing is known but a guess of the eigenvectors."""
@@ -171,13 +240,25 @@ class Edge(NamedTuple):
         still = jnp.zeros((self.max_critical, self.max_critical), w.dtype)
         spectrum = Spectrum(rows, guess, rows)
         zero = jnp.zeros((), w.dtype)
-        return Motion(nothing, nothing, still, zero, nothing, spectrum)
+        return Motion(
+            nothing, nothing, nothing, still, still, nothing, zero, nothing, spectrum
+        )
 
     def excess(self, spectrum: Spectrum, num: Int[Array, ""]) -> Float[Array, ""]:
         """How far, relatively, the first eigenvalues are from the threshold."""
         is_pinned = jnp.arange(spectrum.values.size) < num
         off = jnp.abs(spectrum.values / self.threshold - 1)
         return jnp.max(jnp.where(is_pinned, off, 0))
+
+    def shift(
+        self, w: Array, motion: Motion, num: Int[Array, ""], work: Work
+    ) -> tuple[Float[Array, ""], Work]:
+        """How far descent's sharpness is from the threshold: see `secant_shift`."""
+        vectors = motion.spectrum.vectors[: self.max_critical]
+        shift = secant_shift(
+            self.curvature, w, vectors, motion.oscillation, num, self.threshold
+        )
+        return shift, work.plus(gradients=2 * num)
 
     def slopes(
         self, w: Array, spectrum: Spectrum, num: Int[Array, ""], work: Work
@@ -189,7 +270,7 @@ class Edge(NamedTuple):
     def weigh(
         self,
         w: Array,
-        gradient: Array,
+        pull: Array,
         spectrum: Spectrum,
         near: Int[Array, ""],
         rate: float | Float[Array, ""],
@@ -204,10 +285,10 @@ class Edge(NamedTuple):
         values = spectrum.values[: self.max_critical]
         is_near = jnp.arange(values.size) < near
         gaps = rate * jnp.where(is_near, self.threshold - values, 0)
-        linear = slopes @ gradient + as_vector(jnp.diag(gaps))
+        linear = slopes @ pull + as_vector(jnp.diag(gaps))
         gram = slopes @ slopes.T / 2
         found = solve_complementarity(gram, linear, self.max_critical).matrix
-        return found, -gradient - as_vector(found) @ slopes / 2, work
+        return found, -pull - as_vector(found) @ slopes / 2, work
 
     def motion(
         self,
@@ -216,19 +297,34 @@ class Edge(NamedTuple):
         spectrum: Spectrum,
         num: Int[Array, ""],
         work: Work,
-    ) -> tuple[Motion, Work]:
-        """X from −d(UᵀHU)/dτ = J∇L + ½JJ*X = 0, and the velocity −∇L − ½J*X."""
+    ) -> tuple[Motion, Float[Array, "pairs size"], Work]:
+        """X from −d(UᵀHU)/dτ = J∇L + ½JJ*X = 0, and the velocity −∇L − ½J*X; and J.
+
+        To first order in the learning rate: see `with_lag`.
+        """
         slopes, work = self.slopes(w, spectrum, num, work)
         gram = slopes @ slopes.T
         fall = slopes @ gradient
         x = -2 * solve_scaled(gram, fall, num)
-        rise = -jnp.trace(as_matrix(fall, self.max_critical)) / jnp.maximum(num, 1)
+        count = jnp.maximum(num, 1).astype(w.dtype)
+        rise = -jnp.trace(as_matrix(fall, self.max_critical)) / count
         velocity = -gradient - x @ slopes / 2
         oscillation = as_matrix(x, self.max_critical)
         values = spectrum.values[: self.max_critical]
         off = jnp.where(jnp.arange(values.size) < num, values - self.threshold, 0)
         back = solve_scaled(gram, as_vector(jnp.diag(off)), num) @ slopes
-        return Motion(gradient, velocity, oscillation, rise, back, spectrum), work
+        motion = Motion(
+            gradient,
+            velocity,
+            gradient,
+            oscillation,
+            oscillation,
+            -velocity,
+            rise,
+            back,
+            spectrum,
+        )
+        return motion, slopes, work
 
 
 def solve_scaled(

@@ -157,6 +157,8 @@ class _Kept(NamedTuple):
     oscillation: Array
     num: Array
     traces: dict[str, Array]
+    mean_gradient: Array
+    shift: Array
     sums: Array
 
 
@@ -170,7 +172,7 @@ def _solve(call: _Call, save_models: bool) -> Trajectory:
     error = RESULTS.where(error == RESULTS.successful, of_dynamics, error)
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
-    w0, unravel = ravel_pytree(problem.weights)
+    w0, unravel = ravel_pytree(dynamics.init(problem))
     residual = jnp.minimum(_RESIDUAL * call.rtol, _MAX_RESIDUAL)
     edge = dynamics.edge(problem, residual)
     rows = dynamics.num_rows(problem)
@@ -195,6 +197,8 @@ def _solve(call: _Call, save_models: bool) -> Trajectory:
             motion.oscillation,
             state.num,
             dynamics.traces(problem, laws, motion),
+            jnp.linalg.norm(motion.mean_gradient),
+            state.shift,
             state.sums,
         )
 
@@ -221,7 +225,14 @@ def _observe(call: _Call, records: _Kept, unravel: Any, as_rates: Any) -> Values
         loss, gradient = jax.value_and_grad(problem.loss)(weights)
         rates: Rates = as_rates(kept.sums)
         state = CentralState(
-            weights, kept.values, kept.oscillation, kept.num, kept.traces, *rates
+            weights,
+            kept.values,
+            kept.oscillation,
+            kept.num,
+            kept.traces,
+            kept.mean_gradient,
+            kept.shift,
+            *rates,
         )
         velocity = unravel(kept.velocity)
         return Point(t, problem, weights, loss, gradient, state, lambda: velocity)
@@ -267,6 +278,8 @@ def _assemble(
         "third_derivatives": work.slopes,
         "edge_events": counts.events,
         "edge_overshoot": onset,
+        "edge_shift": walk.largest_shift,
+        "edge_lag": call.dynamics.lag(problem, unravel(walk.state.w)),
         "time_reached": time_reached(result, valid, reached, grid),
     }
     numbers |= call.dynamics.stats(numbers, values)

@@ -32,7 +32,9 @@ class Setting(NamedTuple):
     rtol: Float[Array, ""]
     max_steps: Int[Array, ""]
 
-    def state(self, candidate: Candidate, w: Array, motion: Motion) -> State:
+    def state(
+        self, candidate: Candidate, w: Array, motion: Motion, shift: Array
+    ) -> State:
         """A candidate, once it was looked at."""
         event = self.event(motion, candidate.num)
         return State(
@@ -43,6 +45,7 @@ class Setting(NamedTuple):
             motion,
             candidate.num,
             event,
+            shift,
         )
 
     def slope(self, motion: Motion) -> Float[Array, " all"]:
@@ -56,9 +59,9 @@ class Setting(NamedTuple):
         enters = motion.spectrum.values[num] / edge.threshold - (1 - gap)
         is_pinned = jnp.arange(edge.max_critical) < num
         # What is not pinned must not be the smallest.
-        largest = jnp.max(jnp.abs(motion.oscillation))
+        largest = jnp.max(jnp.abs(motion.hold))
         filler = jnp.diag(jnp.where(is_pinned, 0, 2 * largest + 1))
-        smallest = jnp.linalg.eigvalsh(motion.oscillation + filler)[0]
+        smallest = jnp.linalg.eigvalsh(motion.hold + filler)[0]
         leaves = jnp.where(num > 0, -smallest / jnp.where(largest > 0, largest, 1), -1)
         return jnp.maximum(enters, leaves)
 

@@ -38,6 +38,7 @@ class State(NamedTuple):
         vector.
     - `num`: how many eigenvalues are at the threshold.
     - `event`: the event function, positive once the mode has ended.
+    - `shift`: how far descent's sharpness will be from the threshold, relatively.
     """
 
     t: Float[Array, ""]
@@ -47,6 +48,7 @@ class State(NamedTuple):
     motion: Motion
     num: Int[Array, ""]
     event: Float[Array, ""]
+    shift: Float[Array, ""]
 
 
 def between(
@@ -117,6 +119,7 @@ class Walk(NamedTuple):
     - `length`: of the next step.
     - `fastest_onset`: the largest `Motion.rise` with which eigenvalues came to the edge
         when none was there.
+    - `largest_shift`: the largest of `Edge.shift`, in absolute value, so far.
     """
 
     state: State
@@ -127,6 +130,7 @@ class Walk(NamedTuple):
     after: Int[Array, ""]
     length: Float[Array, ""]
     fastest_onset: Float[Array, ""]
+    largest_shift: Float[Array, ""]
     num_recorded: Int[Array, ""]
     records: PyTree
     ending: Ending

@@ -72,6 +72,7 @@ class Walker(NamedTuple):
             self.setting.edge.unknown_motion(w, vectors),
             none,
             zero,
+            zero,
         )
         blank = jax.eval_shape(self.setting.record, state)
         records = jax.tree.map(
@@ -85,6 +86,7 @@ class Walker(NamedTuple):
             jnp.asarray(int(Phase.enter)),
             jnp.asarray(int(Phase.step)),
             1 / self.setting.edge.threshold,
+            zero,
             zero,
             none,
             records,
@@ -110,7 +112,8 @@ class Walker(NamedTuple):
         w, motion, work = self.setting.edge.settle(
             candidate.w, candidate.vectors, candidate.num, candidate.num_wanted, work
         )
-        new = self.setting.state(candidate, w, motion)
+        shift, work = self.setting.edge.shift(w, motion, candidate.num, work)
+        new = self.setting.state(candidate, w, motion, shift)
         conclude = (
             self._judge_step,
             self._narrow,
@@ -152,7 +155,8 @@ class Walker(NamedTuple):
         state, edge = walk.state, self.setting.edge
         size = state.w.size
         known = jnp.maximum(state.motion.spectrum.values[0], 0)
-        radius = _MARGIN * jnp.where(state.num > 0, edge.threshold, known)
+        sharpest = jnp.where(state.num > 0, edge.threshold, known)
+        radius = _MARGIN * edge.fastest(sharpest)
         radius = jnp.maximum(radius, 1e-3 * edge.threshold)
         left = self.setting.end - state.t
         longest = jnp.minimum(longest_step(radius, _MAX_STAGES), left)
@@ -217,10 +221,10 @@ class Walker(NamedTuple):
         gap = jnp.where(moves, _WATCHED, 2 * self.setting.joins)
         near = jnp.minimum(self.setting.near(motion, gap), edge.max_critical)
         left = self.setting.end - state.t
-        length = jnp.minimum(_SMALL_STEP / edge.threshold, left)
+        length = jnp.minimum(_SMALL_STEP / edge.fastest(edge.threshold), left)
         found, velocity, work = edge.weigh(
             state.w,
-            motion.gradient,
+            motion.pull,
             motion.spectrum,
             near,
             jnp.where(moves, 1 / length, 0),
@@ -256,7 +260,10 @@ class Walker(NamedTuple):
         after = jnp.asarray(after, walk.phase.dtype)
         phase = jnp.where(is_due, int(Phase.record), after).astype(walk.phase.dtype)
         state = jax.tree.map(lambda a, b: jnp.where(is_due, a, b), walk.state, goal)
-        return walk._replace(state=state, goal=goal, phase=phase, after=after)
+        largest = jnp.maximum(walk.largest_shift, jnp.abs(goal.shift))
+        return walk._replace(
+            state=state, goal=goal, phase=phase, after=after, largest_shift=largest
+        )
 
     def _judge_step(self, walk: Walk, candidate: Candidate, new: State) -> Walk:
         """Take the step if it is accurate, or up to its event; else try a shorter one."""
