@@ -1,7 +1,7 @@
 """Calling one function, and where the call is differentiated another."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -69,11 +69,12 @@ def _attach_reverse(call: Callable, differentiated: Callable) -> Callable:
             return differentiated(jax.tree.unflatten(structure, known))
 
         out, pull_back = jax.vjp(of_moving, [values[i] for i in moving])
-        return out, (pull_back, _Positions(moving, structure), out)
+        return out, (pull_back, _Positions(moving, structure))
 
     def backward(residuals, cotangents):
-        pull_back, positions, out = residuals
-        (moved,) = pull_back(jax.tree.map(_materialize, out, cotangents))
+        pull_back, positions = residuals
+        cotangents = jax.tree.map(_materialize, cotangents, is_leaf=_is_zero)
+        (moved,) = pull_back(cotangents)
         grads = [None] * positions.structure.num_leaves
         for i, cotangent in zip(positions.moving, moved, strict=True):
             grads[i] = cotangent
@@ -87,14 +88,18 @@ class _Positions(eqx.Module):
     """Where among all leaves those are that are differentiated."""
 
     moving: list[int] = eqx.field(static=True)
-    structure: jax.tree_util.PyTreeDef = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
 
 
 def _is_marked(leaf) -> bool:
     return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
 
 
-def _materialize(value, cotangent):
-    if not isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+def _is_zero(leaf) -> bool:
+    return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
+
+
+def _materialize(cotangent):
+    if not _is_zero(cotangent):
         return cotangent
     return jnp.zeros(cotangent.shape, cotangent.dtype)

@@ -70,21 +70,19 @@ class Solve(eqx.Module):
     grid: TimeGrid
     span: TimeGrid
     meter: dfx.AbstractProgressMeter
-    saveat: dfx.SaveAt | None = None
 
 
 def solve_equation(given: Solve, saveat: dfx.SaveAt, options: Options) -> dfx.Solution:
     """Diffrax's solution; where it is differentiated, with steps that are fit for that."""
-    given = dataclasses.replace(given, saveat=saveat)
     reverse = isinstance(options.adjoint, _REVERSE)
     forward = isinstance(options.adjoint, _FORWARD)
     is_followed = options.may_be_differentiated and (reverse or forward)
     if not (is_followed and _takes_unstable_steps(given.settings)):
-        return _solve(given, options)
+        return _solve(given, saveat, options)
     return when_differentiated(
-        lambda given: _solve(given, options),
-        lambda given: _solve(_with_tangent_control(given), options),
-        (_without_closures(given),),
+        lambda given, saveat: _solve(given, saveat, options),
+        lambda given, saveat: _solve(_with_tangent_control(given), saveat, options),
+        _without_closures(given, saveat),
         in_reverse=reverse,
     )
 
@@ -95,7 +93,7 @@ def make_solver(given: Solve) -> dfx.AbstractSolver:
     return _with_projection(stepper, given.settings, given.equation, given.grid)
 
 
-def _solve(given: Solve, options: Options) -> dfx.Solution:
+def _solve(given: Solve, saveat: dfx.SaveAt, options: Options) -> dfx.Solution:
     settings, span, equation = given.settings, given.span, given.equation
     _, controller = _stepper_and_controller(given)
     solution = dfx.diffeqsolve(
@@ -106,7 +104,7 @@ def _solve(given: Solve, options: Options) -> dfx.Solution:
         settings.dt0,
         equation.start,
         args=equation.args,
-        saveat=given.saveat,
+        saveat=saveat,
         stepsize_controller=options.for_trial(controller, settings, span),
         adjoint=options.adjoint,
         event=_event(options.adjoint, settings),
@@ -142,10 +140,9 @@ def _without_slopes(solution: dfx.Solution) -> dfx.Solution:
     )
 
 
-def _without_closures(given: Solve) -> Solve:
+def _without_closures(given: Solve, saveat: dfx.SaveAt) -> tuple[Solve, dfx.SaveAt]:
     """The same with all numbers that a loss closes over, which JAX has to be shown."""
-    equation, saveat = given.equation, given.saveat
-    assert saveat is not None
+    equation = given.equation
     at = given.span.t0, equation.start, equation.args
 
     def convert(sub: dfx.SubSaveAt) -> dfx.SubSaveAt:
@@ -156,11 +153,8 @@ def _without_closures(given: Solve) -> Solve:
     field = eqx.filter_closure_convert(equation.field, *at)
     is_sub = lambda leaf: isinstance(leaf, dfx.SubSaveAt)  # noqa: E731
     subs = jax.tree.map(convert, saveat.subs, is_leaf=is_sub)
-    return dataclasses.replace(
-        given,
-        equation=equation._replace(field=field),
-        saveat=dataclasses.replace(saveat, subs=subs),
-    )
+    given = dataclasses.replace(given, equation=equation._replace(field=field))
+    return given, dataclasses.replace(saveat, subs=subs)
 
 
 def _stepper_and_controller(

@@ -108,6 +108,7 @@ class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
         A tangent is as large as it happens to be: its tolerance is relative to its norm.
         """
         assert self.rtol is not None
+        assert self.atol is not None
         of_state, of_tangent = lax.stop_gradient(errors)
         sizes = jnp.maximum(jnp.abs(y0), jnp.abs(y1))
         state = _rms(of_state / (self.atol + self.rtol * sizes))
@@ -118,6 +119,7 @@ class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     def _far(self, y0) -> Float[Array, ""]:
         """How large no stage of a step that is accepted can be."""
         assert self.rtol is not None
+        assert self.atol is not None
         scale = jnp.maximum(jnp.max(jnp.abs(y0)), self.atol / self.rtol)
         return lax.stop_gradient(_MAX_GROWTH * scale)
 
