@@ -93,9 +93,12 @@ def test_the_derivative_by_the_final_time_is_the_velocity_of_a_stiff_flow():
         model = _Stiff(jnp.array([1.0, -0.5, 0.3, 0.8]))
         return hf.flow(model, None, t1, objective=objective, laws=(), throw=False)
 
-    by_time = jax.jit(jax.jacrev(lambda t1: (run(t1).model.w, run(t1).losses)))
-    of_weights, of_losses = by_time(jnp.asarray(3.0))
-    flow = run(3.0)
+    def ends(t1):
+        flow = run(t1)
+        return (flow.model.w, flow.losses), flow
+
+    by_time = jax.jit(jax.jacrev(ends, has_aux=True))
+    (of_weights, of_losses), flow = by_time(jnp.asarray(3.0))
     velocity = -jax.grad(lambda m: objective(m, None))(flow.model).w
     np.testing.assert_allclose(of_weights, velocity, rtol=1e-8, atol=1e-12)
     # The i-th time is i/100 of the last.

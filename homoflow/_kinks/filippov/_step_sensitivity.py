@@ -6,12 +6,14 @@ of ξ are as long as the flow's, or are parts of them where the error of ξ is t
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._active_pairs import ActivePairs
+from .._system import System
 from ._active_set import LIFT
 from ._saltation import (
     ParameterFamily,
@@ -70,7 +72,7 @@ def propagate(
     mode = _OldMode(base, old.sliding.pairs)
     end = _integrate_step(family, rtol, old, mode, new.point.w, arrival.duration, xi)
     d_meeting, meets, parts = _differentiate_meeting(family, old, arrival, new, end)
-    d_exit = _differentiate_exit_time(old, arrival, new, end)
+    d_exit = _differentiate_exit_time(family, mode, old, new, end)
     d_time = jnp.where(jnp.any(meets), d_meeting, d_exit)
     velocity = new.point.velocity
     jumps = has_jump(end.velocity, velocity)
@@ -189,6 +191,7 @@ def _differentiate_meeting(
     index = jnp.arange(side.size).reshape(side.shape)
     turned = (side != 0) & (new.tables.side != side)
     meets = turned | ((index == arrival.pair) & (side != 0))
+    meets &= ~_rest_on_kinks(family.system, old, end)
     w = new.point.w
     offsets = LIFT * (side == 0).astype(w.dtype)
     change, exists = differentiate_event_time(
@@ -197,19 +200,43 @@ def _differentiate_meeting(
     return change, meets, ~exists
 
 
+def _rest_on_kinks(
+    system: System, old: State, end: _StepEnd
+) -> Bool[Array, "samples kinks"]:
+    """The pairs whose z was 0 all along the step, though they do not slide.
+
+    Where a unit's weights are pinned at 0 by as many sliding pairs as it has inputs, all
+    samples are on its kink. They turn when one of those leaves, and not by themselves.
+    """
+
+    def preactivations(w):
+        slope = system.slope(old.tables.base)
+        return system.preactivations(w, slope, jnp.zeros_like(system.low))
+
+    z = preactivations(old.point.w)
+    _, rate = jax.jvp(preactivations, (end.w,), (end.velocity,))
+    is_at_kink = jnp.abs(z) <= _MAX_ZERO * jnp.max(jnp.abs(z))
+    return is_at_kink & (jnp.abs(rate) <= _MAX_ZERO * jnp.max(jnp.abs(rate)))
+
+
 def _differentiate_exit_time(
-    old: State, arrival: Arrival, new: State, end: _StepEnd
+    family: ParameterFamily, mode: _OldMode, old: State, new: State, end: _StepEnd
 ) -> Float[Array, ""]:
     """dτ/dp of the exit that ended the step, from dλ + λ̇ dτ = 0.
 
-    The field is continuous there, but the exit is taken a little late. The velocity jumps
-    by as little, and this accounts for it.
+    The field is continuous there, unless pairs that rested on their kinks turn with it.
+    The exit is taken a little late: the velocity jumps by as little, and this accounts
+    for it.
     """
-    pairs = old.sliding.pairs
+    pairs = mode.pairs
     side = pairs.gather(new.tables.side)
     leaves = pairs.is_used & old.sliding.leads & (side != 0)
-    rate = arrival.multiplier_rate
-    rate = jnp.where(side > 0, rate - arrival.width_rate, rate)
+    still = family._replace(tangents=jax.tree.map(jnp.zeros_like, family.tangents))
+    rate = lax.cond(
+        jnp.any(leaves),
+        lambda: differentiate_field(still, end.w, end.velocity, *mode).d_multiplier,
+        lambda: jnp.zeros_like(end.multiplier),
+    )
     late = jnp.where(rate != 0, end.multiplier, 0) / jnp.where(rate != 0, rate, 1)
     last = jnp.argmax(jnp.where(leaves, late, -jnp.inf))
     happens = leaves[last] & (late[last] > 0)
