@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._linear_form import NOTHING, Form, Rest, Sources
+from ._linear_form import NOISE, NOTHING, Form, Rest, Sources
 
 
 class TrackedArray(NamedTuple):
@@ -154,9 +154,9 @@ def _part(
 def are_separable(a: TrackedArray, b: TrackedArray) -> bool:
     """Whether the two terms of a sum are known to have different sources.
 
-    Noise that an optimizer adds has none, unlike what is made of the gradient.
+    Noise that an optimizer adds is its own, unlike what is made of the gradient.
     """
     if a.form is not None or b.form is not None:
         return True
     is_number = a.entry is not None or b.entry is not None
-    return not is_number and bool(a.sources) != bool(b.sources)
+    return not is_number and (a.sources <= NOISE) != (b.sources <= NOISE)

@@ -199,7 +199,7 @@ class _Builder:
             self.has_decay |= source.kind == "weights"
         for rest in form.rest:
             kinds = rest.kinds
-            if not kinds:
+            if kinds <= {"noise"}:
                 raise _NoFlowTime(NOISY)
             if kinds == {"weights"}:
                 self.has_decay = True

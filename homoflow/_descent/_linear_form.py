@@ -10,13 +10,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-Kind = Literal["gradient", "memory", "weights"]
+Kind = Literal["gradient", "memory", "weights", "noise"]
 
 
 class Source(NamedTuple):
     """An array that goes into an update.
 
-    `position` counts the leaves of the gradient, of the weights or of the state.
+    `position` counts the leaves of the gradient, of the weights or of the state. Noise is
+    one source, in no form's terms.
     """
 
     kind: Kind
@@ -25,6 +26,7 @@ class Source(NamedTuple):
 
 Sources = frozenset[Source]
 NOTHING: Sources = frozenset()
+NOISE: Sources = frozenset({Source("noise", 0)})
 
 
 class Rest(NamedTuple):

@@ -25,7 +25,7 @@ from ._flat_memory import (
     rearranged,
     spread_memory,
 )
-from ._linear_form import NOTHING, Coefficients, Form, Source, Sources
+from ._linear_form import NOISE, NOTHING, Coefficients, Form, Source, Sources
 from ._unchanged import unless_changed
 
 #: Entry by entry, so that equal entries stay equal.
@@ -39,6 +39,10 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 #: Hand an array on, up to rounding.
 _SAME = frozenset({"copy", "convert_element_type", "reduce_precision"})
+#: Draw random numbers, from keys that are settings.
+_DRAWS = frozenset(
+    {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"}
+)
 _FOLDED: dict[str, Callable] = {
     "add": lambda a, b: a + b,
     "convert_element_type": lambda a: a,
@@ -210,7 +214,9 @@ class _Reader:
         if name == "cond":
             return self._visit_condition(eqn, operands)
         arrays = self._evaluate(eqn, [o.array for o in operands], operands)
-        sources = NOTHING.union(*(o.sources for o in operands))
+        sources = (NOISE if name in _DRAWS else NOTHING).union(
+            *(o.sources for o in operands)
+        )
         moved = rearranged(eqn, operands, arrays, sources)
         if moved is not None:
             return moved

@@ -41,7 +41,7 @@ class UpdateParts(eqx.Module):
         """What is put together, or has no source; empty if nothing."""
         sentences = []
         if self.coupled and not self.is_multiple:
-            booked = {"memory": "momentum", "weights": "decay"}
+            booked = {"memory": "momentum", "weights": "decay", "noise": "unattributed"}
             is_partial = any(booked[kind] in self.separate for kind in self.coupled)
             first = "Some of what" if is_partial else "What"
             sentences.append(
@@ -169,7 +169,7 @@ def _part_of(source: Source, leaf: int, keeps_weights: bool) -> str:
 
 
 def _part_of_rest(kinds: frozenset[str]) -> str:
-    if not kinds:
+    if kinds <= {"noise"}:
         return "unattributed"
     if kinds == {"memory"}:
         return "momentum"

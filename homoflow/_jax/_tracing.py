@@ -3,7 +3,11 @@
 import jax
 import jax.core
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PyTree
+
+#: How JAX traces while homoflow is imported: not at all.
+_OUTSIDE = get_opaque_trace_state(convention="flax")
 
 
 def is_concrete(tree: PyTree) -> bool:
@@ -13,8 +17,9 @@ def is_concrete(tree: PyTree) -> bool:
 
 def is_concrete_call(tree: PyTree) -> bool:
     """Whether a function of this is called by itself, not inside of jit, vmap or grad."""
-    # A constant is traced inside of what is being compiled, whatever the arguments.
-    return is_concrete((tree, jax.numpy.zeros(())))
+    # What a function closes over may be traced, whatever the arguments.
+    is_outside = get_opaque_trace_state(convention="flax") == _OUTSIDE
+    return is_outside and is_concrete(tree)
 
 
 def is_addressable(tree: PyTree) -> bool:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
@@ -14,6 +13,7 @@ from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._progress import as_meter
 from .._jax._runtime_checks import without_time_checks
+from .._jax._tracing import is_concrete_call
 from .._observe._assemble import make_trajectory
 from .._observe._recorder import STANDARD, Recorder, Values
 from .._observe._time_grid import (
@@ -26,28 +26,21 @@ from .._problem._problem import Problem
 from .._rescaling import RescalingGroup
 from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
-from .._solvers import ProjectedSolver, ProjectedState, as_flow_solver
+from .._solvers import ProjectedState, as_flow_solver
 from ._error_estimate import with_error_estimate, without_derivatives
 from ._forward_mode import named_forward_mode
-from ._give_up import GiveUpEarly
-from ._landing import LandingController
 from ._save_plan import Records, make_save_plan
 from ._settings import Settings
+from ._solve_equation import Options, Solve, make_solver, solve_equation
 from ._task import Task
-from ._vector_field import Equation, make_equation, make_terms
+from ._vector_field import Equation, make_equation
 
-#: Drift of the laws that waits to be undone, in units of the tolerance: until then it is no
-#: larger than what steps may do to the weights, whose error is the same as without waiting.
-_TOLERATED_DRIFT = 1.0
 #: A run from which more drift was removed, relative to ‖w‖², was not accurate.
 _MAX_REMOVED_DRIFT = 0.05
 #: By how many tolerances, relative to ‖w‖², the gradient itself may change a law.
 _MAX_BROKEN, _USUAL_TOLERANCE = 10.0, 1e-6
 #: The drift of a few steps, in tolerances, that is theirs and not the law's.
 _MAX_STEP_DRIFT = 1000.0
-#: Where a solver remembers more numbers than this, one more pass through them is what
-#: restoring steps costs, each of them: then only what is recorded is restored.
-_MAX_REMEMBERED = 2**20
 
 
 def integrate(
@@ -57,16 +50,17 @@ def integrate(
     assert task.grid is not None
     is_reduced = task.given is not task.problem
     shown = task.given if is_reduced and task.recorder.sees_problem else None
-    options = _Options(
-        save_models=task.save_models,
-        adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        max_steps=task.max_steps,
-    )
     wants_estimate = task.estimate_error
     if wants_estimate is None:
         wants_estimate = settings.is_averaging
     coarser = settings.coarser() if wants_estimate else None
     given = (task.problem, shown, task.dynamics, task.recorder, settings, task.grid)
+    options = Options(
+        save_models=task.save_models,
+        adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=task.max_steps,
+        may_be_differentiated=not is_concrete_call(given),
+    )
     with named_forward_mode(options.adjoint):
         trajectory = _solve(*given, options, as_meter(task.progress))
     if coarser is None:
@@ -89,23 +83,6 @@ def integrate(
     )
 
 
-class _Options(eqx.Module):
-    save_models: bool = eqx.field(static=True)
-    adjoint: dfx.AbstractAdjoint
-    max_steps: int = eqx.field(static=True)
-
-    def for_trial(
-        self,
-        controller: dfx.AbstractStepSizeController,
-        settings: Settings,
-        span: TimeGrid,
-    ) -> dfx.AbstractStepSizeController:
-        """The step size control, that ends a trial once it has no prospect."""
-        if not settings.gives_up:
-            return controller
-        return GiveUpEarly(controller, span.t1, self.max_steps)
-
-
 @fast_compile_jit
 @full_matmul_precision()
 @without_time_checks()
@@ -116,15 +93,15 @@ def _solve(
     recorder: Recorder,
     settings: Settings,
     grid: TimeGrid,
-    options: _Options,
+    options: Options,
     meter: dfx.AbstractProgressMeter,
 ) -> Trajectory:
     error = _input_error(problem, dynamics, settings, grid)
     # Faulty input must not be integrated: nothing would be learned, slowly.
     span = grid.emptied_unless(error == RESULTS.successful)
     equation = make_equation(problem, shown, dynamics, recorder, settings, span)
-    stepper, controller = _stepper_and_controller(problem, settings, equation, span)
-    solver = _with_projection(stepper, settings, equation, grid)
+    given = Solve(problem, dynamics, equation, settings, grid, span, meter)
+    solver = make_solver(given)
     plan = make_save_plan(
         equation,
         recorder,
@@ -133,22 +110,7 @@ def _solve(
         save_models=options.save_models,
         needs_solver_state=as_flow_solver(solver).uses_memory,
     )
-    solution = dfx.diffeqsolve(
-        make_terms(equation, dynamics, settings, grid),
-        solver,
-        span.t0,
-        span.t1,
-        settings.dt0,
-        equation.start,
-        args=equation.args,
-        saveat=plan.saveat,
-        stepsize_controller=options.for_trial(controller, settings, span),
-        adjoint=options.adjoint,
-        event=_event(options.adjoint, settings),
-        max_steps=options.max_steps,
-        throw=False,
-        progress_meter=meter,
-    )
+    solution = solve_equation(given, plan.saveat, options)
     records = plan.read(solution)
     costs = _costs(solver, solution, equation, grid.times().size)
     costs |= _removed_drift(equation.orbit, records, solution, settings)
@@ -182,68 +144,6 @@ def _input_error(
         return error
     is_step = (settings.dt0 > 0) & jnp.isfinite(settings.dt0)
     return RESULTS.where(is_step, error, RESULTS.bad_step)
-
-
-def _stepper_and_controller(
-    problem: Problem, settings: Settings, equation: Equation, span: TimeGrid
-) -> tuple[dfx.AbstractSolver, dfx.AbstractStepSizeController]:
-    if settings.controller is not None:
-        return settings.solver, settings.controller
-    assert settings.rtol is not None
-    assert settings.atol is not None
-    assert settings.has_atol is not None
-    default = settings.rtol * _scale(problem.weights)
-    atol = jnp.where(settings.has_atol, settings.atol, default)
-    # Steps that the clock cannot resolve lead nowhere: weights blow up in finite time.
-    dtmin = jnp.finfo(span.t1.dtype).eps * span.t1
-    if settings.max_forced_steps is not None:
-        dtmin = (span.t1 - span.t0) / settings.max_forced_steps
-    flow_solver = as_flow_solver(settings.solver)
-    controller = flow_solver.make_controller(
-        settings.rtol, atol, dtmin=dtmin, force_dtmin=settings.is_averaging
-    )
-    is_adaptive = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
-    if flow_solver.lands_on_times and is_adaptive and not settings.is_averaging:
-        # Where steps end is no part of the derivative by t1: from one recorded time to
-        # the next, growth of the step size would amplify it without bound.
-        step_ts = jax.lax.stop_gradient(span.times())
-        clip = dfx.ClipStepSizeController(controller, step_ts=step_ts)
-        controller = LandingController(clip)
-    stepper = flow_solver.with_tolerances(settings.rtol, atol)
-    if equation.curvature is not None:
-        stepper = as_flow_solver(stepper).with_curvature(equation.curvature)
-    return stepper, controller
-
-
-def _with_projection(
-    stepper: dfx.AbstractSolver, settings: Settings, equation: Equation, grid: TimeGrid
-) -> dfx.AbstractSolver:
-    """The solver with laws restored after its steps, where that is to be done."""
-    orbit = equation.orbit
-    if orbit is None or _remembers_much(stepper, equation):
-        return stepper
-    tolerated = _tolerated_drift(settings, grid)
-    return ProjectedSolver(stepper, orbit, tolerated, settings.restores_steps)
-
-
-def _scale(weights: PyTree) -> Float[Array, ""]:
-    """Root mean square of the weights; 1 where they are all zero."""
-    leaves = jax.tree.leaves(jax.lax.stop_gradient(weights))
-    square = jnp.sum(jnp.stack([jnp.sum(w**2) for w in leaves]))
-    mean = square / sum(w.size for w in leaves)
-    return jnp.sqrt(jnp.where(mean > 0, mean, 1))
-
-
-def _tolerated_drift(settings: Settings, grid: TimeGrid) -> Float[Array, ""]:
-    """The drift, relative to ‖w‖², that may wait for the next step to be undone."""
-    if settings.rtol is None:
-        return jnp.zeros_like(grid.t1)
-    return _TOLERATED_DRIFT * settings.rtol
-
-
-def _remembers_much(solver: dfx.AbstractSolver, equation: Equation) -> bool:
-    numbers = as_flow_solver(solver).num_remembered(equation.start.size)
-    return numbers > _MAX_REMEMBERED
 
 
 def _removed_drift(
@@ -311,20 +211,6 @@ def _judge_single_steps(
     is_error = state.largest_drift <= _MAX_STEP_DRIFT * rtol
     judged = RESULTS.where(is_error, RESULTS.successful, RESULTS.law_broken)
     return RESULTS.where(result == RESULTS.successful, judged, result)
-
-
-def _event(adjoint: dfx.AbstractAdjoint, settings: Settings) -> dfx.Event | None:
-    # Where steps can be rejected those that are not finite are; and an event has what is
-    # interpolated with copied in each step.
-    can_reject = settings.controller is None and not settings.is_averaging
-    if isinstance(adjoint, dfx.BacksolveAdjoint) or can_reject:
-        return None
-
-    def is_nonfinite(t, y, args, **kwargs):
-        del t, args, kwargs
-        return ~all_finite(y)
-
-    return dfx.Event(is_nonfinite)
 
 
 def _standard(values: Values) -> Values:

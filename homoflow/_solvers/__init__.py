@@ -10,4 +10,5 @@ from ._projected import (
     ProjectedState as ProjectedState,
 )
 from ._rodas5p import Rodas5P as Rodas5P
+from ._tangent_control import TangentControl as TangentControl
 from .exponential_adams._solver import ExponentialAdams as ExponentialAdams

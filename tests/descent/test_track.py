@@ -257,6 +257,19 @@ def test_noise_beside_what_turns_the_gradient_is_not_attributed():
     assert np.abs(mine.rounding).max() < 1e-14
 
 
+@pytest.mark.parametrize(
+    "clip",
+    [optax.clip(1e-3), optax.sign_sgd(1.0)],
+    ids=["clip", "sign"],
+)
+def test_noise_ahead_of_what_turns_it_is_named(clip):
+    """What a clip makes of gradient and noise together has no parts."""
+    optimizer = optax.chain(optax.add_noise(1e-4, 0.0, 0), clip, optax.sgd(RATE))
+    _, ledger = train(hf.track(LAWS, optimizer))
+    assert "transformation" in ledger["matrix[1]"].parts
+    assert "makes of its noise cannot be told from the rest" in ledger.note
+
+
 def test_a_line_search_that_optax_cannot_flatten_is_refused():
     def optimizer(rate):
         search = optax.scale_by_backtracking_linesearch(6)
