@@ -106,11 +106,8 @@ def predict_drift(
     predicted = prediction.drift(learning_rate=0.01)["neurons[1]"][-1]
     gd = hf.descend(model, data, steps=500, learning_rate=0.01)
     observed = gd.laws["neurons[1]"][-1] - gd.laws["neurons[1]"][0]
-    ```
 
-    Through the edge of stability:
-
-    ```python
+    # Through the edge of stability:
     smooth = hf.MLP((3, 8, 8, 1), activation=(jnp.tanh, "linear"), key=jax.random.key(0))
     through = hf.predict_drift(smooth, data, t1=5.0, edge=True, learning_rate=0.1)
     through.drift()["layers[2]"][-1]
