@@ -17,7 +17,8 @@ the initial weights. Compilation is not counted. A later run adds to what is in 
 and Ctrl-C keeps what there is.
 
 `descend`, `ledger`, `flow`, `exact`, `projection` and `import` are ratios to bare loops, or
-to runs without it, and `seeds` is 64 in one vmap to one by one, in one and the same run
+to runs without it, `seeds` is 64 in one vmap to one by one, in one and the same run, and
+`edge` the central flow to Euler's steps and to its descent
 (`ratios.json`). `latency` is the time of first and second calls, each in a process of its
 own (`latency.json`, `latency.md`); `--cases` names some of them.
 

@@ -99,7 +99,7 @@ def _softmax(seed: int):
 
 _SQUARED = hf.SquaredLoss()
 CASES = {
-    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 500.0, 14),
+    "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 500.0, 20),
     "tanh-linear 2-8-8-3": Case(_tanh_linear(2, 8, 3, 20), _SQUARED, 200.0, 16),
     "tanh-linear 4-12-12-8": Case(_tanh_linear(4, 12, 8, 40), _SQUARED, 400.0, 4, 0.35),
     "tanh-linear 4-20-20-8": Case(_tanh_linear(4, 20, 8, 40), _SQUARED, 300.0, 6),

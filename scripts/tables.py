@@ -99,9 +99,17 @@ def _edge_row(name: str, run: dict) -> tuple[str, ...]:
     )
 
 
+def edge_cost() -> str:
+    """What the central flow takes, beside Euler's steps and beside the descent."""
+    rows = stored("ratios.json")["edge"].items()
+    head = ("part of it", "measured")
+    return table(head, [(label, f"{value:.3g}") for label, value in rows])
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "bench": bench,
     "edge": edge,
+    "edge_cost": edge_cost,
     "latency": latency,
     "paper": paper,
     "measured": measured,

@@ -16,7 +16,7 @@ from .._methods._base import AbstractMethod
 from .._observe._base import Observables
 from .._problem._checks import check_laws
 from .._problem._losses import LossLike, SquaredLoss
-from .._problem._problem import Objective, make_problem
+from .._problem._problem import Objective, Problem, make_problem
 from .._problem._trainable import Trainable
 from ._central_flow import central_flow
 from ._drift_prediction import DriftPrediction, EdgeDrift
@@ -106,11 +106,8 @@ def predict_drift(
     predicted = prediction.drift(learning_rate=0.01)["neurons[1]"][-1]
     gd = hf.descend(model, data, steps=500, learning_rate=0.01)
     observed = gd.laws["neurons[1]"][-1] - gd.laws["neurons[1]"][0]
-    ```
 
-    Through the edge of stability:
-
-    ```python
+    # Through the edge of stability:
     smooth = hf.MLP((3, 8, 8, 1), activation=(jnp.tanh, "linear"), key=jax.random.key(0))
     through = hf.predict_drift(smooth, data, t1=5.0, edge=True, learning_rate=0.1)
     through.drift()["layers[2]"][-1]
@@ -119,27 +116,13 @@ def predict_drift(
     problem = make_problem(
         model, data, loss=loss, objective=objective, trainable=trainable
     )
-    check_flag("noise", noise)
     check_flag("edge", edge)
+    _check_noise(noise, problem)
     check_laws(laws)
-    if noise and problem.num_samples is None:
-        raise ValueError(
-            "`noise` is that of minibatches, which need a `loss` over samples: it cannot "
-            "be had with `objective`."
-        )
-    shared: dict[str, Any] = {
-        "loss": loss,
-        "objective": objective,
-        "trainable": trainable,
-        "ts": ts,
-        "rtol": rtol,
-        "observe": observe,
-        "laws": laws,
-        "save_models": save_models,
-        "estimate_error": estimate_error,
-        "max_steps": max_steps,
-        "throw": throw,
-    }
+    shared: dict[str, Any] = {"loss": loss, "objective": objective, "ts": ts}
+    shared |= {"trainable": trainable, "rtol": rtol, "observe": observe, "laws": laws}
+    shared |= {"save_models": save_models, "estimate_error": estimate_error}
+    shared |= {"max_steps": max_steps, "throw": throw}
     others: dict[str, Any] = {
         "atol": atol,
         "solver": solver,
@@ -150,11 +133,7 @@ def predict_drift(
     if edge:
         _refuse_without_meaning(others | {"noise": noise, "progress": progress})
         return _through_edge(model, data, t1, learning_rate, momentum, shared)
-    if learning_rate is not None or momentum is not None:
-        raise ValueError(
-            "Without `edge=True` a prediction is for all learning rates: give "
-            "`learning_rate` and `momentum` to its `drift`."
-        )
+    _refuse_of_edge(learning_rate, momentum)
     run = flow(
         model,
         data,
@@ -198,6 +177,25 @@ def _through_edge(
         trace = mean[name] - values - by_mean
         parts[name] = DiscretizationSplit(by_mean, at_edge[name] + trace)
     return DriftPrediction(run, integrals, None, None, EdgeDrift(eta, mu, parts))
+
+
+def _check_noise(noise: bool, problem: Problem) -> None:
+    """`ValueError` where there are no minibatches whose noise could be integrated."""
+    check_flag("noise", noise)
+    if noise and problem.num_samples is None:
+        raise ValueError(
+            "`noise` is that of minibatches, which need a `loss` over samples: it cannot "
+            "be had with `objective`."
+        )
+
+
+def _refuse_of_edge(learning_rate: Any, momentum: Any) -> None:
+    """`ValueError` for what a prediction for all learning rates is not of."""
+    if learning_rate is not None or momentum is not None:
+        raise ValueError(
+            "Without `edge=True` a prediction is for all learning rates: give "
+            "`learning_rate` and `momentum` to its `drift`."
+        )
 
 
 def _refuse_without_meaning(options: dict[str, Any]) -> None:

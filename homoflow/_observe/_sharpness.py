@@ -61,6 +61,8 @@ class Sharpness(AbstractObservable):
     flow = hf.flow(model, (x, x[:, :1]), t1=5.0, observe=observe)
     flow.observed["sharpness"].values.shape  # (11, 2)
 
+    import optax
+
     def root(point):
         squares = optax.tree.get(point.memory, "nu")
         return jax.tree.map(lambda s: jnp.sqrt(s + 1e-8), squares)

@@ -310,7 +310,15 @@ def _import_seconds(code: str) -> float:
     return float(done.stdout)
 
 
+def bench_edge(repeats: int) -> list[Row]:
+    """What the central flow takes, of Euler's steps and of the descent."""
+    from .edge_cost import bench_edge
+
+    return bench_edge(repeats)
+
+
 BENCHES = {
+    "edge": bench_edge,
     "descend": bench_descend,
     "ledger": bench_ledger,
     "flow": bench_flow,

@@ -1,11 +1,13 @@
 """The central flow: against closed forms, a dense integration, and gradient descent."""
 
+import functools
 import warnings
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from edge_net import ETA, LAWS, NET, T1, THRESHOLD, TS, X, Y
 from jax.flatten_util import ravel_pytree
@@ -155,6 +157,27 @@ def test_momentum_moves_the_threshold(problem):
     np.testing.assert_allclose(dense[-1], THRESHOLD, rtol=1e-6)
     # The same flow of the mean: only what each step adds to the laws differs.
     np.testing.assert_allclose(central.losses, solve().losses, rtol=1e-6)
+
+
+def test_large_momentum_is_warned_of():
+    """Its steps are long in units of the oscillation's growth: descent ends elsewhere."""
+    mu = 0.9
+    eta = ETA * (1 + mu)
+    options = {"laws": LAWS, "save_models": True, "observe": {"products": products}}
+    with pytest.warns(UserWarning, match="steps fall behind the flow"):
+        central = hf.central_flow(
+            NET, (X, Y), T1, learning_rate=eta, momentum=mu, ts=TS, **options
+        )
+    descent = hf.descend(
+        NET,
+        (X, Y),
+        round(T1 * (1 - mu) / eta),
+        learning_rate=eta,
+        optimizer=functools.partial(optax.sgd, momentum=mu),
+        laws=LAWS,
+    )
+    ends = [ravel_pytree(run.model)[0] for run in (central, descent)]
+    assert np.linalg.norm(ends[1] - ends[0]) > 0.2 * np.linalg.norm(ends[0])
 
 
 def test_too_many_eigenvalues_at_the_edge_end_the_run():
