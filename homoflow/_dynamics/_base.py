@@ -1,6 +1,7 @@
 """What moves weights in continuous time: differential equations for a method to solve."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,19 @@ from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 
 State = PyTree
+
+
+class Descent(eqx.Module):
+    """dw/dt = −pace(t, Φ) ∇Φ(w): the curve along which L falls too, with another speed.
+
+    - `objective(predictions, targets)` of all samples: Φ, an increasing function of L.
+    - `pace(t, value)`: a positive factor, from the time and the value of Φ.
+    - `loss(value)`: L from the value of Φ.
+    """
+
+    objective: Callable[[PyTree, PyTree], Array]
+    pace: Callable[[Array, Array], Array]
+    loss: Callable[[Array], Array]
 
 
 class AbstractDynamics(eqx.Module):
@@ -112,6 +126,12 @@ class AbstractDynamics(eqx.Module):
 
         The problem's own `weights` are not there: they are in the state.
         """
+
+    def descent(self, problem: Problem) -> Descent | None:
+        """What falls in place of L, and how fast, where the equation is gradient flow
+        with another speed. A method that follows each kink needs to know no more of it."""
+        del problem
+        return None
 
     def clock(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         """The time on the flow's clock, where the equation is solved in another variable.

@@ -147,6 +147,7 @@ class Filippov(AbstractMethod):
             atol = 0 if self.atol is None else self.atol
             call = ExactCall(
                 problem,
+                task.dynamics,
                 recorder,
                 rtol=jnp.asarray(rtol, problem.dtype),
                 atol=jnp.asarray(atol, problem.dtype),
@@ -164,7 +165,8 @@ class Filippov(AbstractMethod):
         return with_facts(rounded, facts)
 
     def _refuse_options(self, task: Task) -> None:
-        if not (task.dynamics.is_gradient_flow and task.dynamics.conserves_laws):
+        is_plain = task.dynamics.is_gradient_flow and task.dynamics.conserves_laws
+        if not is_plain and task.dynamics.descent(task.given) is None:
             is_decaying = task.dynamics.is_gradient_flow
             what = "`weight_decay`" if is_decaying else f"the {task.dynamics.name}"
             raise ValueError(

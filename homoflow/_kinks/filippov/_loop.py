@@ -26,7 +26,7 @@ from ._step import (
     Step,
     arrive,
     predict_length,
-    stage_weights,
+    stage_of_step,
     take_step,
 )
 from ._step_control import Decision, judge
@@ -149,7 +149,7 @@ class _Stop(NamedTuple):
     def blank(state: State) -> "_Stop":
         """Before the step from a state is known."""
         no, none = jnp.asarray(False), jnp.asarray(0)
-        event = stage_point(state, state.point.w)
+        event = stage_point(state, state.t, state.point.w)
         return _Stop(Arrival.start(state), event, no, no, none)
 
     @staticmethod
@@ -159,6 +159,7 @@ class _Stop(NamedTuple):
         trigger = jnp.arange(side.size) == arrival.pair
         event, overflows = event_point(
             system,
+            arrival.t,
             arrival.w,
             state.tables,
             trigger.reshape(side.shape),
@@ -208,8 +209,9 @@ def _advance(
         is_event = jnp.where(is_end, ~stop.needs_old_velocity, e.number > NUM_STAGES)
 
         def make_stage() -> EventPoint:
-            w = stage_weights(state, e.stages, length, e.number)
-            return stage_point(state, jnp.where(is_end, stop.event.w, w))
+            t, w = stage_of_step(state, e.stages, length, e.number)
+            t, w = jnp.where(is_end, stop.event.t, t), jnp.where(is_end, stop.event.w, w)
+            return stage_point(state, t, w)
 
         last = resolve_in_few_slots(
             system, stop.event.replaced_unless(is_event, make_stage)
