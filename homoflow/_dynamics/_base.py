@@ -28,6 +28,22 @@ class Descent(eqx.Module):
     pace: Callable[[Array, Array], Array]
     loss: Callable[[Array], Array]
 
+    def from_time(self, t0: Array | None) -> "Descent":
+        """The same where times count from t0."""
+        return self if t0 is None else Descent(
+            self.objective, _Later(self.pace, t0), self.loss
+        )
+
+
+class _Later(eqx.Module):
+    """A pace whose times count from t0."""
+
+    pace: Callable[[Array, Array], Array]
+    t0: Float[Array, ""]
+
+    def __call__(self, t: Array, value: Array) -> Array:
+        return self.pace(self.t0 + t, value)
+
 
 class AbstractDynamics(eqx.Module):
     """An ordinary differential equation that moves the weights of a problem.
@@ -129,7 +145,10 @@ class AbstractDynamics(eqx.Module):
 
     def descent(self, problem: Problem) -> Descent | None:
         """What falls in place of L, and how fast, where the equation is gradient flow
-        with another speed. A method that follows each kink needs to know no more of it."""
+        with another speed.
+
+        A method that follows each kink needs to know no more of it.
+        """
         del problem
         return None
 

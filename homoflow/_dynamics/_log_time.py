@@ -10,7 +10,6 @@ from .._jax._compilation import fast_compile_jit
 from .._problem._log_risk import LogRisk, against_log_risk, log_risk, sample_margins
 from .._problem._losses import Risk
 from .._problem._problem import Problem
-from .._problem._smoothness import kinks_of
 from ._base import AbstractDynamics, Descent, State
 
 #: σ is not made for more: (1 + s)^(1/degree) would hardly grow.
@@ -56,16 +55,6 @@ class LogTime(AbstractDynamics):
             )
         if reason is not None:
             raise ValueError(f"Logarithmic time is not for this problem: {reason}.")
-
-    def obstacle(self, problem: Problem) -> str | None:
-        kinks = kinks_of(problem)
-        if not kinks:
-            return None
-        return (
-            f"The gradient jumps at {', '.join(kinks)}, and the exact flow does not know "
-            "logarithmic time: use `homoflow.flow` with a finite `t1`, or pass a `solver` "
-            "that steps over kinks."
-        )
 
     def descent(self, problem: Problem) -> Descent:
         assert isinstance(problem.objective, Risk)

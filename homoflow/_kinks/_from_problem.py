@@ -27,10 +27,12 @@ def num_pairs(problem: Problem) -> int:
     return problem.num_samples * kinked_function(problem).count
 
 
-def as_system(problem: Problem, descent: Descent | None = None) -> System:
+def as_system(
+    problem: Problem, descent: Descent | None = None, t0: Array | None = None
+) -> System:
     """The problem in the form that the exact flow needs.
 
-    `descent`: what falls in place of the loss, and how fast.
+    `descent`: what falls in place of the loss, and how fast; `t0`: when the flow begins.
     """
     function, constants = _expose(problem)
     weights, objective = problem.weights, problem.objective
@@ -48,7 +50,7 @@ def as_system(problem: Problem, descent: Descent | None = None) -> System:
         low=low,
         high=high,
         layout=WeightLayout(function, weights),
-        descent=descent,
+        descent=None if descent is None else descent.from_time(t0),
     )
 
 

@@ -161,7 +161,7 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
     descent = call.dynamics.descent(problem)
-    system = as_system(problem, descent)
+    system = as_system(problem, descent, span.t0)
     w0, unravel = jax.flatten_util.ravel_pytree(problem.weights)
     keeps_states = _keeps_states(problem, grid)
 

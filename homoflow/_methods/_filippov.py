@@ -165,8 +165,7 @@ class Filippov(AbstractMethod):
         return with_facts(rounded, facts)
 
     def _refuse_options(self, task: Task) -> None:
-        is_plain = task.dynamics.is_gradient_flow and task.dynamics.conserves_laws
-        if not is_plain and task.dynamics.descent(task.given) is None:
+        if not follows(task):
             is_decaying = task.dynamics.is_gradient_flow
             what = "`weight_decay`" if is_decaying else f"the {task.dynamics.name}"
             raise ValueError(
@@ -180,6 +179,13 @@ class Filippov(AbstractMethod):
                 "is not projected. Leave `project` out, lower `rtol`, or take "
                 "`solver=homoflow.Averaged()`."
             )
+
+
+def follows(task: Task) -> bool:
+    """Whether the exact flow knows the dynamics of a task."""
+    dynamics = task.dynamics
+    is_plain = dynamics.is_gradient_flow and dynamics.conserves_laws
+    return is_plain or dynamics.descent(task.given) is not None
 
 
 def obstacle(problem: Problem) -> str | None:

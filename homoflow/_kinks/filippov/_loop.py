@@ -71,7 +71,7 @@ def make_loop(
     `record(w, loss, velocity)` is what is recorded at the times of the goal. `capacity`
     bounds the number of active pairs; the first `log_capacity` events are kept.
     """
-    state = State.start(w0, *_find_sides(system, w0), capacity)
+    state = State.start(w0, *find_sides(system, w0), capacity)
     make_row, unravel_rows = _as_rows(record, w0)
     row = jax.eval_shape(make_row, state)
     # Rows that are not due are written to the last place.
@@ -113,7 +113,7 @@ def _as_rows(record: Callable, w: Array) -> tuple[Callable, Callable]:
     return make_row, jax.vmap(unravel)
 
 
-def _find_sides(
+def find_sides(
     system: System, w0: Array
 ) -> tuple[Int[Array, "samples kinks"], Float[Array, ""]]:
     """The side of every pair at w0, from the bottom layer up, and the largest |z|."""
