@@ -33,6 +33,7 @@ from ._sample_reduction import reduce_samples
 from ._settings import Settings
 from ._task import Task, is_finite_at_start
 from .margin import (
+    CREEPS_FROM,
     SMOOTH_STAGES,
     LogClock,
     follow_kinks_to_limit_direction,
@@ -135,7 +136,7 @@ def _with_direction(
 
     try:
         late = follow_to_limit_direction(
-            task, follow, problem, clock, SMOOTH_STAGES, used
+            task, follow, problem, clock, SMOOTH_STAGES, used, CREEPS_FROM
         )
     except KeyboardInterrupt as interrupt:
         partial = dataclasses.replace(trajectory, result=RESULTS.interrupted)

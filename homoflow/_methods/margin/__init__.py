@@ -6,6 +6,7 @@ from ._certificate import (
 )
 from ._extend import with_limit_direction as with_limit_direction
 from ._limit_direction import (
+    CREEPS_FROM as CREEPS_FROM,
     SMOOTH_STAGES as SMOOTH_STAGES,
     LogClock as LogClock,
     follow_to_limit_direction as follow_to_limit_direction,

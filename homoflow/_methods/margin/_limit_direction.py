@@ -21,11 +21,14 @@ from ..._results._trajectory import Trajectory
 from .._defaults import MAX_DENSE_WEIGHTS
 from .._task import Task
 from ._certificate import certificate_at, why_no_certificate
+from ._creep import creep_to_limit
 from ._margins import flat_weights, margins_at
 from ._polish import polish
 
 #: Values of s = log(t/time unit) at which the direction of a smooth flow is looked at.
 SMOOTH_STAGES = (0.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10)
+#: From there on of a direction that is not near a limit it is asked where it would go.
+CREEPS_FROM = 1e5
 #: How often it is recorded in between.
 _RECORDS = 12
 #: What does not separate the data at this s never will: the flow has stopped elsewhere.
@@ -33,6 +36,8 @@ _HOPELESS = 50.0
 #: Two late times tell of one limit where the flow has come this close, and the points next
 #: to both have the same margins.
 _CLOSE, _SAME = 0.05, 1e-8
+#: So far it may be from the point where the flow's own limit leads.
+_FAR = 0.5
 #: A distance below which it need not fall further: margins of 1e10 round to that.
 _NEAREST = 1e-6
 #: A curvature that is not below 0, relative to that of ½‖w‖², which is 1.
@@ -100,6 +105,7 @@ def follow_to_limit_direction(
     clock: LogClock,
     stages: Sequence[float],
     steps: int,
+    creeps_from: float,
 ) -> LimitDirection:
     """The flow from `problem`'s weights at s = `stages[0]`, until it shows a limit.
 
@@ -107,8 +113,10 @@ def follow_to_limit_direction(
     how many of the task's it has taken before.
 
     The end is where two late times show the same point of maximal margin, of which the
-    flow's direction has come closer from the first to the second. Where that is a saddle of
-    the margin, as the curvature says, it goes on: that is believed at the last stage only.
+    flow's direction has come closer from the first to the second. From s = `creeps_from` on
+    that may be the point where the flow's own limit goes from there, where none is near.
+    Where the point is a saddle of the margin, as the curvature says, it goes on: that is
+    believed at the last stage only.
     """
     task = late_task(task, clock)
     parts: list[Trajectory] = []
@@ -126,31 +134,44 @@ def follow_to_limit_direction(
         is_separated = bool(np.min(margins_at(problem, flat_weights(problem)).values) > 0)
         if not is_separated and end >= _HOPELESS:
             break
-        found = _point_next_to(problem) if is_separated else None
-        is_limit = _show_one_limit(before, found)
-        if found is not None and is_limit and found.curvature >= _MIN_CURVATURE:
-            return LimitDirection(parts, log_ts, found, True)
-        before, saddle = found, found if is_limit else None
+        creeps = end >= creeps_from
+        found = _candidate(problem, creeps=creeps) if is_separated else None
+        saddle = None
+        if found is not None and _show_one_limit(before, found):
+            saddle = found.point
+            if saddle.curvature >= _MIN_CURVATURE:
+                return LimitDirection(parts, log_ts, saddle, True)
+        before = found
     return LimitDirection(parts, log_ts, saddle, is_separated)
 
 
-def _point_next_to(problem: Problem) -> MarginCertificate | None:
+class _Candidate(NamedTuple):
+    """A point of maximal margin near a late direction, and how near it may have to be."""
+
+    point: MarginCertificate
+    closest: float
+
+
+def _candidate(problem: Problem, *, creeps: bool) -> _Candidate | None:
+    """The point next to the direction or, where it `creeps`, that to which it goes."""
     try:
-        return polish(problem, certificate_at(problem))
+        near = polish(problem, certificate_at(problem))
+        if near is not None and near.moved <= _CLOSE or not creeps:
+            return None if near is None else _Candidate(near, _CLOSE)
+        far = creep_to_limit(problem)
     except ValueError:  # Kinks above kinks: no certificate is made.
         return None
+    return None if far is None else _Candidate(far, _FAR)
 
 
-def _show_one_limit(
-    before: MarginCertificate | None, now: MarginCertificate | None
-) -> bool:
-    """Whether two late times, with the points next to them, show one limit."""
+def _show_one_limit(before: _Candidate | None, now: _Candidate | None) -> bool:
+    """Whether two late times, with the points that belong to them, show one limit."""
     if before is None or now is None:
         return False
-    if not now.moved <= min(_CLOSE, max(before.moved, _NEAREST)):
+    if not now.point.moved <= min(now.closest, max(before.point.moved, _NEAREST)):
         return False
-    change = np.abs(np.asarray(now.margins) / np.asarray(before.margins) - 1)
-    return bool(np.max(change) <= _SAME)
+    margins = (np.asarray(at.point.margins) for at in (now, before))
+    return bool(np.max(np.abs(next(margins) / next(margins) - 1)) <= _SAME)
 
 
 def problem_at_end(problem: Problem, part: Trajectory) -> Problem:

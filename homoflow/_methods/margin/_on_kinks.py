@@ -26,7 +26,9 @@ from ._limit_direction import (
 
 #: Values of s = log(1 + t) at which the direction is looked at. The steps that follow each
 #: kink are explicit, and as long in s everywhere: s = 1e5 takes a hundred thousand or more.
-_STAGES = (10.0, 30.0, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5)
+_STAGES = (10.0, 30.0, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
+#: From there on of a direction that is not near a limit it is asked where it would go.
+_CREEPS_FROM = 1e3
 
 
 def follow_kinks_to_limit_direction(
@@ -48,7 +50,7 @@ def follow_kinks_to_limit_direction(
         at = problem_at_end(problem, first)
         begin = float(np.log1p(first.stats["time_reached"]))
         stages = (begin, *(s for s in _STAGES if s > 1.1 * begin))
-        late = follow_to_limit_direction(task, follow, at, clock, stages, used)
+        late = follow_to_limit_direction(task, follow, at, clock, stages, used, _CREEPS_FROM)
         result = late.result
     costs = totals([first, *late.parts])
     first = dataclasses.replace(first, stats=_stats(first, dict(numbers)))
