@@ -119,7 +119,8 @@ def _without_wrong_kink(
     worst = int(np.argmax(excess))
     if excess[worst] <= NEGLIGIBLE * np.linalg.norm(point.w):
         return None
-    is_above = point.forces[worst] * np.sign(width[worst]) > 0
+    # Too small a force holds z down: without it z would be above 0.
+    is_above = point.forces[worst] < low[worst]
     return sets.with_kink(int(held[worst]), False, 1 if is_above else -1)
 
 
