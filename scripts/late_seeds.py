@@ -146,7 +146,9 @@ def from_basis_pursuit(model, x, y) -> float:
         np.ones(size), A_ub=-np.hstack([rows, -rows]), b_ub=-np.ones(len(rows))
     ).x
     beta = np.asarray(model.u) ** 2 - np.asarray(model.v) ** 2
-    return float(np.linalg.norm(unit(beta) - unit(best[: size // 2] - best[size // 2 :])))
+    return float(
+        np.linalg.norm(unit(beta) - unit(best[: size // 2] - best[size // 2 :]))
+    )
 
 
 def unit(v):
@@ -224,9 +226,7 @@ ROWS = {
     "diagonal, degree 2": Row(diagonal(2), from_basis_pursuit, 64),
     "diagonal, degree 3": Row(diagonal(3), kkt_of_diagonal, 64),
     "squares, xor": Row(square, kkt_of_squares, 64),
-    "relu, xor": Row(
-        relu((2, 8, 1), lambda key: four_points()), kkt_of_relu, 100
-    ),
+    "relu, xor": Row(relu((2, 8, 1), lambda key: four_points()), kkt_of_relu, 100),
     "relu, random": Row(relu((4, 8, 1), taught), kkt_of_relu, 100),
 }
 
@@ -265,7 +265,12 @@ def run_of(row: Row, seed: int) -> dict[str, Any]:
         "seconds": round(time.process_time() - start, 2),
     }
     if run.limit is None:
-        kinds = ("no_stationary_point", "end_not_reached", "nonfinite", "stuck_on_kinks")
+        kinds = (
+            "no_stationary_point",
+            "end_not_reached",
+            "nonfinite",
+            "stuck_on_kinks",
+        )
         names = [k for k in kinds if run.result == getattr(hf.RESULTS, k)]
         return {**found, "ended": names[0] if names else str(hf.RESULTS[run.result])}
     x, y = map(np.asarray, data)
@@ -276,7 +281,9 @@ def run_of(row: Row, seed: int) -> dict[str, Any]:
         "distance": run.limit.moved,
         "residual": run.limit.residual,
         "curvature": run.limit.curvature,
-        "on_kinks": int(np.sum(run.limit.on_kinks)) if run.limit.on_kinks is not None else 0,
+        "on_kinks": int(np.sum(run.limit.on_kinks))
+        if run.limit.on_kinks is not None
+        else 0,
         "error": row.error(run.limit.model, x, y),
     }
 

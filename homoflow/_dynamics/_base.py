@@ -30,8 +30,10 @@ class Descent(eqx.Module):
 
     def from_time(self, t0: Array | None) -> "Descent":
         """The same where times count from t0."""
-        return self if t0 is None else Descent(
-            self.objective, _Later(self.pace, t0), self.loss
+        return (
+            self
+            if t0 is None
+            else Descent(self.objective, _Later(self.pace, t0), self.loss)
         )
 
 

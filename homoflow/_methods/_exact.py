@@ -201,9 +201,7 @@ def _point(
     return Point(t, problem, weights, loss, gradient, weights, lambda: velocity)
 
 
-def _on_clock(
-    call: ExactCall, descent: Descent | None, solution: Solution
-) -> Solution:
+def _on_clock(call: ExactCall, descent: Descent | None, solution: Solution) -> Solution:
     """The solution with losses and velocities of L's own flow in its records."""
     if descent is None:
         return solution

@@ -210,7 +210,10 @@ def _advance(
 
         def make_stage() -> EventPoint:
             t, w = stage_of_step(state, e.stages, length, e.number)
-            t, w = jnp.where(is_end, stop.event.t, t), jnp.where(is_end, stop.event.w, w)
+            t, w = (
+                jnp.where(is_end, stop.event.t, t),
+                jnp.where(is_end, stop.event.w, w),
+            )
             return stage_point(state, t, w)
 
         last = resolve_in_few_slots(

@@ -106,7 +106,9 @@ class _Norms(NamedTuple):
 def _error(norms: _Norms, duration: Array, allowed: Tolerances) -> Float[Array, ""]:
     """The step's error in units of what is allowed, from its defect at its end."""
     most = allowed.rtol * norms.w_before + allowed.atol
-    return jnp.where(most > 0, duration * norms.defect / jnp.where(most > 0, most, 1), 0)
+    return jnp.where(
+        most > 0, duration * norms.defect / jnp.where(most > 0, most, 1), 0
+    )
 
 
 def _first_step(norms: _Norms, rtol: Array, t1: Array) -> Float[Array, ""]:

@@ -49,9 +49,7 @@ def creep_to_limit(problem: Problem) -> MarginCertificate | None:
     before = None
     for _ in range(_MAX_STEPS):
         anchor = w * (1 + growth) ** (-1 / degree)
-        found = nearest_point(
-            problem, w, multipliers, sets, anchor=anchor, tried=set()
-        )
+        found = nearest_point(problem, w, multipliers, sets, anchor=anchor, tried=set())
         moved = np.inf if found is None else direction_distance(w, found.point.w)
         if found is None or (moved > _LONG and growth > 2 * _LEAST_GROWTH):
             growth /= 2

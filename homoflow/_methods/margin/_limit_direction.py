@@ -131,7 +131,9 @@ def follow_to_limit_direction(
         parts.append(part)
         log_ts.append(clock.log_times(s))
         problem = problem_at_end(problem, part)
-        is_separated = bool(np.min(margins_at(problem, flat_weights(problem)).values) > 0)
+        is_separated = bool(
+            np.min(margins_at(problem, flat_weights(problem)).values) > 0
+        )
         if not is_separated and end >= _HOPELESS:
             break
         creeps = end >= creeps_from

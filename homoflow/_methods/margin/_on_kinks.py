@@ -50,7 +50,9 @@ def follow_kinks_to_limit_direction(
         at = problem_at_end(problem, first)
         begin = float(np.log1p(first.stats["time_reached"]))
         stages = (begin, *(s for s in _STAGES if s > 1.1 * begin))
-        late = follow_to_limit_direction(task, follow, at, clock, stages, used, _CREEPS_FROM)
+        late = follow_to_limit_direction(
+            task, follow, at, clock, stages, used, _CREEPS_FROM
+        )
         result = late.result
     costs = totals([first, *late.parts])
     first = dataclasses.replace(first, stats=_stats(first, dict(numbers)))
@@ -89,6 +91,4 @@ def _first_stage(task: Task, problem: Problem, clock: LogClock) -> Task:
 def _recorded_at(task: Task, clock: LogClock, s: np.ndarray) -> Task:
     assert task.grid is not None
     sigma = jnp.minimum(clock.dynamics.sigma_of(jnp.asarray(s)), task.grid.t1)
-    return dataclasses.replace(
-        task, grid=dataclasses.replace(task.grid, ts=sigma)
-    )
+    return dataclasses.replace(task, grid=dataclasses.replace(task.grid, ts=sigma))

@@ -133,4 +133,3 @@ def _kinks(
     by_offset = jax.vmap(of_sample)(slopes, zeros, system.x, system.y)
     jumps = by_offset * (system.high - system.low)[:, None, :]
     return z, squares.reshape(z.shape), jax.vmap(row)(index), jumps
-
