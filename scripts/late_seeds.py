@@ -299,8 +299,8 @@ def summary(name: str, runs: list[dict[str, Any]]) -> str:
     return (
         f"{name}: {len(limits)} of {len(runs)} to a limit, by other means off by at most "
         f"{max(run['error'] for run in limits):.1e}, residual at most "
-        f"{max(run['residual'] for run in limits):.1e}, gradients {np.median(gradients):,.0f} "
-        f"(median) to {max(gradients):,.0f}; none from {others}"
+        f"{max(run['residual'] for run in limits):.1e}, gradients "
+        f"{np.median(gradients):,.0f} (median) to {max(gradients):,.0f}; none from {others}"
     )
 
 

@@ -23,7 +23,7 @@ class MarginCertificate(eqx.Module):
         grow in no direction); below 0 it is none; a symmetry makes it 0.
     - `moved`: by how much the direction was moved to come here, ‖ŵ − ŵ₀‖ of unit vectors;
         0 where it was not polished.
-    - `on_kinks`: which pairs of a sample and a kink (of its unit) the weights are on; `None`
+    - `on_kinks`: which pairs of a sample and a kink of a unit the weights are on; `None`
         for a smooth model, and where the kinks are not known one by one. There ∇m_i may be
         any element of Clarke's subdifferential, and the curvature is that along the kinks
         that hold the weights, on the side where they are of all others.

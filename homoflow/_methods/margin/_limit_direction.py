@@ -158,7 +158,7 @@ def _candidate(problem: Problem, *, creeps: bool) -> _Candidate | None:
     """The point next to the direction or, where it `creeps`, that to which it goes."""
     try:
         near = polish(problem, certificate_at(problem))
-        if near is not None and near.moved <= _CLOSE or not creeps:
+        if (near is not None and near.moved <= _CLOSE) or not creeps:
             return None if near is None else _Candidate(near, _CLOSE)
         far = creep_to_limit(problem)
     except ValueError:  # Kinks above kinks: no certificate is made.
