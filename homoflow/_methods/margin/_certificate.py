@@ -126,7 +126,7 @@ def combine(
     w: np.ndarray, at: Margins, piece: Piece | None, kinks: Kinks | None
 ) -> Combination:
     """The combination that makes ‖w − Σ λ_i g_i‖² + Σ λ_i² (m_i − 1)²/‖w‖² least."""
-    columns, owners, pairs = _parts(piece, kinks)
+    columns, owners, pairs = _parts(w.size, piece, kinks)
     multipliers, parts = _least_squares(w, at, columns, owners)
     total = at.slopes.T @ multipliers + columns.T @ parts
     forces = np.zeros(0)
@@ -141,7 +141,7 @@ def combine(
 
 
 def _parts(
-    piece: Piece | None, kinks: Kinks | None
+    num_weights: int, piece: Piece | None, kinks: Kinks | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By how much each margin's slope jumps at the kinks that its sample is on.
 
@@ -149,8 +149,7 @@ def _parts(
     """
     none = np.zeros(0, int)
     if piece is None or kinks is None or not piece.held.any():
-        size = 0 if kinks is None else kinks.held_slopes.shape[1]
-        return np.zeros((0, size)), none, none
+        return np.zeros((0, num_weights)), none, none
     outputs = kinks.jumps.shape[1]
     samples, of_sample = np.nonzero(piece.held)
     rows, owners, pairs = [], [], []
@@ -176,7 +175,6 @@ def _least_squares(
 
     # In units in which ‖w‖ = 1, the second block is max λ_i (m_i − 1)/‖w‖².
     size, count, more = float(np.linalg.norm(w)), len(at.values), len(owners)
-    columns = columns.reshape(more, w.size)
     lengths = np.linalg.norm(at.slopes, axis=1)
     lengths[lengths == 0] = 1
     owned = np.zeros((more, count))

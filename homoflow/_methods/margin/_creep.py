@@ -1,4 +1,4 @@
-"""A direction's way at times at which all that matters is which margins are the smallest."""
+"""A direction's way where all that matters is which margins are the smallest."""
 
 import dataclasses
 

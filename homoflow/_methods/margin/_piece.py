@@ -56,7 +56,7 @@ def has_pieces(problem: Problem) -> bool:
 
 
 def piece_at(problem: Problem, w: np.ndarray) -> Piece:
-    """The piece that the weights are on, those kinks held that are at rounding from them."""
+    """The piece that the weights are on; held are kinks at rounding from them."""
     side = np.asarray(_sides(problem, jnp.asarray(w)))
     free = Piece(side, np.zeros(side.shape, bool))
     held = np.abs(kinks_at(problem, w, free).distances) <= ON_KINK
