@@ -80,7 +80,8 @@ class RESULTS(eqx.Enumeration):
         "the weights grow without bound, and no stationary point is on its way. A limit "
         "of their direction was not found: that is looked for where margins are "
         "homogeneous, up to 500 weights (with kinks to log t = 3e4). Follow the flow with "
-        "`homoflow.late_flow`, to times beyond what a float can hold; give a finite `t1`; or a `weight_decay`."
+        "`homoflow.late_flow`, to times beyond what a float can hold; give a finite `t1`; "
+        "or a `weight_decay`."
     )
     end_not_reached = (
         "The maximum number of steps was reached before a stationary point. Likely causes: "
