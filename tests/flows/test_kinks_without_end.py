@@ -1,5 +1,7 @@
 """ReLU networks to the end without end: against SciPy, Ei, and the flow in time itself."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from homoflow import StationaryKind
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-LOGISTIC = {"loss": hf.LogisticLoss()}
+LOGISTIC: dict[str, Any] = {"loss": hf.LogisticLoss()}
 CORNERS = jnp.array([[1.1, 0.9], [-1.0, -1.2], [0.9, -1.0], [-1.0, 1.1]])
 XOR = CORNERS, jnp.array([[1.0], [1.0], [-1.0], [-1.0]])
 
