@@ -107,7 +107,7 @@ def _hessian(
 
     def lagrangian(v):
         held = 0.0
-        if side is None:
+        if side is None or forces is None:
             margins = sample_margins(problem, unravel(v))
         else:
             margins, z = margins_on(problem, side, v)
