@@ -44,6 +44,7 @@ def loses(system: System, carry: Carry) -> Array:
     trigger = (jnp.arange(side.size) == arrival.pair).reshape(side.shape)
     event, _ = event_point(
         system,
+        arrival.t,
         arrival.w,
         state.tables,
         trigger,

@@ -1,6 +1,7 @@
 """What moves weights in continuous time: differential equations for a method to solve."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,37 @@ from .._results._status import RESULTS
 from .._results._trajectory import Trajectory
 
 State = PyTree
+
+
+class Descent(eqx.Module):
+    """dw/dt = −pace(t, Φ) ∇Φ(w): the curve along which L falls too, with another speed.
+
+    - `objective(predictions, targets)` of all samples: Φ, an increasing function of L.
+    - `pace(t, value)`: a positive factor, from the time and the value of Φ.
+    - `loss(value)`: L from the value of Φ.
+    """
+
+    objective: Callable[[PyTree, PyTree], Array]
+    pace: Callable[[Array, Array], Array]
+    loss: Callable[[Array], Array]
+
+    def from_time(self, t0: Array | None) -> "Descent":
+        """The same where times count from t0."""
+        return (
+            self
+            if t0 is None
+            else Descent(self.objective, _Later(self.pace, t0), self.loss)
+        )
+
+
+class _Later(eqx.Module):
+    """A pace whose times count from t0."""
+
+    pace: Callable[[Array, Array], Array]
+    t0: Float[Array, ""]
+
+    def __call__(self, t: Array, value: Array) -> Array:
+        return self.pace(self.t0 + t, value)
 
 
 class AbstractDynamics(eqx.Module):
@@ -112,6 +144,15 @@ class AbstractDynamics(eqx.Module):
 
         The problem's own `weights` are not there: they are in the state.
         """
+
+    def descent(self, problem: Problem) -> Descent | None:
+        """What falls in place of L, and how fast, where the equation is gradient flow
+        with another speed.
+
+        A method that follows each kink needs to know no more of it.
+        """
+        del problem
+        return None
 
     def clock(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         """The time on the flow's clock, where the equation is solved in another variable.

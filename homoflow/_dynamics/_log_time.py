@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._jax._compilation import fast_compile_jit
-from .._problem._log_risk import against_log_risk, log_risk, sample_margins
+from .._problem._log_risk import LogRisk, against_log_risk, log_risk, sample_margins
+from .._problem._losses import Risk
 from .._problem._problem import Problem
-from .._problem._smoothness import kinks_of
-from ._base import AbstractDynamics, State
+from ._base import AbstractDynamics, Descent, State
 
 #: σ is not made for more: (1 + s)^(1/degree) would hardly grow.
 MAX_DEGREE = 20.0
@@ -56,15 +56,15 @@ class LogTime(AbstractDynamics):
         if reason is not None:
             raise ValueError(f"Logarithmic time is not for this problem: {reason}.")
 
-    def obstacle(self, problem: Problem) -> str | None:
-        kinks = kinks_of(problem)
-        if not kinks:
-            return None
-        return (
-            f"The gradient jumps at {', '.join(kinks)}, and the exact flow does not know "
-            "logarithmic time: use `homoflow.flow` with a finite `t1`, or pass a `solver` "
-            "that steps over kinks."
-        )
+    def descent(self, problem: Problem) -> Descent:
+        assert isinstance(problem.objective, Risk)
+        return Descent(LogRisk(problem.objective), self.pace, jnp.exp)
+
+    def pace(self, t: Float[Array, ""], log_loss: Float[Array, ""]) -> Array:
+        """How fast the weights move along −∇log L, in σ."""
+        s = self.s_of(t)
+        growth = self.degree * (1 + s) / (1 + t)
+        return growth * jnp.exp(s + jnp.log(self.time_unit) + log_loss)
 
     def clock(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.time_unit * jnp.expm1(self.s_of(t))
@@ -83,10 +83,8 @@ class LogTime(AbstractDynamics):
 
     def velocity(self, problem: Problem, t: Float[Array, ""], state: State) -> State:
         value, slope = jax.value_and_grad(lambda w: log_risk(problem, w))(state)
-        s = self.s_of(t)
-        pace = self.degree * (1 + s) / (1 + t)
-        factor = pace * jnp.exp(s + jnp.log(self.time_unit) + value)
-        return jax.tree.map(lambda g: -factor * g, slope)
+        pace = self.pace(t, value)
+        return jax.tree.map(lambda g: -pace * g, slope)
 
 
 @fast_compile_jit

@@ -28,7 +28,9 @@ def certify_margin(
     [Lyu & Li 2020; Ji & Telgarsky 2020], m_i the margin: y·f, or f_y − f_c for each other
     class c. The weights are rescaled until the smallest margin is 1. The multipliers are
     those λ ≥ 0 that make ‖w − Σ λ_i ∇m_i‖² + Σ λ_i² (m_i − 1)² least (non-negative least
-    squares). At kinks ∇m_i is what JAX takes for it.
+    squares). Where a sample is on a kink (to 1e-9 of ‖w‖), ∇m_i is any element of Clarke's
+    subdifferential: between its slopes on both sides, for each kink and margin by itself.
+    Of kinks that the exact flow cannot follow it is what JAX takes for it.
 
     **Arguments:** as for `homoflow.late_flow`. `model` is its end, say.
 
@@ -44,8 +46,9 @@ def certify_margin(
     `model` of the certificate is the point itself.
 
     **Raises:** `ValueError` for bad input, another loss, data that the model does not
-    separate, margins that are not homogeneous (biases above the first layer, tanh), and
-    more than 20 million derivatives.
+    separate, margins that are not homogeneous (biases above the first layer, tanh), more
+    than 20 million derivatives, and a sample on several kinks of a network with kinks above
+    kinks.
 
     ```python
     model = hf.MLP((3, 1), activation="linear", key=jax.random.key(0))

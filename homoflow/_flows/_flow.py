@@ -17,6 +17,7 @@ from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, make_problem
 from .._problem._trainable import Trainable
 from .._results._continuation import start_of
+from .._results._failure import raise_unless_successful
 from .._results._trajectory import Trajectory
 from ._late_times import late_times
 from ._pipeline import choose_dynamics, make_task, run
@@ -65,8 +66,9 @@ def flow(
         `objective`, what that takes.
     - `t1`: the final time, in the flow's units (a step of gradient descent with learning
         rate η takes time η); `jnp.inf` for the stationary point that the flow comes to,
-        or on separable data for the limit of its direction. From 1e8 on, with losses of
-        exponential type, it is solved in logarithmic time (`homoflow.late_flow`).
+        or on separable data for the limit of its direction (with kinks, for that only).
+        From 1e8 on, with losses of exponential type, it is solved in logarithmic time
+        (`homoflow.late_flow`).
     - `loss`: `(prediction, target) -> scalar`, averaged over samples; or `objective`:
         `(model, data) -> scalar`.
     - `trainable`: an Equinox filter for the arrays that move (all floating-point ones).
@@ -132,7 +134,7 @@ def flow(
         max_steps=max_steps,
         progress=progress,
     )
-    trajectory = run(task, method, throw)
-    return (
-        trajectory if late is None else dataclasses.replace(trajectory, ts=late.shown)
-    )
+    if late is None:
+        return run(task, method, throw)
+    trajectory = dataclasses.replace(run(task, method, throw=False), ts=late.shown)
+    return raise_unless_successful(trajectory) if throw else trajectory

@@ -58,7 +58,8 @@ def flow_solution(
     times `ts` of the starts, in the run's dtype. A flow that comes to no stationary point
     has NaN, and its result by name in `results`.
 
-    **Raises:** `ValueError` for a batch and for a run without saved models.
+    **Raises:** `ValueError` for a batch, for a run without saved models, and for one of
+    which no loss is finite.
 
     ```python
     model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))
@@ -85,6 +86,10 @@ def flow_solution(
         return end, sharpness(end.model, data, **options)
 
     known = np.flatnonzero(np.isfinite(run.losses))[::every]
+    if not known.size:
+        raise ValueError(
+            "The run has no finite loss, and so no iterate that a flow could start from."
+        )
     starts = models_at(run, known)
     ends, sharpnesses = zip(
         *(end_of(_entry(starts, i)) for i in range(len(known))), strict=True
@@ -100,7 +105,7 @@ def flow_solution(
         run.ts[known],
         over_starts(end.losses[-1] for end in ends),
         over_starts(sharpnesses),
-        jax.vmap(_distance)(_weights(models), _weights(starts)),
+        over_starts(jax.vmap(_distance)(_weights(models), _weights(starts))),
         models,
         results,
         tuple(_kind_of(end) for end in ends),

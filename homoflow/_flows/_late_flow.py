@@ -68,7 +68,8 @@ def late_flow(
     - `log_ts`: increasing logarithms of the times to record at; −∞ is t = 0. Default: 101
         equally spaced s, from t = 0 on.
     - `solver`: by default `homoflow.Rodas5P()` up to 500 weights, whose steps grow with s,
-        and what `homoflow.flow` takes for more. `rtol`: 1e-8 with it.
+        and what `homoflow.flow` takes for more, or for kinks: `homoflow.Filippov()`, whose
+        steps do not grow, so that s = 1e4 takes thousands. `rtol`: 1e-8 with both.
     - `time_unit`: about the time after which the start is left behind.
     - all others: as for `homoflow.flow`.
 
@@ -76,8 +77,8 @@ def late_flow(
     `observed["log_losses"]` have log t and log L, shape `(times,)`: beyond 10³⁰⁸ `ts` is
     inf, and `losses` and `grad_norms`, which are those of L itself, are 0.
 
-    **Raises:** `ValueError` for bad input, another loss, weights in float32, and models
-    with kinks (ReLU). `homoflow.TrajectoryError` if the run does not finish.
+    **Raises:** `ValueError` for bad input, another loss, and weights in float32.
+    `homoflow.TrajectoryError` if the run does not finish.
 
     ```python
     model = hf.MLP((3, 8, 1), activation="linear", key=jax.random.key(0))

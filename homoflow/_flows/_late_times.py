@@ -11,7 +11,13 @@ from .._dynamics._gradient_flow import GradientFlow
 from .._dynamics._log_time import LogTime, degree_of
 from .._jax._arguments import as_times
 from .._jax._tracing import is_concrete
-from .._methods._defaults import MAX_DENSE_WEIGHTS, STEADY_STATE_RTOL
+from .._kinks import num_pairs
+from .._methods._defaults import (
+    MAX_DENSE_WEIGHTS,
+    MAX_FOLLOWED_PAIRS,
+    STEADY_STATE_RTOL,
+)
+from .._methods._filippov import obstacle
 from .._observe._time_grid import DEFAULT_TIMES
 from .._problem._log_risk import against_log_risk
 from .._problem._problem import Problem
@@ -54,7 +60,7 @@ def late_times(
     shown = np.linspace(0, float(t1), DEFAULT_TIMES) if ts is None else as_times(ts)
     shown = np.asarray(shown, float)
     is_fine = shown.size and np.all(np.diff(shown) > 0) and shown[0] >= 0
-    if kinks_of(problem) or not is_fine or shown[-1] > float(t1):
+    if not _may_have_kinks(problem) or not is_fine or shown[-1] > float(t1):
         return None  # Faulty times are refused where a flow's are.
     late = LogTime(jnp.ones((), problem.dtype), degree_of(problem))
     with np.errstate(divide="ignore"):
@@ -63,6 +69,13 @@ def late_times(
     sigma = jnp.minimum(late.sigma_at(logs), end)
     rtol = STEADY_STATE_RTOL if rtol is None else rtol
     return LateTimes(late, end, sigma, rtol, jnp.asarray(shown))
+
+
+def _may_have_kinks(problem: Problem) -> bool:
+    """Whether a problem has none, or such as are followed one by one."""
+    if not kinks_of(problem):
+        return True
+    return obstacle(problem) is None and num_pairs(problem) <= MAX_FOLLOWED_PAIRS
 
 
 def _is_real_number(t1: Any) -> bool:

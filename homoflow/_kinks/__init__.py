@@ -12,4 +12,5 @@ from .averaging._midpoint import (
 )
 from .filippov._event_log import Log as Log
 from .filippov._forward_sensitivity import integrate as integrate
+from .filippov._loop import find_sides as find_sides
 from .filippov._progress import Solution as Solution

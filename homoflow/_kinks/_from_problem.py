@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from .._dynamics._base import Descent
 from .._jax._precision import full_matmul_precision
 from .._jax._structural_cache import cached_by_structure
 from .._jaxpr import PiecewiseSmoothFunction, expose_kinks
@@ -26,8 +27,13 @@ def num_pairs(problem: Problem) -> int:
     return problem.num_samples * kinked_function(problem).count
 
 
-def as_system(problem: Problem) -> System:
-    """The problem in the form that the exact flow needs."""
+def as_system(
+    problem: Problem, descent: Descent | None = None, t0: Array | None = None
+) -> System:
+    """The problem in the form that the exact flow needs.
+
+    `descent`: what falls in place of the loss, and how fast; `t0`: when the flow begins.
+    """
     function, constants = _expose(problem)
     weights, objective = problem.weights, problem.objective
     assert isinstance(objective, Risk)
@@ -44,6 +50,7 @@ def as_system(problem: Problem) -> System:
         low=low,
         high=high,
         layout=WeightLayout(function, weights),
+        descent=None if descent is None else descent.from_time(t0),
     )
 
 

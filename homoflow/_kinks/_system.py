@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._dynamics._base import Descent
 from .._jaxpr import PiecewiseSmoothFunction
 from ._active_pairs import ActivePairs
 from ._rows import Rows, WeightLayout
@@ -40,6 +41,8 @@ class System(eqx.Module):
     - `constants`: the arrays of the model that are not trained, and those that its
         functions close over.
     - `layout`: how the flat weights are cut into arrays.
+    - `descent`: what falls in place of L, and how fast; `None` where it is L itself. All
+        that is called a loss here, or a derivative of it, is then of that.
     """
 
     function: PiecewiseSmoothFunction = eqx.field(static=True)
@@ -51,6 +54,7 @@ class System(eqx.Module):
     low: Float[Array, "samples kinks"]
     high: Float[Array, "samples kinks"]
     layout: WeightLayout
+    descent: Descent | None = None
 
     @property
     def num_kinks(self) -> int:
@@ -187,6 +191,8 @@ class System(eqx.Module):
         return jax.vmap(evaluate_sample)(slopes, self.x)
 
     def _reduce_loss(self, predictions: PyTree) -> Float[Array, ""]:
+        if self.descent is not None:
+            return self.descent.objective(predictions, self.y)
         losses = jax.vmap(self.loss_of_sample)(predictions, self.y)
         return jnp.mean(losses) if self.is_mean else jnp.sum(losses)
 

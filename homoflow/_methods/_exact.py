@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from .._dynamics._base import AbstractDynamics, Descent
 from .._jax._compilation import fast_compile_jit
 from .._jax._precision import full_matmul_precision
 from .._jax._tracing import is_concrete_call
@@ -60,10 +61,12 @@ class ExactOptions(eqx.Module):
 class ExactCall(eqx.Module):
     """What is solved, from when to when, and how accurately.
 
-    `atol` bounds the error of each weight, in the mean over all.
+    `atol` bounds the error of each weight, in the mean over all. The dynamics are gradient
+    flow, or have a `descent`; their own clock is the grid's.
     """
 
     problem: Problem
+    dynamics: AbstractDynamics
     recorder: Recorder
     rtol: Array
     atol: Array
@@ -84,10 +87,13 @@ def _keeps_states(problem: Problem, grid: TimeGrid) -> bool:
 def cannot_observe(task: Task) -> str | None:
     """Why the observables of a task cannot be had, or `None` if they can."""
     assert task.grid is not None
-    if not task.recorder.sees_problem or _keeps_states(task.given, task.grid):
+    has_own_clock = task.dynamics.descent(task.given) is not None
+    is_hungry = task.recorder.sees_problem or has_own_clock
+    if not is_hungry or _keeps_states(task.given, task.grid):
         return None
+    what = "logarithmic time" if has_own_clock else "`observe`"
     return (
-        "`observe` in the exact flow keeps all weights at all times, and here these are "
+        f"{what} in the exact flow keeps all weights at all times, and here these are "
         f"more than {MAX_STORED:,} numbers: record at fewer `ts`"
     )
 
@@ -154,7 +160,8 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
     # Faulty input must not be integrated: nothing would be learned, slowly.
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
-    system = as_system(problem)
+    descent = call.dynamics.descent(problem)
+    system = as_system(problem, descent, span.t0)
     w0, unravel = jax.flatten_util.ravel_pytree(problem.weights)
     keeps_states = _keeps_states(problem, grid)
 
@@ -180,6 +187,7 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
         meter=options.meter,
     )
     if keeps_states:
+        solution = _on_clock(call, descent, solution)
         values, saved = _observe_states(call, solution, unravel, options.save_models)
     else:
         values, saved = solution.records
@@ -191,6 +199,17 @@ def _point(
 ) -> Point:
     gradient = jax.tree.map(jnp.negative, velocity)
     return Point(t, problem, weights, loss, gradient, weights, lambda: velocity)
+
+
+def _on_clock(call: ExactCall, descent: Descent | None, solution: Solution) -> Solution:
+    """The solution with losses and velocities of L's own flow in its records."""
+    if descent is None:
+        return solution
+    states, values, velocities = solution.records
+    paces = jax.vmap(jax.grad(call.dynamics.clock))(call.grid.times())
+    # A pace of inf belongs to a velocity of 0: of a loss too small for a float.
+    velocities = velocities / paces[:, None]
+    return solution._replace(records=(states, descent.loss(values), velocities))
 
 
 def _start(call: ExactCall) -> Point:
@@ -219,7 +238,7 @@ def _observe_states(
         values, carries = recorder.record_next(point_at(*at), index, carries)
         return carries, values
 
-    at = (ts, states, losses, velocities)
+    at = (call.dynamics.clock(ts), states, losses, velocities)
     carries = recorder.start(lambda: _start(call))
     _, values = lax.scan(observe_next, carries, (jnp.arange(ts.size), *at))
     return recorder.thin_out(values), states if save_models else None
@@ -234,7 +253,7 @@ def _assemble(
     saved: Array | None,
     unravel: Callable[[Array], PyTree],
 ) -> Trajectory:
-    problem, grid = call.problem, call.grid
+    problem, grid, clock = call.problem, call.grid, call.dynamics.clock
     is_sound = error == RESULTS.successful
     result = RESULTS.where(is_sound, _result(solution, grid), error)
     ts = grid.times()
@@ -255,16 +274,16 @@ def _assemble(
         "num_nonunique_pairs": solution.num_nonunique_pairs,
         "forced_steps": counts["forced_steps"],
         "first_nonunique_time": jnp.where(
-            jnp.isfinite(first), grid.t0 + first, jnp.nan
+            jnp.isfinite(first), clock(grid.t0 + first), jnp.nan
         ),
         "gradient_evaluations": _in_gradients(problem, counts),
         "forward_passes": counts["forward"],
-        "time_reached": time_reached(result, valid, reached, grid),
+        "time_reached": clock(time_reached(result, valid, reached, grid)),
     }
     return make_trajectory(
         problem,
         call.recorder,
-        ts,
+        clock(ts),
         values,
         valid,
         final=unravel(solution.w),
@@ -278,20 +297,21 @@ def _assemble(
 def _events(
     call: ExactCall, system: System, is_sound: Array, solution: Solution
 ) -> Events | None:
-    log, kinks, t0 = solution.log, system.num_kinks, call.grid.t0
+    log, kinks = solution.log, system.num_kinks
+    clock, t0 = call.dynamics.clock, call.grid.t0
     if log is None:
         return None
     room = log.pair.size
     reached = jnp.where(is_sound, solution.t, 0)
     is_event = log.pair >= 0
     return Events(
-        times=t0 + log.time,
+        times=clock(t0 + log.time),
         samples=jnp.where(is_event, log.pair // kinks, -1),
         kinks=jnp.where(is_event, log.pair % kinks, -1),
         kinds=log.kind,
         count=jnp.minimum(log.seen, room),
         dropped=jnp.maximum(log.seen - room, 0),
-        complete_until=t0 + jnp.minimum(log.overflowed_at, reached),
+        complete_until=clock(t0 + jnp.minimum(log.overflowed_at, reached)),
         layers=kink_layers(call.problem.model, system.function.operations),
         sample_count=system.num_samples,
     )

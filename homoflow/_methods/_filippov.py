@@ -147,6 +147,7 @@ class Filippov(AbstractMethod):
             atol = 0 if self.atol is None else self.atol
             call = ExactCall(
                 problem,
+                task.dynamics,
                 recorder,
                 rtol=jnp.asarray(rtol, problem.dtype),
                 atol=jnp.asarray(atol, problem.dtype),
@@ -164,7 +165,7 @@ class Filippov(AbstractMethod):
         return with_facts(rounded, facts)
 
     def _refuse_options(self, task: Task) -> None:
-        if not (task.dynamics.is_gradient_flow and task.dynamics.conserves_laws):
+        if not follows(task):
             is_decaying = task.dynamics.is_gradient_flow
             what = "`weight_decay`" if is_decaying else f"the {task.dynamics.name}"
             raise ValueError(
@@ -178,6 +179,13 @@ class Filippov(AbstractMethod):
                 "is not projected. Leave `project` out, lower `rtol`, or take "
                 "`solver=homoflow.Averaged()`."
             )
+
+
+def follows(task: Task) -> bool:
+    """Whether the exact flow knows the dynamics of a task."""
+    dynamics = task.dynamics
+    is_plain = dynamics.is_gradient_flow and dynamics.conserves_laws
+    return is_plain or dynamics.descent(task.given) is not None
 
 
 def obstacle(problem: Problem) -> str | None:

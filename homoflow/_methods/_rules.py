@@ -29,7 +29,7 @@ from ._defaults import (
 )
 from ._diffrax import Diffrax
 from ._exact import cannot_observe
-from ._filippov import Filippov, obstacle
+from ._filippov import Filippov, follows, obstacle
 from ._task import Task
 
 
@@ -74,7 +74,7 @@ class Facts:
             return "it is not wanted"
         if options:
             return f"`{options[0]}` is for Diffrax's solvers"
-        if not task.dynamics.conserves_laws:
+        if not follows(task):
             if task.dynamics.is_gradient_flow:
                 return "`weight_decay` is for Diffrax's solvers"
             return f"it does not know the {task.dynamics.name}"

@@ -8,7 +8,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from .._dynamics._log_time import degree_of
 from .._jax._arguments import as_times
+from .._kinks import num_pairs
 from .._observe._time_grid import make_time_grid
 from .._problem._log_risk import against_log_risk
 from .._problem._problem import Problem
@@ -23,13 +25,23 @@ from ._base import AbstractMethod
 from ._choose import Auto
 from ._defaults import STEADY_STATE_RTOL
 from ._diffrax import Diffrax, make_facts, settings_of
+from ._exact import MAX_ACTIVE, MAX_ACTIVE_BY_DEFAULT
 from ._filippov import Filippov
+from ._integrate import integrate
 from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
 from ._settings import Settings
 from ._task import Task, is_finite_at_start
-from .margin import follow_to_limit_direction, with_limit_direction
-from .stationary import Segment, solve_to_stationary_point
+from .margin import (
+    CREEPS_FROM,
+    SMOOTH_STAGES,
+    LogClock,
+    follow_kinks_to_limit_direction,
+    follow_to_limit_direction,
+    why_no_limit,
+    with_limit_direction,
+)
+from .stationary import Outcome, Segment, numbers_of, solve_to_stationary_point
 
 
 @final
@@ -41,6 +53,8 @@ class SteadyState(AbstractMethod):
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         method = self.method
         self._refuse_options(task)
+        if kinks_of(task.given):
+            return _run_on_kinks(task, method)
         task = reduce_samples(task)
         rtol = task.rtol
         is_default = isinstance(method, Auto)
@@ -70,6 +84,11 @@ class SteadyState(AbstractMethod):
     def _refuse_options(self, task: Task) -> None:
         _refuse_problem(task)
         method = self.method
+        _refuse_names(task)
+        _refuse_thinned(task)
+        if kinks_of(task.given):
+            _refuse_on_kinks(task, method)
+            return
         if isinstance(method, Filippov | Averaged):
             raise ValueError(
                 f"`homoflow.{type(method).__name__}` is for models with kinks; this one "
@@ -94,13 +113,6 @@ class SteadyState(AbstractMethod):
                 "A flow with `t1=inf` has no end to measure progress by: `progress=True` "
                 "prints how far it is."
             )
-        _refuse_names(task)
-        thinned = [name for name, n in task.recorder.every.items() if n > 1]
-        if thinned:
-            raise ValueError(
-                "With `t1=inf` the flow chooses its times itself: "
-                f"`observe[{thinned[0]!r}]` must have `every=1`."
-            )
 
 
 def _with_direction(
@@ -111,17 +123,86 @@ def _with_direction(
         return trajectory
     weights = eqx.filter(trajectory.model, task.given.mask)
     problem = eqx.tree_at(lambda p: p.weights, task.given, weights)
+    if settings.controller is not None or why_no_limit(problem) is not None:
+        return trajectory
     elapsed = float(trajectory.stats["time_reached"])
+    clock = LogClock(elapsed, elapsed, degree_of(problem))
     used = int(trajectory.stats["steps"] + trajectory.stats["rejected_steps"])
+    settings = dataclasses.replace(settings, dt0=None)
+
+    def follow(task: Task, steps: int) -> Trajectory:
+        del steps  # Another bound would compile another program.
+        return integrate(task, settings, adjoint=None)
+
     try:
-        late = follow_to_limit_direction(task, settings, problem, elapsed, used)
+        late = follow_to_limit_direction(
+            task, follow, problem, clock, SMOOTH_STAGES, used, CREEPS_FROM
+        )
     except KeyboardInterrupt as interrupt:
         partial = dataclasses.replace(trajectory, result=RESULTS.interrupted)
         raise TrajectoryInterrupt(partial) from interrupt
-    if late is None or late.certificate is None:
+    if late.certificate is None:
         return trajectory
     is_free = task.ts is None
     return with_limit_direction(trajectory, late, problem, records=is_free)
+
+
+def _run_on_kinks(task: Task, method: AbstractMethod) -> Trajectory:
+    """The exact flow, to the limit of its direction on separable data."""
+    room, reason = MAX_ACTIVE, REQUESTED
+    if isinstance(method, Auto):
+        room = MAX_ACTIVE_BY_DEFAULT
+        pairs = f"{num_pairs(task.given):,} pairs of a sample and a kink"
+        reason = Reason("nonsmooth_exact", f"{pairs}: each is followed")
+        method = Filippov(atol=method.atol)
+    assert isinstance(method, Filippov)
+
+    def follow(part: Task, steps: int) -> Trajectory:
+        short = dataclasses.replace(part, max_steps=steps)
+        run = method.run_in_room(short, reason, room)
+        if task.progress:
+            print(f"t = e^{np.log(run.stats['time_reached']):.4g}", flush=True)
+        return run
+
+    nowhere = numbers_of(Outcome(RESULTS.no_stationary_point, StationaryKind.diverges))
+    return follow_kinks_to_limit_direction(task, follow, nowhere)
+
+
+def _refuse_on_kinks(task: Task, method: AbstractMethod) -> None:
+    """`ValueError` where a flow with kinks has no end that is looked for."""
+    problem, kinks = task.given, ", ".join(kinks_of(task.given))
+    begin = f"The gradient jumps at {kinks}: a flow with kinks comes to rest on them"
+    why = against_log_risk(problem)
+    if why is not None:
+        raise ValueError(
+            f"{begin}, where there is no Hessian to tell minima from saddles. Give a "
+            "finite `t1`. (On separable data the limit of the direction is looked for "
+            f"where the loss allows it: {why}.)"
+        )
+    if isinstance(method, Auto):
+        grid = make_time_grid(0, 1, None, problem.dtype)
+        exact = method.select_for(dataclasses.replace(task, grid=grid))
+        why = None if isinstance(exact.method, Filippov) else exact.reason.text
+    elif not isinstance(method, Filippov):
+        why = "that is looked for by the exact flow: leave `solver` out"
+    elif method.events:
+        why = "`events` are kept of flows with a finite `t1`"
+    why = why or why_no_limit(problem)
+    if why is None and task.estimate_error:
+        why = "`estimate_error` is for flows of finite length: leave it out"
+    if why is not None:
+        raise ValueError(
+            f"{begin}, or goes on in a direction, whose limit is not found here: {why}."
+        )
+
+
+def _refuse_thinned(task: Task) -> None:
+    thinned = [name for name, n in task.recorder.every.items() if n > 1]
+    if thinned:
+        raise ValueError(
+            "With `t1=inf` the flow chooses its times itself: "
+            f"`observe[{thinned[0]!r}]` must have `every=1`."
+        )
 
 
 def _refuse_names(task: Task) -> None:
@@ -151,13 +232,6 @@ def _refuse_problem(task: Task) -> None:
             f"The weights are {problem.dtype.name}: what a stationary point is can be "
             "decided in float64 only. Run `jax.config.update('jax_enable_x64', True)` "
             "before anything else and make the weights float64, or give a finite `t1`."
-        )
-    kinks = kinks_of(problem)
-    if kinks:
-        raise ValueError(
-            f"The gradient jumps at {', '.join(kinks)}: a flow with kinks comes to rest "
-            "on them, where there is no Hessian to tell minima from saddles. Give a "
-            "finite `t1`."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -23,18 +24,7 @@ _SMALL = 1e-4
 
 def log_risk(problem: Problem, weights: PyTree) -> Float[Array, ""]:
     """log L(w), where L itself may be far below the smallest number that is not 0."""
-    logs = log_losses(problem, weights)
-    total = logsumexp(logs)
-    objective = problem.objective
-    assert isinstance(objective, Risk)
-    return (
-        total - jnp.log(logs.size).astype(total.dtype) if objective.is_mean else total
-    )
-
-
-def log_losses(problem: Problem, weights: PyTree) -> Float[Array, " m"]:
-    """log ℓ of each sample."""
-    return _of_samples(problem, weights, _LOG_LOSSES)
+    return LogRisk(_risk(problem))(_predictions(problem, weights), problem.data[1])
 
 
 def sample_margins(problem: Problem, weights: PyTree) -> Float[Array, "m outputs"]:
@@ -43,7 +33,28 @@ def sample_margins(problem: Problem, weights: PyTree) -> Float[Array, "m outputs
     One for each output with labels −1 and +1: y·f; one for each other class with class
     indices: f_y − f_c.
     """
-    return _of_samples(problem, weights, _MARGINS)
+    predictions = _predictions(problem, weights)
+    return margins_of(_risk(problem), predictions, problem.data[1])
+
+
+def margins_of(
+    risk: Risk, predictions: Array, targets: Array
+) -> Float[Array, "m outputs"]:
+    """The same from the predictions."""
+    return _of_samples(risk, predictions, targets, _MARGINS)
+
+
+class LogRisk(eqx.Module):
+    """log L from the predictions for all samples."""
+
+    risk: Risk
+
+    def __call__(self, predictions: Array, targets: Array) -> Float[Array, ""]:
+        logs = _of_samples(self.risk, predictions, targets, _LOG_LOSSES)
+        total = logsumexp(logs)
+        if not self.risk.is_mean:
+            return total
+        return total - jnp.log(logs.size).astype(total.dtype)
 
 
 def against_log_risk(problem: Problem) -> str | None:
@@ -62,18 +73,24 @@ def against_log_risk(problem: Problem) -> str | None:
     return None
 
 
+def _predictions(problem: Problem, weights: PyTree) -> Array:
+    return jax.vmap(problem.model_at(weights))(problem.data[0])
+
+
+def _risk(problem: Problem) -> Risk:
+    assert isinstance(problem.objective, Risk)
+    return problem.objective
+
+
 def _of_samples(
-    problem: Problem,
-    weights: PyTree,
+    risk: Risk,
+    predictions: Array,
+    targets: Array,
     by_loss: dict[type[AbstractLoss], Callable[[Array, Array], Array]],
 ) -> Array:
     """What belongs to the problem's loss, of each sample's prediction and target."""
-    objective = problem.objective
-    assert isinstance(objective, Risk)
-    assert isinstance(objective.loss, AbstractLoss)
-    of_sample = by_loss[type(objective.loss)]
-    model, (x, y) = problem.model_at(weights), problem.data
-    return jax.vmap(lambda xi, yi: of_sample(model(xi), yi))(x, y)
+    assert isinstance(risk.loss, AbstractLoss)
+    return jax.vmap(by_loss[type(risk.loss)])(predictions, targets)
 
 
 def _signed(

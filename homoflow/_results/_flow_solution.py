@@ -13,7 +13,7 @@ class FlowSolution(eqx.Module):
 
     - `ts`: the times of the iterates.
     - `losses`, `sharpness`: L and λ_max(∇²L) at the ends, NaN where a flow did not end.
-    - `distances`: ‖end − iterate‖.
+    - `distances`: ‖end − iterate‖, NaN there too.
     - `models`: the models at the ends, their arrays with a leading axis over `ts`.
     - `results`: the name of the result of each flow, such as `successful`.
     - `kinds`: what kind of a stationary point each has ended at; empty where it did not.

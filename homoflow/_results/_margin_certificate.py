@@ -23,6 +23,12 @@ class MarginCertificate(eqx.Module):
         grow in no direction); below 0 it is none; a symmetry makes it 0.
     - `moved`: by how much the direction was moved to come here, ‖ŵ − ŵ₀‖ of unit vectors;
         0 where it was not polished.
+    - `on_kinks`: which pairs of a sample and a kink of a unit the weights are on; `None`
+        for a smooth model, and where the kinks are not known one by one. There ∇m_i may be
+        any element of Clarke's subdifferential, and the curvature is that along the kinks
+        that hold the weights, on the side where they are of all others.
+    - `kink_distance`: the largest distance of a kink that they count as being on,
+        |z|/(‖∇z‖·‖w‖).
     """
 
     model: PyTree
@@ -34,6 +40,8 @@ class MarginCertificate(eqx.Module):
     complementarity: float
     curvature: float
     moved: float = 0.0
+    on_kinks: Bool[Array, "m kinks"] | None = None
+    kink_distance: float = 0.0
 
     @property
     def support(self) -> Bool[Array, "m outputs"]:
@@ -42,11 +50,11 @@ class MarginCertificate(eqx.Module):
 
     @property
     def residual(self) -> float:
-        """The larger of `stationarity` and `complementarity`."""
-        return max(self.stationarity, self.complementarity)
+        """The largest of `stationarity`, `complementarity` and `kink_distance`."""
+        return max(self.stationarity, self.complementarity, self.kink_distance)
 
     def is_kkt(self, tolerance: float = 1e-4) -> bool:
-        """Whether both residuals are below a tolerance."""
+        """Whether all residuals are below a tolerance."""
         return self.residual <= tolerance
 
     def __repr__(self) -> str:

@@ -79,15 +79,18 @@ class RESULTS(eqx.Enumeration):
         "The flow has no end: it separates the data, so that its loss falls to 0 while "
         "the weights grow without bound, and no stationary point is on its way. A limit "
         "of their direction was not found: that is looked for where margins are "
-        "homogeneous, up to 500 weights. Follow the flow with `homoflow.late_flow`, to "
-        "times beyond what a float can hold; give a finite `t1`; or a `weight_decay`."
+        "homogeneous, up to 500 weights (with kinks to log t = 3e4). Follow the flow with "
+        "`homoflow.late_flow`, to times beyond what a float can hold; give a finite `t1`; "
+        "or a `weight_decay`."
     )
     end_not_reached = (
         "The maximum number of steps was reached before a stationary point. Likely causes: "
         "(a) the weights run off to infinity, as those of a network that fits ever better "
         "may; (b) the flow lingers at a saddle or approaches a degenerate minimum, slower "
         "than exponentially; (c) it is stiff, and an explicit solver takes steps of about "
-        "1/λ_max of the Hessian. Allow more with `max_steps`."
+        "1/λ_max of the Hessian. Allow more with `max_steps`. Or (d) the model has kinks, "
+        "and does not separate the data: it comes to rest on kinks, where no minimum is "
+        "told from a saddle. Give a finite `t1`."
     )
     beyond_edge = (
         "The start is beyond the edge of stability: the sharpness λ_max(∇²L) exceeds "

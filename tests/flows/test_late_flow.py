@@ -199,7 +199,6 @@ def test_log_risk_of_a_sum_has_no_mean():
         ({"log_ts": [1.0, 6.0]}, "must increase and end at `log_t1`"),
         ({"time_unit": 0.0}, "`time_unit` must be positive"),
         ({"observe": {"log_ts": lambda p: p.t}}, "choose another name"),
-        ({"model": "relu"}, "gradient jumps at"),
         ({"model": "float32"}, "float64"),
     ],
 )
@@ -209,7 +208,7 @@ def test_what_it_is_not_made_for_is_refused(change, message):
     kind = options.pop("model", "linear")
     model = hf.MLP(
         (3, 2, 1),
-        activation="relu" if kind == "relu" else "linear",
+        activation="linear",
         dtype=jnp.float32 if kind == "float32" else None,
         key=jax.random.key(0),
     )

@@ -278,6 +278,27 @@ def test_reverse_mode_is_refused(differentiate):
         jax.eval_shape(differentiate, jnp.asarray(0.7))
 
 
+def test_samples_that_rest_on_a_kink_do_not_date_the_event():
+    """A unit is pinned at the origin for most of the time, until one sample lets it go."""
+    model = hf.MLP((2, 3, 1), activation="leaky_relu", key=jr.key(0))
+    arrays, frozen = eqx.partition(model, eqx.is_inexact_array)
+    _, unravel = jax.flatten_util.ravel_pytree(arrays)
+    keys = jr.split(jr.key(8), 3)
+    model = eqx.combine(unravel(0.7 * jr.normal(keys[0], (9,))), frozen)
+    x, y = jr.normal(keys[1], (6, 2)), jr.normal(keys[2], (6, 1))
+
+    @jax.jit
+    def end(scale, rtol):
+        run = hf.flow(model, (scale * x, y), 0.6, solver=hf.Filippov(), rtol=rtol)
+        return jax.flatten_util.ravel_pytree(eqx.filter(run.model, eqx.is_array))[0]
+
+    at, change = 20.0, 1e-4
+    _, slope = jax.jvp(lambda scale: end(scale, 1e-9), (at,), (1.0,))
+    plus, minus = (end(at + sign * change, 1e-12) for sign in (1, -1))
+    wanted = (plus - minus) / (2 * change)
+    assert np.linalg.norm(slope - wanted) < 1e-3 * np.linalg.norm(wanted)
+
+
 @pytest.mark.parametrize("second", [jax.jacfwd, jax.jacrev])
 def test_second_derivatives_are_refused(second):
     with pytest.raises(NotImplementedError, match="Second derivatives"):

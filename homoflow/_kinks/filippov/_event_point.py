@@ -16,7 +16,7 @@ from ._state import ContinuationHint, PairTables, State
 
 
 class EventPoint(NamedTuple):
-    """A point at which the field is wanted.
+    """A point at which the field is wanted, at the time `t`.
 
     - `tables`: as the step arrives there, with the pairs at zero classified. What they
         say of `constrained` pairs and of choices is from before.
@@ -28,6 +28,7 @@ class EventPoint(NamedTuple):
     - `is_event`: whether the mode is to be found. Else it is known: all active pairs slide.
     """
 
+    t: Float[Array, ""]
     w: Float[Array, " weights"]
     tables: PairTables
     pairs: ActivePairs
@@ -60,6 +61,7 @@ class EventPoint(NamedTuple):
 
 def event_point(
     system: System,
+    t: Float[Array, ""],
     w: Float[Array, " weights"],
     tables: PairTables,
     trigger: Bool[Array, "samples kinks"],
@@ -77,6 +79,7 @@ def event_point(
     was_disconnected = hint.is_retry & tables.disconnected
     pairs = ActivePairs.from_mask(active, capacity)
     event = EventPoint(
+        t=t,
         w=w,
         tables=after,
         pairs=pairs,
@@ -90,10 +93,13 @@ def event_point(
     return event, jnp.sum(active) > capacity
 
 
-def stage_point(state: State, w: Float[Array, " weights"]) -> EventPoint:
-    """The point w in the mode of a state."""
+def stage_point(
+    state: State, t: Float[Array, ""], w: Float[Array, " weights"]
+) -> EventPoint:
+    """The point w at the time t, in the mode of a state."""
     pairs = state.sliding.pairs
     return EventPoint(
+        t=t,
         w=w,
         tables=state.tables,
         pairs=pairs,

@@ -75,6 +75,11 @@ def integrate(
 
     @solve.defjvp
     def _(given, changes):
+        if system.descent is not None:
+            raise NotImplementedError(
+                "The exact flow has no derivatives in logarithmic time: differentiate "
+                "`homoflow.flow` with a finite `t1` below 1e8."
+            )
         others, primals = given[0], forbid_second_derivatives(given[1])
         tangents = changes[1]
         # Not one after the other: all directions of a Jacobian follow one flow.

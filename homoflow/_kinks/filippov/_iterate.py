@@ -174,7 +174,10 @@ def _linearize(
         return jnp.where(is_one_sided, found, at.dloss_da)
 
     dloss_da = lax.cond(jnp.any(is_one_sided), differentiate, lambda: at.dloss_da)
-    return at._replace(dloss_da=dloss_da), groups
+    at = at._replace(dloss_da=dloss_da)
+    if system.descent is not None:
+        at = at.at_pace(system.descent.pace(event.t, at.loss))
+    return at, groups
 
 
 def _mark(

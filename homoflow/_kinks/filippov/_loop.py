@@ -26,7 +26,7 @@ from ._step import (
     Step,
     arrive,
     predict_length,
-    stage_weights,
+    stage_of_step,
     take_step,
 )
 from ._step_control import Decision, judge
@@ -71,7 +71,7 @@ def make_loop(
     `record(w, loss, velocity)` is what is recorded at the times of the goal. `capacity`
     bounds the number of active pairs; the first `log_capacity` events are kept.
     """
-    state = State.start(w0, *_find_sides(system, w0), capacity)
+    state = State.start(w0, *find_sides(system, w0), capacity)
     make_row, unravel_rows = _as_rows(record, w0)
     row = jax.eval_shape(make_row, state)
     # Rows that are not due are written to the last place.
@@ -113,7 +113,7 @@ def _as_rows(record: Callable, w: Array) -> tuple[Callable, Callable]:
     return make_row, jax.vmap(unravel)
 
 
-def _find_sides(
+def find_sides(
     system: System, w0: Array
 ) -> tuple[Int[Array, "samples kinks"], Float[Array, ""]]:
     """The side of every pair at w0, from the bottom layer up, and the largest |z|."""
@@ -149,7 +149,7 @@ class _Stop(NamedTuple):
     def blank(state: State) -> "_Stop":
         """Before the step from a state is known."""
         no, none = jnp.asarray(False), jnp.asarray(0)
-        event = stage_point(state, state.point.w)
+        event = stage_point(state, state.t, state.point.w)
         return _Stop(Arrival.start(state), event, no, no, none)
 
     @staticmethod
@@ -159,6 +159,7 @@ class _Stop(NamedTuple):
         trigger = jnp.arange(side.size) == arrival.pair
         event, overflows = event_point(
             system,
+            arrival.t,
             arrival.w,
             state.tables,
             trigger.reshape(side.shape),
@@ -208,8 +209,12 @@ def _advance(
         is_event = jnp.where(is_end, ~stop.needs_old_velocity, e.number > NUM_STAGES)
 
         def make_stage() -> EventPoint:
-            w = stage_weights(state, e.stages, length, e.number)
-            return stage_point(state, jnp.where(is_end, stop.event.w, w))
+            t, w = stage_of_step(state, e.stages, length, e.number)
+            t, w = (
+                jnp.where(is_end, stop.event.t, t),
+                jnp.where(is_end, stop.event.w, w),
+            )
+            return stage_point(state, t, w)
 
         last = resolve_in_few_slots(
             system, stop.event.replaced_unless(is_event, make_stage)

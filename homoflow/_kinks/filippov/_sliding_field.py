@@ -71,6 +71,14 @@ class Linearization(NamedTuple):
         has_row = self.scale > 0
         return jnp.where(has_row, 1 / jnp.where(has_row, self.scale, 1), 0)
 
+    def at_pace(self, pace: Float[Array, ""]) -> "Linearization":
+        """That of a flow so many times as fast, which slides along the same kinks."""
+        return self._replace(
+            gradient=pace * self.gradient,
+            row_dot_gradient=pace * self.row_dot_gradient,
+            dloss_da=pace * self.dloss_da,
+        )
+
 
 class Groups(NamedTuple):
     """Groups of pairs with parallel rows (from repeated or antipodal inputs, say).

@@ -132,12 +132,13 @@ class Step(NamedTuple):
     rates: Float[Array, "2 slots"]
 
 
-def stage_weights(
+def stage_of_step(
     state: State, stages: Stages, length: Float[Array, ""], number: Int[Array, ""]
-) -> Float[Array, " weights"]:
-    """The weights of a stage of the step from a state."""
-    weights = jnp.asarray(_STAGES, length.dtype)
-    return state.point.w + length * (weights[number] @ stages.velocities)
+) -> tuple[Float[Array, ""], Float[Array, " weights"]]:
+    """The time and the weights of a stage of the step from a state."""
+    shares = jnp.asarray(_STAGES, length.dtype)[number]
+    w = state.point.w + length * (shares @ stages.velocities)
+    return state.t + length * jnp.sum(shares), w
 
 
 def predict_length(

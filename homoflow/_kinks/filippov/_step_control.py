@@ -15,6 +15,8 @@ _SAFETY, _MIN_FACTOR, _MAX_FACTOR = 0.9, 0.2, 3.0
 #: A step stalls if it is shorter than this part of the allowed step. After so many stalled
 #: steps in a row the flow is stuck.
 _STALLED, _MAX_STALLED_STEPS = 1e-12, 30
+#: How often in a row a step is shortened whose end is not finite.
+_MAX_NONFINITE = 20
 #: How often one event is resolved again.
 _MAX_RETRIES = 8
 
@@ -54,14 +56,19 @@ def judge(
     """
     is_start, duration = steps.is_start, arrival.duration
     norms = _Norms.create(state, arrival, resolved, velocity_before)
+    is_finite = jnp.isfinite(norms.w_after + norms.defect + resolved.point.loss)
+    is_shorter_possible = ~(is_start | state.is_forced)
     error = _error(norms, duration, goal.tolerances)
-    error = jnp.where(is_start | state.is_forced, 0, error)
+    error = jnp.where(is_shorter_possible, error, 0)
+    # Too long a step may have left where the field is a number.
+    error = jnp.where(is_shorter_possible & ~is_finite, jnp.inf, error)
     allowed = jnp.where(
         is_start,
         _first_step(norms, goal.tolerances.rtol, goal.t1),
         _next_step(state, duration, error),
     )
-    num_stalled = jnp.where(duration < _STALLED * state.step, steps.stalled + 1, 0)
+    is_stalled = (duration < _STALLED * state.step) | ~is_finite
+    num_stalled = jnp.where(is_stalled, steps.stalled + 1, 0)
     num_stalled = jnp.where(is_start, 0, num_stalled)
     # There is no way on, or one retry after the other. From a little further on there is
     # one.
@@ -71,7 +78,7 @@ def judge(
         overflows=overflows,
         mode_unsettled=is_lost & state.is_forced,
         stuck=num_stalled > _MAX_STALLED_STEPS,
-        nonfinite=~jnp.isfinite(norms.w_after + resolved.point.loss),
+        nonfinite=~is_finite & ((error <= 1) | (num_stalled > _MAX_NONFINITE)),
     )
     return Decision(error <= 1, allowed, is_lost | never_ends, ending, num_stalled)
 
@@ -99,8 +106,9 @@ class _Norms(NamedTuple):
 def _error(norms: _Norms, duration: Array, allowed: Tolerances) -> Float[Array, ""]:
     """The step's error in units of what is allowed, from its defect at its end."""
     most = allowed.rtol * norms.w_before + allowed.atol
-    error = duration * norms.defect / most
-    return jnp.where(jnp.isfinite(error), error, 0)
+    return jnp.where(
+        most > 0, duration * norms.defect / jnp.where(most > 0, most, 1), 0
+    )
 
 
 def _first_step(norms: _Norms, rtol: Array, t1: Array) -> Float[Array, ""]:

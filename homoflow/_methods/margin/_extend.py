@@ -14,30 +14,27 @@ from ..._results._margin_certificate import MarginCertificate
 from ..._results._stationary_kind import StationaryKind
 from ..._results._stats import Stats
 from ..._results._status import RESULTS
+from ..._results._totals import totals
 from ..._results._trajectory import Trajectory
 from ._limit_direction import LimitDirection
 from ._margins import flat_weights, with_flat_weights
-
-#: What the parts of a run have in common; all other numbers add up.
-_LARGEST = "law_violation"
 
 
 def with_limit_direction(
     trajectory: Trajectory, late: LimitDirection, problem: Problem, *, records: bool
 ) -> Trajectory:
-    """The run to where it separated the data, and on to the limit of its direction.
+    """The run up to where logarithmic time began, and on to the limit of its direction.
 
     `records`: whether what was recorded on the way is added to what there is.
     """
     certificate = late.certificate
     assert certificate is not None
-    separated = float(trajectory.stats["time_reached"])
-    log_ts = np.logaddexp(np.log(separated), np.concatenate(late.log_ts))
+    log_ts = np.concatenate(late.log_ts)
     limit = _of_unit_norm(problem, certificate)
-    longer = _extended(trajectory, late, problem, log_ts) if records else trajectory
+    longer = with_late_records(trajectory, late, problem) if records else trajectory
     with np.errstate(over="ignore"):
         end = float(np.exp(log_ts[-1]))
-    numbers = _totals([trajectory, *late.parts]) | {
+    numbers = totals([trajectory, *late.parts]) | {
         "stationary_kind": StationaryKind.diverges_in_direction,
         "time_reached": jnp.asarray(end),
         "log_time_reached": jnp.asarray(log_ts[-1]),
@@ -61,8 +58,8 @@ def _of_unit_norm(problem: Problem, certificate: MarginCertificate) -> PyTree:
     return with_flat_weights(problem, w / np.linalg.norm(w)).model
 
 
-def _extended(
-    trajectory: Trajectory, late: LimitDirection, problem: Problem, log_ts: np.ndarray
+def with_late_records(
+    trajectory: Trajectory, late: LimitDirection, problem: Problem
 ) -> Trajectory:
     """All records in order; `observed` has the logarithms of times and losses too."""
     with np.errstate(divide="ignore", over="ignore"):
@@ -70,6 +67,7 @@ def _extended(
             "log_ts": np.log(np.asarray(trajectory.ts)),
             "log_losses": np.log(np.asarray(trajectory.losses)),
         }
+        log_ts = np.concatenate(late.log_ts) if late.log_ts else np.zeros(0)
         ts = np.exp(log_ts)
 
     def joined(select: Callable[[Trajectory], PyTree]) -> PyTree:
@@ -106,13 +104,3 @@ def _extended(
         observed_every=tuple((name, 1) for name in observed),
         models=models,
     )
-
-
-def _totals(runs: list[Trajectory]) -> dict[str, jax.Array]:
-    """Costs of all runs together."""
-    found = {}
-    for name in runs[-1].stats.numbers:
-        known = [run.stats[name] for run in runs if run.stats[name] is not None]
-        combine = np.max if name == _LARGEST else np.sum
-        found[name] = jnp.asarray(combine(np.asarray(known), axis=0))
-    return found

@@ -13,6 +13,7 @@ from ..._jax._compilation import fast_compile_jit
 from ..._jax._precision import full_matmul_precision
 from ..._problem._log_risk import sample_margins
 from ..._problem._problem import Problem
+from ._piece import Piece, margins_on
 
 #: The largest deviation from Euler's identity, relative to its terms.
 _MAX_DEVIATION = 1e-6
@@ -41,16 +42,29 @@ class Margins(NamedTuple):
         return degree
 
 
-def margins_at(problem: Problem, w: np.ndarray) -> Margins:
-    values, along, slopes = map(np.asarray, _margins(problem, jnp.asarray(w)))
+def margins_at(problem: Problem, w: np.ndarray, piece: Piece | None = None) -> Margins:
+    """The margins; of a network with kinks those on a piece, if it is given."""
+    side = None if piece is None else jnp.asarray(piece.side)
+    values, along, slopes = map(np.asarray, _margins(problem, side, jnp.asarray(w)))
     return Margins(values.ravel(), along.ravel(), slopes)
 
 
 def lagrangian_hessian(
-    problem: Problem, w: np.ndarray, multipliers: np.ndarray
+    problem: Problem,
+    w: np.ndarray,
+    multipliers: np.ndarray,
+    piece: Piece | None = None,
+    forces: np.ndarray | None = None,
 ) -> np.ndarray:
-    """I − Σ λ_i ∇²m_i."""
-    curved = _hessian(problem, jnp.asarray(w), jnp.asarray(multipliers))
+    """I − Σ λ_i ∇²m_i − Σ ν_k ∇²z_k, ν the `forces` of the kinks that are held."""
+    side = held = None
+    if piece is not None:
+        side = jnp.asarray(piece.side)
+        of_all = np.zeros(piece.side.shape)
+        if forces is not None:
+            of_all[piece.held] = forces
+        held = jnp.asarray(of_all)
+    curved = _hessian(problem, side, jnp.asarray(w), jnp.asarray(multipliers), held)
     return np.asarray(curved)
 
 
@@ -66,11 +80,13 @@ def with_flat_weights(problem: Problem, w: np.ndarray) -> Problem:
 @fast_compile_jit
 @full_matmul_precision()
 def _margins(
-    problem: Problem, flat: Float[Array, " weights"]
+    problem: Problem, side: Array | None, flat: Float[Array, " weights"]
 ) -> tuple[Array, Array, Float[Array, "margins weights"]]:
     unravel = ravel_pytree(problem.weights)[1]
 
     def margins_of(v):
+        if side is not None:
+            return margins_on(problem, side, v)[0]
         return sample_margins(problem, unravel(v))
 
     values, along = jax.jvp(margins_of, (flat,), (flat,))
@@ -81,12 +97,21 @@ def _margins(
 @fast_compile_jit
 @full_matmul_precision()
 def _hessian(
-    problem: Problem, flat: Float[Array, " weights"], multipliers: Array
+    problem: Problem,
+    side: Array | None,
+    flat: Float[Array, " weights"],
+    multipliers: Array,
+    forces: Array | None,
 ) -> Float[Array, "weights weights"]:
     unravel = ravel_pytree(problem.weights)[1]
 
     def lagrangian(v):
-        margins = sample_margins(problem, unravel(v)).ravel()
-        return 0.5 * jnp.sum(v**2) - jnp.sum(multipliers * margins)
+        held = 0.0
+        if side is None or forces is None:
+            margins = sample_margins(problem, unravel(v))
+        else:
+            margins, z = margins_on(problem, side, v)
+            held = jnp.sum(forces * z)
+        return 0.5 * jnp.sum(v**2) - jnp.sum(multipliers * margins.ravel()) - held
 
     return jax.hessian(lagrangian)(flat)

@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from ..._observe._time_grid import DEFAULT_TIMES
 from ..._results._stats import Stats
 from ..._results._status import RESULTS
+from ..._results._totals import totals
 from ..._results._trajectory import Trajectory
 from ._segments import RECORDS, Segment, SegmentSolver
 
@@ -20,8 +21,6 @@ from ._segments import RECORDS, Segment, SegmentSolver
 _CHANGE, _MAX_REFINEMENTS = 0.05, 2
 #: The loss above its last value that is rounding, relative to the largest.
 _ROUNDING = 1e-12
-#: What the parts of a run have in common; all other numbers add up.
-_LARGEST = "law_violation"
 
 
 def merge_segments(
@@ -51,7 +50,14 @@ def merge_segments(
         model=model,
         models=None if trained is None else eqx.combine(trained, frozen),
         result=result,
-        stats=Stats({**_totals(parts), **numbers}, parts[-1].trajectory.stats.facts),
+        stats=Stats(
+            {
+                **totals([part.trajectory for part in parts]),
+                "time_reached": jnp.asarray(parts[-1].end),
+                **numbers,
+            },
+            parts[-1].trajectory.stats.facts,
+        ),
     )
 
 
@@ -101,19 +107,6 @@ def _in_order(
     known = known[np.argsort(times[known], kind="stable")]
     known = known[np.diff(times[known], prepend=-1.0) > 0]
     return times[known], jax.tree.map(lambda values: values[known], series)
-
-
-def _totals(parts: Sequence[Segment]) -> dict[str, Array]:
-    stats = [part.trajectory.stats.numbers for part in parts]
-    # In NumPy: for every number of segments JAX would compile.
-    totals = {
-        name: jnp.asarray(np.sum([numbers[name] for numbers in stats], axis=0))
-        for name in stats[0]
-        if name != _LARGEST
-    }
-    totals[_LARGEST] = jnp.asarray(np.max([numbers[_LARGEST] for numbers in stats]))
-    totals["time_reached"] = jnp.asarray(parts[-1].end)
-    return totals
 
 
 def _spread(
