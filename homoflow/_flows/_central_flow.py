@@ -79,8 +79,9 @@ def central_flow(
         of each law.
     - `cycles`: of the oscillation so far.
     - `shift`: by about which part of the threshold, within a factor of two, descent's
-        sharpness is expected to stay below it, because the curvature between w + σu and w − σu, with u a direction of the
-        oscillation and σ² the variance there, is not that at w.
+        sharpness is expected to stay below it, because the curvature between w + σu and
+        w − σu, with u a direction of the oscillation and σ² the variance there, is not
+        that at w.
 
     **Warns:** where descent is not expected to follow: fewer than 20 cycles of the
     oscillation (`stats["edge_cycles"]`), an onset that overshoots the threshold by more
