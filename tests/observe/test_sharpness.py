@@ -160,8 +160,6 @@ def test_midpoints_need_every_step():
         hf.flow(NET, (X, Y), 1.0, observe=observe)
     with pytest.raises(ValueError, match="midpoints"):
         hf.observe.Sharpness(at="middle")
-    with pytest.raises(TypeError, match="function"):
-        hf.observe.Sharpness(preconditioner=2.0)  # pyright: ignore[reportArgumentType]
 
 
 def root_of_squares(b2, eps):
