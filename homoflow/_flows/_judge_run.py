@@ -18,6 +18,8 @@ from .._results._trajectory import Trajectory
 _MAX_ERROR = 0.1
 #: An estimate is above the tolerance from so many times it on: they are rounded.
 _MORE = 1.001
+#: Farther than this from the limit of its direction a flow was not there yet.
+_NEAR = 0.05
 #: How a run may end whose gradient is NaN from the start.
 _MAYBE_AT_START = (
     "nonfinite", "step_size_too_small", "max_steps_reached", "solver_failed",
@@ -54,6 +56,23 @@ def named_at_start(trajectory: Trajectory, task: Task) -> Trajectory:
     )
     result = RESULTS.where(is_bad, RESULTS.nonfinite_at_start, result)
     return dataclasses.replace(trajectory, result=result)
+
+
+def warn_if_far_from_limit(trajectory: Trajectory) -> None:
+    """A warning where the direction was still on its way to the limit that is returned."""
+    if trajectory.limit is None:
+        return
+    distance = float(trajectory.stats["direction_distance"])
+    if distance <= _NEAR:
+        return
+    log_t = float(trajectory.stats["log_time_reached"])
+    warnings.warn(
+        f"At log t = {log_t:.3g} the flow's direction was still {distance:.2g} from the "
+        "limit that is returned. The rest of the way is that of the flow's smallest "
+        "margins, which is not the flow itself: that `limit` is a point of maximal margin "
+        "is certified, that the flow goes to it is not.",
+        stacklevel=4,
+    )
 
 
 def warn_if_inaccurate(trajectory: Trajectory, task: Task) -> None:

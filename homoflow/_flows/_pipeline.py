@@ -25,6 +25,7 @@ from .._results._trajectory import Trajectory
 from ._judge_run import (
     named_at_start,
     restored_a_broken_law,
+    warn_if_far_from_limit,
     warn_if_inaccurate,
 )
 
@@ -121,4 +122,5 @@ def run(task: Task, method: AbstractMethod, throw: bool) -> Trajectory:
     if throw:
         trajectory = raise_unless_successful(trajectory)
     warn_if_inaccurate(trajectory, task)
+    warn_if_far_from_limit(trajectory)
     return trajectory

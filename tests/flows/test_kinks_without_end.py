@@ -81,6 +81,22 @@ def test_a_relu_network_comes_to_a_point_of_maximal_margin(seed):
     assert not hf.certify_margin(aside, XOR).is_kkt(1e-4)
 
 
+def test_a_limit_that_the_flow_was_far_from_is_said_to_be_extrapolated():
+    """Twelve points that a network of four units tells apart, and not by little."""
+    key, of_data = jax.random.split(jax.random.key(8))
+    of_teacher, of_points = jax.random.split(of_data)
+    teacher = hf.MLP((4, 4, 1), key=of_teacher)
+    points = jax.random.normal(of_points, (400, 4))
+    outputs = jax.vmap(teacher)(points)[:, 0]
+    clear = np.flatnonzero(np.abs(outputs) > np.median(np.abs(outputs)))[:12]
+    data = points[clear], jnp.sign(outputs[clear])[:, None]
+    with pytest.warns(UserWarning, match="that the flow goes to it is not"):
+        run = hf.flow(hf.MLP((4, 8, 1), key=key), data, jnp.inf, **LOGISTIC)
+    assert run.limit is not None
+    assert run.limit.is_kkt(1e-10)
+    assert run.stats["direction_distance"] > 0.05
+
+
 def test_classes_have_limits_too():
     x = jax.random.normal(jax.random.key(5), (9, 2))
     y = jnp.arange(9) % 3
