@@ -62,6 +62,7 @@ def test_a_relu_network_comes_to_a_point_of_maximal_margin(seed):
     assert run.stats["stationary_kind"] == StationaryKind.diverges_in_direction
     assert limit is not None
     assert limit.is_kkt(1e-10)
+    assert limit.on_kinks is not None
     assert int(limit.on_kinks.sum()) > 0
     assert run.stats["solver"] == "Filippov"
     logs = np.asarray(run.observed["log_ts"])
