@@ -95,10 +95,10 @@ def make_solver(given: Solve) -> dfx.AbstractSolver:
 
 def _solve(given: Solve, saveat: dfx.SaveAt, options: Options) -> dfx.Solution:
     settings, span, equation = given.settings, given.span, given.equation
-    _, controller = _stepper_and_controller(given)
+    stepper, controller = _stepper_and_controller(given)
     solution = dfx.diffeqsolve(
         make_terms(equation, given.dynamics, settings, given.grid),
-        make_solver(given),
+        _with_projection(stepper, settings, equation, given.grid),
         span.t0,
         span.t1,
         settings.dt0,

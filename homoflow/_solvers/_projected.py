@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._rescaling import Rescaling, RescalingGroup
 from .._rescaling._gram import max_magnitude
-from ._base import AbstractFlowSolver, as_flow_solver
+from ._base import as_flow_solver
+from ._forwarding import AbstractForwardingSolver
 
 #: Where some drift may wait, laws are checked after so many steps: for square layers, to
 #: evaluate them takes a part of a gradient that counts.
@@ -38,7 +39,7 @@ class ProjectedState(NamedTuple):
     steps_since_check: Int[Array, ""]
 
 
-class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
+class ProjectedSolver(AbstractForwardingSolver):
     """Any one-step solver of gradient flow, with the laws restored after steps.
 
     After a step the weights are moved along the orbit of `orbit`'s rescalings to where
@@ -73,44 +74,6 @@ class ProjectedSolver(AbstractFlowSolver, dfx.AbstractWrappedSolver):
             solver_state=None if solver_state is None else solver_state.inner,
             args=args,
         )
-
-    @property
-    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.term_structure
-
-    @property
-    def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.term_compatible_contr_kwargs
-
-    # Diffrax looks for these where `isinstance` says that they are there.
-
-    @property
-    def scan_kind(self):
-        return self.solver.scan_kind  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def root_finder(self):
-        return self.solver.root_finder  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def root_find_max_steps(self):
-        return self.solver.root_find_max_steps  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.interpolation_cls
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args) -> ProjectedState:
         inner = self.solver.init(terms, t0, t1, y0, args)

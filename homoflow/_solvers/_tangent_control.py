@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ._base import AbstractFlowSolver, as_flow_solver
+from ._base import as_flow_solver
+from ._forwarding import AbstractForwardingSolver
 
 #: No entry grows by more in a step that is accepted.
 _MAX_GROWTH = 1e6
 
 
 @final
-class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
+class TangentControl(AbstractForwardingSolver):
     """An explicit Runge–Kutta method whose steps resolve a tangent u beside the state v.
 
     The derivative of a run is that of its steps, their sizes held fixed. On a stiff flow
@@ -41,30 +42,6 @@ class TangentControl(AbstractFlowSolver, dfx.AbstractWrappedSolver):
     @property
     def stepper(self) -> dfx.AbstractSolver:
         return self.solver
-
-    @property
-    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.interpolation_cls
-
-    @property
-    def scan_kind(self):
-        return self.solver.scan_kind  # pyright: ignore[reportAttributeAccessIssue]
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def with_tolerances(self, rtol, atol) -> "TangentControl":
         return dataclasses.replace(self, rtol=rtol, atol=atol)
@@ -153,7 +130,7 @@ def _with_tangent(terms: PyTree, far: Float[Array, ""]) -> dfx.ODETerm:
         v, u = pair
         is_far = ~(jnp.max(jnp.abs(v)) <= far)
         v = jnp.where(is_far, 0, v)
-        field = lambda v: terms.vf(*lax.stop_gradient((t,)), v, _fixed(args))  # noqa: E731
+        field = lambda v: terms.vf(lax.stop_gradient(t), v, _fixed(args))  # noqa: E731
         _, of_tangent = jax.jvp(field, (lax.stop_gradient(v),), (lax.stop_gradient(u),))
         of_state = jnp.where(is_far, 0, terms.vf(t, v, args))
         return of_state, jnp.where(is_far, jnp.nan, of_tangent)

@@ -67,7 +67,7 @@ def nearest_point(
     """The point of margins ≥ 1 from which the `anchor` is nearest; `None` if not found.
 
     w − anchor = Σ λ_i ∇m_i + Σ ν_k ∇z_k, λ ≥ 0, beginning with some `sets`. `tried`: the
-    keys of those that were tried before, in vain; more are added.
+    keys of sets that are not tried again; those that are tried here are added.
     """
     for _ in range(_MAX_SETS):
         if not sets.support.any() or sets.key in tried:
