@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..._dynamics.edge._edge import Motion, Work
+from ..._dynamics.edge._frame import Course, Frame
 
 #: How accurately the time of an event is found, relative to the step, in how many trials.
 _TIME_RTOL, _MAX_TRIALS = 1e-9, 40
@@ -94,6 +95,20 @@ class Bracket(NamedTuple):
         return (self.high - self.low <= _TIME_RTOL) | (self.trials >= _MAX_TRIALS)
 
 
+class Before(NamedTuple):
+    """Where the eigenvectors at the threshold were before the present state, and when.
+
+    The present time stands for nothing before it in the same mode.
+    """
+
+    t: Float[Array, ""]
+    frame: Frame
+
+    @staticmethod
+    def of(state: State) -> "Before":
+        return Before(state.t, state.motion.frame())
+
+
 class Ending(NamedTuple):
     """Why a walk ended before its time, if it did."""
 
@@ -113,8 +128,8 @@ class Counts(NamedTuple):
 class Walk(NamedTuple):
     """A walk under way.
 
-    - `state`: where it is; `end`, `goal`: the end of the step being looked at, and the
-        point of it up to which it is taken.
+    - `before`: where it was; `state`: where it is; `end`, `goal`: the end of the step being
+        looked at, and the point of it up to which it is taken.
     - `phase`: what the next turn does; `after`: what follows when all is recorded.
     - `length`: of the next step.
     - `fastest_onset`: the largest `Motion.rise` with which eigenvalues came to the edge
@@ -122,6 +137,7 @@ class Walk(NamedTuple):
     - `largest_shift`: the largest of `Edge.shift`, in absolute value, so far.
     """
 
+    before: Before
     state: State
     end: State
     goal: State
@@ -136,6 +152,12 @@ class Walk(NamedTuple):
     ending: Ending
     counts: Counts
     work: Work
+
+    def course(self) -> Course:
+        """Where the eigenvectors at the threshold go from here, if they go on."""
+        elapsed = self.state.t - self.before.t
+        now = self.state.motion.frame()
+        return Course.through(self.before.frame, now, elapsed, self.state.num)
 
 
 class Candidate(NamedTuple):

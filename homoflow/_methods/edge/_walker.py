@@ -17,6 +17,7 @@ from ..._solvers._chebyshev import (
 )
 from ._setting import Setting
 from ._walk import (
+    Before,
     Bracket,
     Candidate,
     Counts,
@@ -79,6 +80,7 @@ class Walker(NamedTuple):
             lambda s: jnp.zeros((self.setting.times.size, *s.shape), s.dtype), blank
         )
         return Walk(
+            Before.of(state),
             state,
             state,
             state,
@@ -162,27 +164,30 @@ class Walker(NamedTuple):
         longest = jnp.minimum(longest_step(radius, _MAX_STAGES), left)
         length = jnp.minimum(walk.length, longest)
 
-        def velocity(y: Array, carry: Any) -> tuple[Array, Any]:
-            vectors, work = carry
-            motion, work = edge.near(y[:size], vectors, state.num, work)
-            return self.setting.slope(motion), (motion.spectrum.vectors, work)
+        course = walk.course()
 
-        end, (vectors, work) = chebyshev_step(
+        def velocity(y: Array, work: Work) -> tuple[Array, Work]:
+            motion, work = edge.glide(y[:size], course, y[-1], state.num, work)
+            return jnp.append(self.setting.slope(motion), 1), work
+
+        # The time since the start goes along, as one more unknown.
+        end, work = chebyshev_step(
             velocity,
-            jnp.concatenate([state.w, state.sums]),
-            state.slope,
+            jnp.concatenate([state.w, state.sums, jnp.zeros(1, state.w.dtype)]),
+            jnp.append(state.slope, 1),
             length,
             num_stages(length, radius, _MAX_STAGES),
-            (state.motion.spectrum.vectors, walk.work),
+            walk.work,
         )
+        critical = course.vectors(length)
         t = jnp.where(length < left, state.t + length, self.setting.end)
         point = self._point(
             walk,
             end[:size],
-            end[size:],
+            end[size:-1],
             t,
             state.num,
-            vectors=vectors,
+            vectors=state.motion.spectrum.vectors.at[: edge.max_critical].set(critical),
             length=length,
             # The end before it is moved to the set.
             velocity=end[:size],
@@ -260,9 +265,17 @@ class Walker(NamedTuple):
         after = jnp.asarray(after, walk.phase.dtype)
         phase = jnp.where(is_due, int(Phase.record), after).astype(walk.phase.dtype)
         state = jax.tree.map(lambda a, b: jnp.where(is_due, a, b), walk.state, goal)
+        before = jax.tree.map(
+            lambda a, b: jnp.where(is_due, a, b), walk.before, Before.of(walk.state)
+        )
         largest = jnp.maximum(walk.largest_shift, jnp.abs(goal.shift))
         return walk._replace(
-            state=state, goal=goal, phase=phase, after=after, largest_shift=largest
+            before=before,
+            state=state,
+            goal=goal,
+            phase=phase,
+            after=after,
+            largest_shift=largest,
         )
 
     def _judge_step(self, walk: Walk, candidate: Candidate, new: State) -> Walk:
@@ -345,6 +358,7 @@ class Walker(NamedTuple):
         rise = jnp.where(is_onset, new.motion.rise, 0)
         return walk._replace(
             fastest_onset=jnp.maximum(walk.fastest_onset, rise),
+            before=Before.of(state),
             state=state,
             phase=phase.astype(walk.phase.dtype),
             length=0.3 * walk.length,
