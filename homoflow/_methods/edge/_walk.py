@@ -64,12 +64,16 @@ def between(
 
 
 class Bracket(NamedTuple):
-    """Parts of a step before and after its event, and the event function there."""
+    """Parts of a step before and after its event, and the event function there.
+
+    - `side`: 1 if the last trial was after the event, -1 if it was before, 0 at first.
+    """
 
     low: Float[Array, ""]
     high: Float[Array, ""]
     at_low: Float[Array, ""]
     at_high: Float[Array, ""]
+    side: Int[Array, ""]
     trials: Int[Array, ""]
 
     def guess(self) -> Float[Array, ""]:
@@ -80,14 +84,17 @@ class Bracket(NamedTuple):
         return jnp.clip(part, self.low + 0.01 * width, self.high - 0.01 * width)
 
     def narrowed(self, part: Array, event: Array) -> "Bracket":
-        """With one more value; that of an end that stays is halved [Illinois method]."""
+        """With one more value; that of an end that stays again is halved [Illinois]."""
         is_past = event > 0
+        side = jnp.where(is_past, 1, -1).astype(self.side.dtype)
+        kept = jnp.where(side == self.side, 0.5, 1.0)
         return Bracket(
-            jnp.where(is_past, self.low, part),
-            jnp.where(is_past, part, self.high),
-            jnp.where(is_past, self.at_low / 2, event),
-            jnp.where(is_past, event, self.at_high / 2),
-            self.trials + 1,
+            low=jnp.where(is_past, self.low, part),
+            high=jnp.where(is_past, part, self.high),
+            at_low=jnp.where(is_past, kept * self.at_low, event),
+            at_high=jnp.where(is_past, event, kept * self.at_high),
+            side=side,
+            trials=self.trials + 1,
         )
 
     @property

@@ -39,6 +39,8 @@ _GONE, _WATCHED = 1e-3, 1e-2
 _SMALL_STEP = 0.5
 #: Eigenvalues that are further from the threshold than this were not brought back to it.
 _MAX_EXCESS = 1e-6
+#: How wide the oscillation is, for the warning, is computed each so many steps.
+_STEPS_PER_SHIFT = 4
 #: Steps shorter than this part of 1/threshold are none.
 _SHORTEST = 1e-8
 
@@ -84,7 +86,7 @@ class Walker(NamedTuple):
             state,
             state,
             state,
-            Bracket(zero, zero, zero, zero, none),
+            Bracket(zero, zero, zero, zero, none, none),
             jnp.asarray(int(Phase.enter)),
             jnp.asarray(int(Phase.step)),
             1 / self.setting.edge.threshold,
@@ -114,7 +116,8 @@ class Walker(NamedTuple):
         w, motion, work = self.setting.edge.settle(
             candidate.w, candidate.vectors, candidate.num, candidate.num_wanted, work
         )
-        shift, work = self.setting.edge.shift(w, motion, candidate.num, work)
+        num = jnp.where(self._is_shift_due(walk), candidate.num, 0)
+        shift, work = self.setting.edge.shift(w, motion, num, work)
         new = self.setting.state(candidate, w, motion, shift)
         conclude = (
             self._judge_step,
@@ -127,6 +130,12 @@ class Walker(NamedTuple):
         return lax.switch(
             walk.phase, conclude, walk._replace(work=work), candidate, new
         )
+
+    def _is_shift_due(self, walk: Walk) -> Bool[Array, ""]:
+        """At recorded times, where a mode begins, and at some of its steps."""
+        is_step = walk.phase == Phase.step
+        is_rare = is_step & (walk.counts.steps % _STEPS_PER_SHIFT != 0)
+        return (walk.phase != Phase.locate) & ~is_rare
 
     # What a turn looks at.
 
@@ -309,7 +318,8 @@ class Walker(NamedTuple):
         zero = jnp.zeros_like(length)
         # The start counts as before the event, whatever rounding says.
         below = jnp.minimum(state.event, -0.1 * jnp.abs(new.event))
-        bracket = Bracket(zero, zero + 1, below, new.event, jnp.asarray(0))
+        none = jnp.asarray(0)
+        bracket = Bracket(zero, zero + 1, below, new.event, none, none)
         has_event = is_good & (new.event > 0)
         meeting = walk._replace(
             goal=new,
@@ -372,7 +382,8 @@ class Walker(NamedTuple):
         )
         slope = self.setting.slope(motion)
         new = new._replace(motion=motion, num=rank, slope=slope)
-        is_over = (rank == self.setting.near(motion, _GONE)) | (rank == 0)
+        gone = jnp.maximum(_GONE, 3 * self.setting.joins)
+        is_over = (rank == self.setting.near(motion, gone)) | (rank == 0)
         after = jnp.where(is_over, int(Phase.enter), int(Phase.part))
         counts = walk.counts
         walk = walk._replace(
