@@ -154,7 +154,7 @@ def test_derivatives_are_those_of_dense_eigenvalues():
     problem = problem_of()
     flat, unravel = ravel_pytree(problem.weights)
     along = jr.normal(jr.key(5), flat.shape)
-    start = Sharpness(k=2).init(point_of(problem))
+    start = Sharpness(k=2).init(point_of(problem)).guess
 
     def values(s):
         weights = unravel(flat + s * along)
