@@ -16,8 +16,8 @@ _MAX_CYCLES = 30
 #: The same where a good guess is followed.
 _FOLLOWING_BASIS = 16
 #: Vectors by which the basis has to grow before an answer is believed: a good guess has a
-#: small residual at once, whatever eigenvalue it belongs to.
-_MIN_STEPS = 8
+#: small residual at once, whatever eigenvalue it belongs to. Fewer where a guard is known.
+_MIN_STEPS, _MIN_STEPS_KNOWN = 8, 2
 
 
 class TopEigenpairs(NamedTuple):
@@ -38,7 +38,10 @@ class TopEigenpairs(NamedTuple):
 
 
 def top_eigenvalues(
-    product: Callable[[Array], Array], guess: Float[Array, "k size"], rtol: float
+    product: Callable[[Array], Array],
+    guess: Float[Array, "k size"],
+    rtol: float,
+    known: "Known | None" = None,
 ) -> TopEigenpairs:
     """The k largest (not the largest absolute) eigenvalues of `product`.
 
@@ -53,19 +56,43 @@ def top_eigenvalues(
     larger eigenvalues that the guess knows nothing of: its vectors may be as good as exact
     and of other eigenvalues, and each random one sees one of several that are equal. That
     none was missed is not proved.
+
+    What is `known` from an operator that was much the same is a guard vector for the next
+    eigenvalue: then one random vector is enough beside it, and fewer steps. The next guard
+    is the last of the `vectors` then, if there are more than k weights.
     """
     k, size = guess.shape
-    num_watched = min(2 * k, size)
-    stray = jr.normal(jr.key(0), (num_watched - k, size), guess.dtype)
-    num = jnp.asarray(num_watched)
-    search = _Search(product, jnp.asarray(k), num, num_watched, rtol, _MIN_STEPS)
+    most, few = min(max(2 * k, k + 2), size), min(k + 2, size)
+    key = jr.key(0) if known is None else jr.key(known.count)
+    stray = jr.normal(key, (most - k, size), guess.dtype)
+    num, min_steps = min(2 * k, size), _MIN_STEPS
+    if known is not None:
+        is_known = known.count > 0
+        num = jnp.where(is_known, few, num)
+        min_steps = jnp.where(is_known, _MIN_STEPS_KNOWN, min_steps)
+        if most > k:
+            guard = jnp.where(is_known, known.guard, stray[0])
+            stray = stray.at[0].set(guard)
+    wanted, watched = jnp.asarray(k), jnp.asarray(num)
+    search = _Search(product, wanted, watched, most, rtol, min_steps)
     found = search.run(jnp.concatenate([guess, stray]), _BASIS)
     is_good = found.residuals <= rtol * found.norm
     return found._replace(
         values=jnp.where(is_good, found.values, jnp.nan)[:k],
-        vectors=found.vectors[:k],
+        vectors=found.vectors[: k if known is None else k + 1],
         residuals=found.residuals[:k],
     )
+
+
+class Known(NamedTuple):
+    """What is known of the eigenvalues that follow those looked for.
+
+    - `guard`: the vector of the next one.
+    - `count`: how many operators were looked at since nothing was known, 0 if nothing is.
+    """
+
+    guard: Float[Array, " size"]
+    count: Int[Array, ""]
 
 
 def follow_eigenpairs(
@@ -141,7 +168,7 @@ class _Search(NamedTuple):
     num_watched: Int[Array, ""]
     rows: int
     rtol: float | Float[Array, ""]
-    min_steps: int
+    min_steps: int | Int[Array, ""]
 
     def run(self, first: Float[Array, "rows size"], least_room: int) -> TopEigenpairs:
         """The pairs, from a basis that begins with what `first` spans."""
