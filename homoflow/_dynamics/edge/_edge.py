@@ -136,7 +136,8 @@ class Edge(NamedTuple):
     ) -> tuple[Motion, Work]:
         """The motion at a point near the set, with eigenvectors where they are expected.
 
-        Nothing is looked for. Without eigenvalues at the threshold it is −∇L.
+        To second order, which looks back by more than a short step, that is not good enough
+        and they are looked for. Without eigenvalues at the threshold it is −∇L.
         """
 
         def free(work: Work) -> tuple[Motion, Work]:
@@ -144,30 +145,22 @@ class Edge(NamedTuple):
             motion = self.unknown_motion(w, course.vectors(elapsed))
             return motion._replace(gradient=gradient, velocity=-pull), work
 
-        def pinned(work: Work) -> tuple[Motion, Work]:
-            motion = self._expected(w, course, elapsed, num)
+        def expected(work: Work) -> tuple[Motion, Work]:
+            vectors = course.vectors(elapsed)
+            values = jnp.full(vectors.shape[0], self.threshold, w.dtype)
+            spectrum = Spectrum(values, vectors, jnp.zeros_like(values))
+            gradient, slopes = self.curvature.gradient(w), course.slopes(elapsed)
             work = work.plus(gradients=1)
-            if self.lag is None:
-                return motion, work
-            half = self.lag / 2
-            behind = self._expected(
-                w - half * motion.velocity, course, elapsed - half, num
-            )
-            force = motion.gradient + motion.velocity - behind.velocity
-            slopes = course.slopes(elapsed)
-            return self._balanced(motion, force, slopes, num), work.plus(gradients=1)
+            return self._motion(gradient, slopes, spectrum, num), work
 
+        def found(work: Work) -> tuple[Motion, Work]:
+            guess = course.vectors(elapsed)
+            gradient, spectrum, work = self.spectrum(w, guess, num, num, work)
+            motion, work = self.motion(w, gradient, spectrum, num, work)
+            return self.with_lag(w, motion, num, work)
+
+        pinned = expected if self.lag is None else found
         return lax.cond(num > 0, pinned, free, work)
-
-    def _expected(
-        self, w: Array, course: Course, elapsed: Float[Array, ""], num: Int[Array, ""]
-    ) -> Motion:
-        """The motion to first order with a frame on its course."""
-        vectors = course.vectors(elapsed)
-        values = jnp.full(vectors.shape[0], self.threshold, w.dtype)
-        spectrum = Spectrum(values, vectors, jnp.zeros_like(values))
-        gradient = self.curvature.gradient(w)
-        return self._motion(gradient, course.slopes(elapsed), spectrum, num)
 
     def settle(
         self,
@@ -247,19 +240,14 @@ class Edge(NamedTuple):
 
         force, work = lax.cond(num > 0, bend, lambda work: (pull, work), work)
         motion = motion._replace(pull=pull, hold=as_matrix(hold, self.max_critical))
-        return self._balanced(motion, force, slopes, num), work
-
-    def _balanced(
-        self, motion: Motion, force: Array, slopes: Slopes, num: Int[Array, ""]
-    ) -> Motion:
-        """With the oscillation that keeps eigenvalues where they are against a force."""
         x = -2 * solve_scaled(slopes.gram, slopes.along(force), num)
         mean_force = slopes.force(x) / 2
-        return motion._replace(
+        motion = motion._replace(
             velocity=-force - mean_force,
             oscillation=as_matrix(x, self.max_critical),
-            mean_gradient=motion.gradient + mean_force,
+            mean_gradient=gradient + mean_force,
         )
+        return motion, work
 
     def unknown_motion(self, w: Array, guess: Float[Array, "rows size"]) -> Motion:
         """A motion of which nothing is known but a guess of the eigenvectors."""

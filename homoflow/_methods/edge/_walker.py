@@ -33,8 +33,9 @@ _MAX_STAGES = 150
 #: By how much the Jacobian's spectrum may exceed what is known of it at a step's start.
 _MARGIN = 1.15
 #: Beyond the first one that has left is gone; up to the second one is watched while others
-#: leave.
+#: leave: or so many times the gap in which one joins, if that is more.
 _GONE, _WATCHED = 1e-3, 1e-2
+_GONE_JOINS, _WATCHED_JOINS = 3, 4
 #: Steps while eigenvalues part, in units of 1/threshold.
 _SMALL_STEP = 0.5
 #: Eigenvalues that are further from the threshold than this were not brought back to it.
@@ -232,7 +233,9 @@ class Walker(NamedTuple):
         """
         state, edge, motion = walk.state, self.setting.edge, walk.state.motion
         moves = walk.phase == Phase.part
-        gap = jnp.where(moves, _WATCHED, 2 * self.setting.joins)
+        joins = self.setting.joins
+        watched = jnp.maximum(_WATCHED, _WATCHED_JOINS * joins)
+        gap = jnp.where(moves, watched, 2 * joins)
         near = jnp.minimum(self.setting.near(motion, gap), edge.max_critical)
         left = self.setting.end - state.t
         length = jnp.minimum(_SMALL_STEP / edge.fastest(edge.threshold), left)
@@ -382,7 +385,7 @@ class Walker(NamedTuple):
         )
         slope = self.setting.slope(motion)
         new = new._replace(motion=motion, num=rank, slope=slope)
-        gone = jnp.maximum(_GONE, 3 * self.setting.joins)
+        gone = jnp.maximum(_GONE, _GONE_JOINS * self.setting.joins)
         is_over = (rank == self.setting.near(motion, gone)) | (rank == 0)
         after = jnp.where(is_over, int(Phase.enter), int(Phase.part))
         counts = walk.counts
