@@ -25,7 +25,7 @@ def unit_of(tree: PyTree) -> Float[Array, ""]:
 
 
 def unit_if_tiny(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """The largest |entry| where squares of all might underflow, else 1, which rounds nothing."""
+    """The largest |entry| where all squares may underflow; else 1, which rounds nothing."""
     unit = unit_of(x)
     return jnp.where(unit < jnp.finfo(x.dtype).tiny ** (1 / 3), unit, 1)
 
