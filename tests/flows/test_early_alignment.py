@@ -31,7 +31,8 @@ def balanced_net(seed, size):
 class LimitFlow:
     """w' = aD, a' = w·D of one unit as long as f = 0.
 
-    D = (1/m) Σ y_i 1[w·x_i > 0] x_i is constant between kinks, where w and a are combinations of cosh |D|t and sinh |D|t.
+    D = (1/m) Σ y_i 1[w·x_i > 0] x_i is constant between kinks, where w and a are
+    combinations of cosh |D|t and sinh |D|t.
     At a kink the sides are tried one by one, and the share of a sample on which the unit
     stays is what keeps w·x_i at 0 [Filippov 1988].
     """
