@@ -166,8 +166,14 @@ def test_starts_that_show_no_limit_are_refused(sizes, match):
 def test_it_is_the_same_flow_where_both_can_go():
     model = DiagonalNet(jnp.array([1.0, 2.0, 1, 1]), jnp.array([1.0, -1, 0.5, 1]))
     start = jax.tree.map(lambda w: 1e-3 * w, model)
-    plain = hf.flow(start, DATA, 30.0, rtol=1e-11)
-    early = hf.early_flow(model, DATA, 30.0, log_size=np.log(1e-3), rtol=1e-10)
+    speed = {"speed": lambda point: point.velocity.u}
+    plain = hf.flow(start, DATA, 30.0, rtol=1e-11, observe=speed)
+    early = hf.early_flow(
+        model, DATA, 30.0, log_size=np.log(1e-3), rtol=1e-10, observe=speed
+    )
+    np.testing.assert_allclose(
+        early.observed["speed"], plain.observed["speed"], atol=1e-8
+    )
     np.testing.assert_allclose(early.losses, plain.losses, atol=1e-8)
     np.testing.assert_allclose(early.grad_norms, plain.grad_norms, atol=1e-8)
     np.testing.assert_allclose(early.model.v, plain.model.v, rtol=1e-7, atol=1e-9)
