@@ -90,6 +90,7 @@ def make_equation(
             rate = dynamics.velocity(problem, t, state)
             velocity = dynamics.weights_velocity(state, rate)
             return jax.tree.map(lambda v: v / pace.astype(v.dtype), velocity)
+
         return Point(at, shown, w, loss, gradient, state, compute_velocity), recorder
 
     def curvature(t, v, args):

@@ -65,15 +65,19 @@ class LimitFlow:
         for i in np.flatnonzero(self.side):
             z, rate = self.x[i] @ self.w, self.x[i] @ self.push
 
-            def to_kink(time, z=z, rate=rate, side=self.side[i]):
+            side = self.side[i]
+
+            def to_kink(time, z=z, rate=rate, side=side):
                 return side * (z + rate * self.ahead(time)[0])
 
             if to_kink(found[0]) < 0:
                 # What has just left a kink is on the wrong side by rounding.
                 starts = (0.0, *np.geomspace(1e-14, 1e-6, 9))
-                first = next(time for time in starts if to_kink(time) > 0)
-                time = scipy.optimize.brentq(to_kink, first, found[0], xtol=1e-15)
-                found = (time, i)
+                first = next(s for s in starts if to_kink(s) > 0)
+                found = (
+                    scipy.optimize.brentq(to_kink, first, found[0], xtol=1e-15),
+                    i,
+                )
         return found
 
     def turn(self):
@@ -138,6 +142,7 @@ def test_directions_are_those_of_the_limit_flow(digits):
         run = hf.flow(model, data, ts[-1], ts=ts, save_models=True, laws=())
         assert run.stats["solver"] == "Filippov"
         w, a, slid = limit_flow(seed, ts)
+        assert run.models is not None
         slides += slid
         hidden, out = (np.asarray(layer.weight) / size for layer in run.models.layers)
         np.testing.assert_allclose(units(hidden), units(w), atol=1e-7)
@@ -154,6 +159,7 @@ def test_to_half_of_the_escape_directions_of_large_units_are_right():
         ts = ts / np.mean(np.abs(y[:, 0]) * np.linalg.norm(x, axis=1))
         run = hf.flow(model, data, ts[-1], ts=ts, save_models=True, laws=(), rtol=1e-9)
         w, *_ = limit_flow(seed, ts)
+        assert run.models is not None
         hidden = np.asarray(run.models.layers[0].weight) * 1e30
         sizes = np.linalg.norm(w, axis=2)
         share = sizes / np.linalg.norm(sizes, axis=1)[:, None]
