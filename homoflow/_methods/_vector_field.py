@@ -87,9 +87,8 @@ def make_equation(
         at, pace = _clock_and_pace(dynamics, grid, t)
 
         def compute_velocity():
-            rate = dynamics.velocity(problem, t, state)
-            velocity = dynamics.weights_velocity(state, rate)
-            return jax.tree.map(lambda v: v / pace.astype(v.dtype), velocity)
+            v = dynamics.weights_velocity(state, dynamics.velocity(problem, t, state))
+            return jax.tree.map(lambda a: a / pace.astype(a.dtype), v)
 
         return Point(at, shown, w, loss, gradient, state, compute_velocity), recorder
 
