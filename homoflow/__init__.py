@@ -20,6 +20,7 @@ from ._flows._drift_prediction import (
     EdgeDrift as EdgeDrift,
 )
 from ._flows._early_flow import early_flow as early_flow
+from ._flows._early_limit import early_limit as early_limit
 from ._flows._flow import flow as flow
 from ._flows._flow_solution import flow_solution as flow_solution
 from ._flows._heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
@@ -100,6 +101,7 @@ from ._results._ledger import (
 from ._results._margin_certificate import MarginCertificate as MarginCertificate
 from ._results._reason import Reason as Reason
 from ._results._saddle import Saddle as Saddle
+from ._results._saddle_limit import SaddleLimit as SaddleLimit
 from ._results._save import load as load, save as save
 from ._results._smooth import smooth as smooth
 from ._results._stationary_kind import StationaryKind as StationaryKind

@@ -135,8 +135,16 @@ class AbstractDynamics(eqx.Module):
         return problem.weights
 
     def weights(self, state: State) -> PyTree:
-        """The weights in a state (and their velocity in a velocity)."""
+        """The weights in a state."""
         return state
+
+    def weights_velocity(self, state: State, velocity: State) -> PyTree:
+        """dw/dt at a state, from that of the state.
+
+        Where the weights are a part of the state, it is that part of the velocity.
+        """
+        del state
+        return self.weights(velocity)
 
     @abc.abstractmethod
     def velocity(self, problem: Problem, t: Float[Array, ""], state: State) -> State:

@@ -60,6 +60,9 @@ class LogWeights(AbstractDynamics):
     def weights(self, state: State) -> PyTree:
         return jax.tree.map(lambda s, z: s * jnp.exp(z), self.signs, state)
 
+    def weights_velocity(self, state: State, velocity: State) -> PyTree:
+        return jax.tree.map(jnp.multiply, self.weights(state), velocity)
+
     def velocity(self, problem: Problem, t: Float[Array, ""], state: State) -> State:
         del t
         above = jax.tree.map(lambda z: jnp.maximum(z, _LOWEST), state)

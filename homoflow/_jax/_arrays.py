@@ -24,6 +24,12 @@ def unit_of(tree: PyTree) -> Float[Array, ""]:
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
+def unit_if_tiny(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """The largest |entry| where all squares may underflow; else 1, which rounds nothing."""
+    unit = unit_of(x)
+    return jnp.where(unit < jnp.finfo(x.dtype).tiny ** (1 / 3), unit, 1)
+
+
 def in_units(tree: PyTree) -> PyTree:
     """The arrays divided by the largest |entry| of all: products do not underflow."""
     unit = unit_of(tree)

@@ -59,13 +59,16 @@ class Auto(AbstractMethod):
     - `nonsmooth_many_pairs`, `nonsmooth_averaged`: other kinks: `homoflow.Averaged`.
     - `nonsmooth_controller`: kinks, and a step size control of your own: Heun's method.
     - `few_weights_steady_state`: `t1=inf` and at most 500 weights: `homoflow.Rodas5P`.
+    - `vanishing_start`: all weights start below 1e-16, each acts by its square alone, as in
+        diagonal linear networks, and nothing is observed besides: the equation of
+        `homoflow.early_flow`.
     - `few_weights_stiff`: an equation that stays stiff, such as that of
         `homoflow.late_flow`, and at most 500 weights: `homoflow.Rodas5P`.
     - `stiff_restart`: some 1,000 steps of an explicit solver do not lead to the end, or
         will not, as is seen after a hundred: `homoflow.ExponentialAdams`, from the start.
         (Not inside of jit or vmap, where no number decides.)
     - `few_weights_restart`: at most 500 weights, and it took 10,000 steps and was not at
-        the end: `homoflow.Rodas5P`, from the start. So it is where weights start at 1e-60.
+        the end: `homoflow.Rodas5P`, from the start.
     - `many_products`: 300,000 products of samples and weights (inside of jit and vmap,
         where nothing can be tried first, 30,000): `homoflow.ExponentialAdams`, which takes
         the fewest gradients, and ten seconds or more to compile.

@@ -9,7 +9,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from .._dynamics._base import AbstractDynamics, Descent
 from .._jax._compilation import fast_compile_jit
@@ -47,6 +47,8 @@ MAX_ACTIVE_BY_DEFAULT = 256
 #: The same under jit and vmap, where it cannot grow. Less than `MAX_ON_ONE_THREAD` of the
 #: sliding field.
 TRACED_ACTIVE = 64, 120
+#: The power of the smallest float below which weights are too small: 1e-246 in float64.
+_VANISHING = 0.8
 
 
 class ExactOptions(eqx.Module):
@@ -157,6 +159,8 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
     problem, grid = call.problem, call.grid
     assert options.max_active is not None
     error = input_error(problem, grid, call.rtol)
+    vanishes = (error == RESULTS.successful) & _vanish(problem.weights)
+    error = RESULTS.where(vanishes, RESULTS.vanishing_weights, error)
     # Faulty input must not be integrated: nothing would be learned, slowly.
     is_sound = error == RESULTS.successful
     span = grid.emptied_unless(is_sound)
@@ -192,6 +196,13 @@ def _solve(call: ExactCall, options: ExactOptions) -> Trajectory:
     else:
         values, saved = solution.records
     return _assemble(call, error, system, solution, values, saved, unravel)
+
+
+def _vanish(weights: PyTree) -> Bool[Array, ""]:
+    """Whether products of weights, steps and tolerances are 0 in floating point."""
+    flat, _ = jax.flatten_util.ravel_pytree(weights)
+    largest = jnp.max(jnp.abs(flat))
+    return (largest > 0) & (largest < jnp.finfo(flat.dtype).tiny ** _VANISHING)
 
 
 def _point(

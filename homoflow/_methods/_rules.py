@@ -23,6 +23,7 @@ from ._defaults import (
     MAX_DENSE_WEIGHTS,
     MAX_EXPLICIT_STEPS,
     MAX_FOLLOWED_PAIRS,
+    MAX_VANISHING,
     MIN_ADAMS_PRODUCTS,
     MIN_LOOSE_RTOL,
     MIN_UNTRIED_PRODUCTS,
@@ -31,6 +32,7 @@ from ._diffrax import Diffrax
 from ._exact import cannot_observe
 from ._filippov import Filippov, follows, obstacle
 from ._task import Task
+from ._vanishing import InLogarithms, starts_from_nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,19 @@ def _steady_state(facts: Facts) -> str | None:
     )
 
 
+def _vanishing_start(facts: Facts) -> str | None:
+    options, task = facts.options, facts.task
+    has_options = options.names_given() or options.atol is not None
+    if task.grid is None or has_options or not facts.numbers_may_decide:
+        return None
+    if not starts_from_nothing(task):
+        return None
+    return (
+        f"all weights start below {MAX_VANISHING:g} and each acts by its square: their "
+        "logarithms move at constant speeds between saddles"
+    )
+
+
 def _stays_stiff(facts: Facts) -> str | None:
     has_controller = facts.options.stepsize_controller is not None
     goes_back = isinstance(facts.options.adjoint, dfx.BacksolveAdjoint)
@@ -277,6 +292,11 @@ RULES = (
         "few_weights_steady_state",
         _steady_state,
         lambda facts: facts.diffrax(Rodas5P()),
+    ),
+    Rule(
+        "vanishing_start",
+        _vanishing_start,
+        lambda facts: InLogarithms(facts.options.error_estimate),
     ),
     Rule(
         "few_weights_stiff",

@@ -87,7 +87,8 @@ def make_equation(
         at, pace = _clock_and_pace(dynamics, grid, t)
 
         def compute_velocity():
-            velocity = dynamics.weights(dynamics.velocity(problem, t, state))
+            rate = dynamics.velocity(problem, t, state)
+            velocity = dynamics.weights_velocity(state, rate)
             return jax.tree.map(lambda v: v / pace.astype(v.dtype), velocity)
 
         return Point(at, shown, w, loss, gradient, state, compute_velocity), recorder

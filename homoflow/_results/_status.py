@@ -92,6 +92,12 @@ class RESULTS(eqx.Enumeration):
         "and does not separate the data: it comes to rest on kinks, where no minimum is "
         "told from a saddle. Give a finite `t1`."
     )
+    vanishing_weights = (
+        "All initial weights are below 1e-246 (the dtype's smallest number to the power of "
+        "0.8), where the exact flow's products of them are 0 in floating point. Start from "
+        "larger ones: as long as a network computes next to nothing, a start that is c "
+        "times as large has a flow that is c times as large."
+    )
     beyond_edge = (
         "The start is beyond the edge of stability: the sharpness λ_max(∇²L) exceeds "
         "2(1 + μ)/η, where gradient descent leaves in a catapult that no central flow "

@@ -136,11 +136,44 @@ def test_saddles_are_those_of_the_incremental_algorithm(digits):
     assert found[1].arrival == found[0].departure
 
 
+def test_the_limit_of_vanishing_starts_is_the_incremental_algorithm():
+    saddles, dates = incremental_path(X, Y)
+    limit = hf.early_limit(ONES, DATA)
+    assert len(limit) == 3
+    for found, point, date in zip(limit, saddles, dates, strict=False):
+        assert abs(found.date - date) < 1e-5
+        assert abs(found.date - date) < found.date_error < 1e-3
+        np.testing.assert_allclose(beta(found.saddle.model), point, atol=1e-6)
+    # The offsets that departures from 1e-60 to 1e-1000 have in common.
+    for found, offset in zip(limit, [-0.552, 0.504, -22.968], strict=True):
+        assert abs(found.offset - offset) < 0.01 + 0.1 * found.offset_error
+    assert "log(1/s)" in repr(limit[0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "match"),
+    [
+        ((-1.0, -2.0), "three logarithms"),
+        ((-2.0, -1.0, -3.0), "each below"),
+        ((-1.0, -2.0, -500.0), "do not visit the same"),
+    ],
+)
+def test_starts_that_show_no_limit_are_refused(sizes, match):
+    with pytest.raises(ValueError, match=match):
+        hf.early_limit(ONES, DATA, log_sizes=sizes)
+
+
 def test_it_is_the_same_flow_where_both_can_go():
     model = DiagonalNet(jnp.array([1.0, 2.0, 1, 1]), jnp.array([1.0, -1, 0.5, 1]))
     start = jax.tree.map(lambda w: 1e-3 * w, model)
-    plain = hf.flow(start, DATA, 30.0, rtol=1e-11)
-    early = hf.early_flow(model, DATA, 30.0, log_size=np.log(1e-3), rtol=1e-10)
+    speed = {"speed": lambda point: point.velocity.u}
+    plain = hf.flow(start, DATA, 30.0, rtol=1e-11, observe=speed)
+    early = hf.early_flow(
+        model, DATA, 30.0, log_size=np.log(1e-3), rtol=1e-10, observe=speed
+    )
+    np.testing.assert_allclose(
+        early.observed["speed"], plain.observed["speed"], atol=1e-8
+    )
     np.testing.assert_allclose(early.losses, plain.losses, atol=1e-8)
     np.testing.assert_allclose(early.grad_norms, plain.grad_norms, atol=1e-8)
     np.testing.assert_allclose(early.model.v, plain.model.v, rtol=1e-7, atol=1e-9)

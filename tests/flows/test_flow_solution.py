@@ -58,6 +58,7 @@ def test_a_flow_without_an_end_is_no_number(descent):
     assert ends.results[0] == "end_not_reached"
     assert np.isnan(ends.losses[0])
     assert np.isnan(ends.sharpness[0])
+    assert np.isnan(ends.distances[0])
 
 
 def test_a_direction_in_which_weights_diverge_is_no_point():
@@ -76,6 +77,10 @@ def test_a_direction_in_which_weights_diverge_is_no_point():
     [
         (lambda run: dataclasses.replace(run, models=None), "save_models=True"),
         (lambda run: jax.tree.map(lambda a: jnp.stack([a, a]), run), "one run"),
+        (
+            lambda run: dataclasses.replace(run, losses=jnp.nan * run.losses),
+            "no finite loss",
+        ),
     ],
 )
 def test_runs_that_will_not_do_are_refused(descent, change, match):

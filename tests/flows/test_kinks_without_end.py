@@ -173,13 +173,16 @@ def test_a_network_that_does_not_separate_has_no_limit():
     ("model", "options", "match"),
     [
         (relu_net(0), {"loss": hf.SquaredLoss()}, "exponential type"),
-        (
-            jax.tree.map(
-                lambda w: w + 0.1,
-                hf.MLP((2, 4, 1), use_bias=True, key=jax.random.key(0)),
-            ),
-            LOGISTIC,
-            "not homogeneous",
+        *(
+            (
+                jax.tree.map(
+                    lambda w, shift=shift: w + shift,
+                    hf.MLP((2, 4, 1), use_bias=True, key=jax.random.key(0)),
+                ),
+                LOGISTIC,
+                "not homogeneous",
+            )
+            for shift in (0.1, 0.0)  # Biases of 0 are biases.
         ),
         (relu_net(0), {"solver": hf.Filippov(events=5), **LOGISTIC}, "finite `t1`"),
         (relu_net(0), {"solver": hf.Averaged(), **LOGISTIC}, "leave `solver` out"),

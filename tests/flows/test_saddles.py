@@ -91,6 +91,38 @@ def test_a_large_start_passes_no_saddle():
     assert hf.saddles(run, DATA) == ()
 
 
+def test_a_slow_valley_is_no_saddle():
+    # ‖∇L‖ falls by 1e4 and rises no more: a valley that ends in a minimum.
+    class Valley(eqx.Module):
+        w: jax.Array
+
+        def __call__(self, x):
+            return x @ self.w
+
+    x = jnp.diag(jnp.array([1.0, 1e-2]))
+    data = (x, x @ jnp.ones(2))
+    run = hf.flow(Valley(jnp.array([3.0, -2.0])), data, 1e4, save_models=True)
+    assert run.grad_norms[20] < 1e-3 * run.grad_norms[0]
+    assert run.losses[20] > 2 * run.losses[-1]
+    assert hf.saddles(run, data) == ()
+
+
+def test_a_slow_stretch_without_a_stationary_point_is_no_saddle():
+    # L = −w − 0.98 sin w: ‖∇L‖ falls to 0.02 at w = π and rises again.
+    def objective(w, data):
+        del data
+        return jnp.sum(-w - 0.98 * jnp.sin(w))
+
+    run = hf.flow(
+        jnp.zeros(1), None, 60.0, objective=objective, save_models=True,
+        ts=np.linspace(0, 60, 601), rtol=1e-8,
+    )  # fmt: skip
+    lowest = int(np.argmin(run.grad_norms))
+    assert 0 < lowest < 600
+    assert run.grad_norms[lowest] < 0.03 < 1 < np.max(run.grad_norms[lowest:])
+    assert hf.saddles(run, None, objective=objective) == ()
+
+
 def test_a_run_that_ends_on_a_saddle_has_not_left_it():
     run = hf.flow(net(2, 1e-6), DATA, 3.0, save_models=True)
     (saddle,) = hf.saddles(run, DATA)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..._jax._arrays import unit_if_tiny
 from .._system import System
 from ._event_location import (
     BRACKET_PASSES,
@@ -253,8 +254,9 @@ def arrive(state: State, step: Step, until: Float[Array, ""]) -> Arrival:
     At a retry it is the start of the step; at a forced step a point shortly after.
     """
     left = until - state.t
-    speed = jnp.linalg.norm(state.point.velocity)
-    forced = FORCED_STEP * jnp.linalg.norm(state.point.w)
+    unit = unit_if_tiny(state.point.w)
+    speed = jnp.linalg.norm(state.point.velocity / unit)
+    forced = FORCED_STEP * jnp.linalg.norm(state.point.w / unit)
     forced = forced / jnp.where(speed > 0, speed, 1)
     retried = jnp.where(state.is_forced, jnp.minimum(forced / step.length, 1), 0)
     theta = jnp.where(state.is_retry, retried, step.event.theta)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..._jax._arrays import unit_if_tiny
 from ._progress import Ending, Goal, StepCounts, Tolerances
 from ._resolved_event import ResolvedEvent
 from ._state import State
@@ -99,8 +100,11 @@ class _Norms(NamedTuple):
         defect = slope - velocity_before
         point = resolved.point
         vectors = state.point.w, point.w, point.velocity, defect
+        # Squares of weights below 1e-154 are no numbers.
+        unit = unit_if_tiny(state.point.w)
         # Products, because XLA compiles two kernels for each sum.
-        return _Norms(*jnp.sqrt(jnp.stack([v @ v for v in vectors])))
+        squares = jnp.stack([(v / unit) @ (v / unit) for v in vectors])
+        return _Norms(*(unit * jnp.sqrt(squares)))
 
 
 def _error(norms: _Norms, duration: Array, allowed: Tolerances) -> Float[Array, ""]:

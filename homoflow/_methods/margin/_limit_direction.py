@@ -42,6 +42,8 @@ _FAR = 0.5
 _NEAREST = 1e-6
 #: A curvature that is not below 0, relative to that of ½‖w‖², which is 1.
 _MIN_CURVATURE = -1e-8
+#: So far away, relative to the weights' size, it is asked whether margins are homogeneous.
+_AWAY = 0.1
 
 
 class LimitDirection(NamedTuple):
@@ -91,6 +93,9 @@ def why_no_limit(problem: Problem) -> str | None:
     if reason is not None:
         return reason
     w = flat_weights(problem)
+    # Where all biases are 0 a network may look homogeneous that is not.
+    size = float(np.linalg.norm(w)) / np.sqrt(w.size) or 1.0
+    w = w + _AWAY * size * np.random.default_rng(0).standard_normal(w.size)
     try:
         degree = margins_at(problem, w).degree(w)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Plateaus of a recorded flow, and the saddles behind them."""
 
+import itertools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -79,7 +80,7 @@ def find_saddles(
     plateaus = _plateaus(problem, ts, losses, slopes, states)
     found: list[Saddle] = []
     arrival = float(ts[0])
-    for now, after in zip(plateaus, [*plateaus[1:], None], strict=True):
+    for now, after in itertools.zip_longest(plateaus, plateaus[1:]):
         left = _left(ts, losses, now, after)
         if left is not None or now.negative.any():
             found.append(_saddle(problem, states, now, arrival, left, tolerance))
