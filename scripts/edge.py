@@ -153,7 +153,11 @@ HELD_OUT = {
         _layers(jnp.tanh, _same, sizes=(1, 6, 6, 1), count=16), _SQUARED, 400.0, 6, 0.6
     ),
     "held out: tanh-linear 3-14-14-2": Case(
-        _layers(jnp.tanh, _same, sizes=(3, 14, 14, 2), count=30), _SQUARED, 300.0, 5, 0.5
+        _layers(jnp.tanh, _same, sizes=(3, 14, 14, 2), count=30),
+        _SQUARED,
+        300.0,
+        5,
+        0.5,
     ),
     "held out: tanh-linear-linear 2-8-8-8-2": Case(
         _layers(jnp.tanh, _same, _same, sizes=(2, 8, 8, 8, 2), count=24),
@@ -163,7 +167,11 @@ HELD_OUT = {
         0.5,
     ),
     "held out: sin-linear 2-10-10-1": Case(
-        _layers(jnp.sin, _same, sizes=(2, 10, 10, 1), count=20), _SQUARED, 300.0, 5, 0.65
+        _layers(jnp.sin, _same, sizes=(2, 10, 10, 1), count=20),
+        _SQUARED,
+        300.0,
+        5,
+        0.65,
     ),
     "held out: GELU-linear 2-12-12-2": Case(
         _layers(jax.nn.gelu, _same, sizes=(2, 12, 12, 2), count=24),

@@ -55,7 +55,7 @@ def provenance() -> str:
     )
 
 
-def edge() -> str:
+def edge(file: str = "edge.json") -> str:
     """The drift of laws at the edge of stability: measured, and predicted."""
     head = (
         "network, seed",
@@ -70,7 +70,7 @@ def edge() -> str:
         "leading order",
         "weights off",
     )
-    runs = stored("edge.json").items()
+    runs = stored(file).items()
     known = [(name, run) for name, run in runs if "drift" in run]
     known.sort(key=lambda item: not item[1]["passes"])
     return table(head, [_edge_row(name, run) for name, run in known])
@@ -109,6 +109,7 @@ def edge_cost() -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "bench": bench,
     "edge": edge,
+    "edge_held_out": lambda: edge("edge_held_out.json"),
     "edge_cost": edge_cost,
     "latency": latency,
     "paper": paper,

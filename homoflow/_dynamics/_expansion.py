@@ -60,7 +60,8 @@ def warn_unless_trajectory_expands(
         "the expansion in the learning rate converges only up to {bound}, where the "
         "steps begin to overshoot, and the modified flow does not follow them in the "
         "sharpest directions",
-        "`homoflow.central_flow` with `order=2` goes on through that edge, for smooth models",
+        "`homoflow.central_flow` with `order=2` goes on through that edge, for smooth "
+        "models",
         stacklevel=4,
     )
 

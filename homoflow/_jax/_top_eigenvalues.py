@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
@@ -63,11 +62,11 @@ def top_eigenvalues(
     """
     k, size = guess.shape
     most, few = min(max(2 * k, k + 2), size), min(k + 2, size)
-    key = jr.key(0) if known is None else jr.key(known.count)
+    key = jr.key(0) if known is None else jr.key(known.age)
     stray = jr.normal(key, (most - k, size), guess.dtype)
     num, min_steps = min(2 * k, size), _MIN_STEPS
     if known is not None:
-        is_known = known.count > 0
+        is_known = known.age > 0
         num = jnp.where(is_known, few, num)
         min_steps = jnp.where(is_known, _MIN_STEPS_KNOWN, min_steps)
         if most > k:
@@ -88,11 +87,11 @@ class Known(NamedTuple):
     """What is known of the eigenvalues that follow those looked for.
 
     - `guard`: the vector of the next one.
-    - `count`: how many operators were looked at since nothing was known, 0 if nothing is.
+    - `age`: how many operators were looked at since nothing was known, 0 if nothing is.
     """
 
     guard: Float[Array, " size"]
-    count: Int[Array, ""]
+    age: Int[Array, ""]
 
 
 def follow_eigenpairs(
@@ -112,7 +111,8 @@ def follow_eigenpairs(
 
     **Returns:** as many pairs as there are rows, all with their residuals, by which to tell
     how accurate they are: no value is NaN for being inaccurate. Values that are not
-    watched mean nothing, but are not larger than an eigenvalue; their vectors are the guess.
+    watched mean nothing, but are not larger than an eigenvalue; their vectors are those
+    of the guess.
     """
     num_wanted, num_watched = jnp.asarray(num_wanted), jnp.asarray(num_watched)
     rows = guess.shape[0]

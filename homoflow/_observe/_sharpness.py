@@ -42,8 +42,8 @@ class Sharpness(AbstractObservable):
     accuracy. At kinks (ReLU) there is no Hessian; elsewhere the kinks are not in it. The
     values can be differentiated where the eigenvalues are simple.
 
-    Each recorded time costs about ten Hessian-vector products and more: with `every=n`
-    every n-th of the run's times is looked at.
+    Each recorded time costs k + 4 Hessian-vector products and more, the first one 2k + 8,
+    of about two gradients each: with `every=n` every n-th of the run's times is looked at.
 
     - `at`: `"iterates"`, or `"midpoints"` of a descent, (w_{t−2} + 2w_{t−1} + w_t)/4, which
         are free of its swing from side to side: the value at a step is that around the
@@ -130,9 +130,11 @@ class Sharpness(AbstractObservable):
         )
         # A NaN must not be where the next time starts from.
         is_good = jnp.all(jnp.isfinite(found.values))
-        guess = jnp.where(jnp.isfinite(vectors[: self.k]), vectors[: self.k], carry.guess)
+        guess = jnp.where(
+            jnp.isfinite(vectors[: self.k]), vectors[: self.k], carry.guess
+        )
         guard = jnp.where(jnp.isfinite(vectors[-1]), vectors[-1], carry.known.guard)
-        known = Known(guard, jnp.where(is_good, carry.known.count + 1, 0))
+        known = Known(guard, jnp.where(is_good, carry.known.age + 1, 0))
         return found, self.pass_by(point, carry)._replace(guess=guess, known=known)
 
 

@@ -99,7 +99,7 @@ def follow(path, k, num_extra):
     def step(carry, diagonal):
         guess, known = carry
         found = top_eigenvalues(lambda v: diagonal * v, guess, 3e-4, known)
-        known = Known(found.vectors[-1], known.count + 1)
+        known = Known(found.vectors[-1], known.age + 1)
         return (found.vectors[:k], known), (found.values, found.num_products)
 
     guess = jr.normal(jr.key(5), (k, path.shape[1]))

@@ -29,14 +29,14 @@ class Slopes(NamedTuple):
     def along(self, direction: Float[Array, " size"]) -> Float[Array, " pairs"]:
         """J·v."""
         change = self.rows @ direction
-        if self.rates is not None:
+        if self.rates is not None and self.elapsed is not None:
             change += self.elapsed * (self.rates @ direction)
         return change
 
     def force(self, x: Float[Array, " pairs"]) -> Float[Array, " size"]:
         """J*x, which is ∇⟨X, UᵀHU⟩."""
         force = x @ self.rows
-        if self.rates is not None:
+        if self.rates is not None and self.elapsed is not None:
             force += self.elapsed * (x @ self.rates)
         return force
 

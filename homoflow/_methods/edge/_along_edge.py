@@ -63,7 +63,7 @@ class AlongEdge(AbstractMethod):
     manifold. Between modes are events, when an eigenvalue comes to the threshold or its
     oscillation dies out: they are located within a step, and the complementarity problem
     there decides how it goes on. Only products of the Hessian with vectors are computed,
-    and the memory is that of some 40 vectors of weights.
+    and the memory is that of some 140 vectors of weights, with room for four eigenvalues.
 
     It computes in float64: also the flow of float32 weights, which is then rounded. With
     JAX's float64 switched off that works outside of jit and vmap only. Derivatives through

@@ -12,6 +12,10 @@ from ._walk import Candidate, State
 #: Gaps, relative to the threshold: below some tolerances, but not above and below these, an
 #: eigenvalue joins those that are there already.
 _JOINS, _LEAST_JOINS, _MOST_JOINS = 10, 1e-6, 1e-2
+#: Beyond the first gap one that has left is gone; up to the second one is watched while
+#: others leave: or so many times the gap in which one joins, if that is more.
+_GONE, _WATCHED = 1e-3, 1e-2
+_GONE_JOINS, _WATCHED_JOINS = 3, 4
 #: Eigenvalues of X below this part of the largest are zero.
 _RANK_RTOL = 1e-8
 
@@ -69,6 +73,16 @@ class Setting(NamedTuple):
     def joins(self) -> Float[Array, ""]:
         """The gap from which on an eigenvalue joins those at the threshold."""
         return jnp.clip(_JOINS * self.rtol, _LEAST_JOINS, _MOST_JOINS)
+
+    @property
+    def gone(self) -> Float[Array, ""]:
+        """The gap from which on an eigenvalue has left."""
+        return jnp.maximum(_GONE, _GONE_JOINS * self.joins)
+
+    @property
+    def watched(self) -> Float[Array, ""]:
+        """The gap up to which eigenvalues are watched while some leave."""
+        return jnp.maximum(_WATCHED, _WATCHED_JOINS * self.joins)
 
     def near(self, motion: Motion, gap: float | Array) -> Int[Array, ""]:
         """How many eigenvalues are at the threshold, or below it by a part of it."""

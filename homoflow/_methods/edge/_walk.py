@@ -11,6 +11,8 @@ from ..._dynamics.edge._frame import Course, Frame
 
 #: How accurately the time of an event is found, relative to the step, in how many trials.
 _TIME_RTOL, _MAX_TRIALS = 1e-9, 40
+#: How wide the oscillation is, for the warning, is computed each so many steps.
+_STEPS_PER_WIDTH = 4
 
 
 class Phase(enum.IntEnum):
@@ -159,6 +161,12 @@ class Walk(NamedTuple):
     ending: Ending
     counts: Counts
     work: Work
+
+    def is_width_due(self) -> Bool[Array, ""]:
+        """At recorded times, where a mode begins, and at some of its steps."""
+        is_rare = self.counts.steps % _STEPS_PER_WIDTH != 0
+        is_step = self.phase == Phase.step
+        return (self.phase != Phase.locate) & ~(is_step & is_rare)
 
     def course(self) -> Course:
         """Where the eigenvectors at the threshold go from here, if they go on."""

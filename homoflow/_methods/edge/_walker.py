@@ -32,16 +32,10 @@ from ._walk import (
 _MAX_STAGES = 150
 #: By how much the Jacobian's spectrum may exceed what is known of it at a step's start.
 _MARGIN = 1.15
-#: Beyond the first one that has left is gone; up to the second one is watched while others
-#: leave: or so many times the gap in which one joins, if that is more.
-_GONE, _WATCHED = 1e-3, 1e-2
-_GONE_JOINS, _WATCHED_JOINS = 3, 4
 #: Steps while eigenvalues part, in units of 1/threshold.
 _SMALL_STEP = 0.5
 #: Eigenvalues that are further from the threshold than this were not brought back to it.
 _MAX_EXCESS = 1e-6
-#: How wide the oscillation is, for the warning, is computed each so many steps.
-_STEPS_PER_SHIFT = 4
 #: Steps shorter than this part of 1/threshold are none.
 _SHORTEST = 1e-8
 
@@ -117,7 +111,7 @@ class Walker(NamedTuple):
         w, motion, work = self.setting.edge.settle(
             candidate.w, candidate.vectors, candidate.num, candidate.num_wanted, work
         )
-        num = jnp.where(self._is_shift_due(walk), candidate.num, 0)
+        num = jnp.where(walk.is_width_due(), candidate.num, 0)
         shift, work = self.setting.edge.shift(w, motion, num, work)
         new = self.setting.state(candidate, w, motion, shift)
         conclude = (
@@ -131,12 +125,6 @@ class Walker(NamedTuple):
         return lax.switch(
             walk.phase, conclude, walk._replace(work=work), candidate, new
         )
-
-    def _is_shift_due(self, walk: Walk) -> Bool[Array, ""]:
-        """At recorded times, where a mode begins, and at some of its steps."""
-        is_step = walk.phase == Phase.step
-        is_rare = is_step & (walk.counts.steps % _STEPS_PER_SHIFT != 0)
-        return (walk.phase != Phase.locate) & ~is_rare
 
     # What a turn looks at.
 
@@ -233,9 +221,7 @@ class Walker(NamedTuple):
         """
         state, edge, motion = walk.state, self.setting.edge, walk.state.motion
         moves = walk.phase == Phase.part
-        joins = self.setting.joins
-        watched = jnp.maximum(_WATCHED, _WATCHED_JOINS * joins)
-        gap = jnp.where(moves, watched, 2 * joins)
+        gap = jnp.where(moves, self.setting.watched, 2 * self.setting.joins)
         near = jnp.minimum(self.setting.near(motion, gap), edge.max_critical)
         left = self.setting.end - state.t
         length = jnp.minimum(_SMALL_STEP / edge.fastest(edge.threshold), left)
@@ -385,8 +371,8 @@ class Walker(NamedTuple):
         )
         slope = self.setting.slope(motion)
         new = new._replace(motion=motion, num=rank, slope=slope)
-        gone = jnp.maximum(_GONE, _GONE_JOINS * self.setting.joins)
-        is_over = (rank == self.setting.near(motion, gone)) | (rank == 0)
+        gone = self.setting.near(motion, self.setting.gone)
+        is_over = (rank == gone) | (rank == 0)
         after = jnp.where(is_over, int(Phase.enter), int(Phase.part))
         counts = walk.counts
         walk = walk._replace(
