@@ -87,14 +87,13 @@ def make_equation(
         at, pace = _clock_and_pace(dynamics, grid, t)
 
         def compute_velocity():
-            rate = dynamics.velocity(problem, t, state)
-            velocity = dynamics.weights_velocity(state, rate)
-            return jax.tree.map(lambda v: v / pace.astype(v.dtype), velocity)
+            of_state = dynamics.velocity(problem, t, state)
+            of_weights = dynamics.weights_velocity(state, of_state)
+            return jax.tree.map(lambda v: v / pace.astype(v.dtype), of_weights)
 
         return Point(at, shown, w, loss, gradient, state, compute_velocity), recorder
 
-    def curvature(t, v, args):
-        del t
+    def curvature(_, v, args):
         problem, _, dynamics, _ = unpack(args)
         slopes = residual_slopes(problem, dynamics.weights(unravel(v)))
         return jax.vmap(lambda row: ravel_pytree(row)[0])(slopes)
