@@ -97,6 +97,46 @@ def _softmax(seed: int):
     return model, (x, jnp.argmax(noisy, axis=1))
 
 
+class Layers(eqx.Module):
+    """Linear layers, after each of which is a function of one number."""
+
+    matrices: list[jax.Array]
+    functions: tuple[Callable[[Any], Any], ...] = eqx.field(static=True)
+
+    def __init__(self, sizes: tuple[int, ...], functions: Any, key: jax.Array):
+        keys = jr.split(key, len(sizes) - 1)
+        self.matrices = [
+            jr.normal(k, (b, a)) / np.sqrt(a if i else 1)
+            for i, (k, a, b) in enumerate(zip(keys, sizes, sizes[1:], strict=False))
+        ]
+        self.functions = functions
+
+    def __call__(self, x):
+        for matrix, function in zip(self.matrices, self.functions, strict=True):
+            x = function(matrix @ x)
+        return x
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+def _sums(count: int, inputs: int, outputs: int, seed: int) -> tuple[Any, Any]:
+    """Two waves of random directions, and some noise."""
+    x = jr.uniform(jr.key(500 + seed), (count, inputs), minval=-2.0, maxval=2.0)
+    mix = jr.normal(jr.key(600 + seed), (2, inputs, outputs)) / np.sqrt(inputs)
+    noise = 0.1 * jr.normal(jr.key(700 + seed), (count, outputs))
+    return x, jnp.sin(2 * x @ mix[0]) + jnp.cos(1.5 * x @ mix[1]) + noise
+
+
+def _layers(*functions: Callable[[Any], Any], sizes: tuple[int, ...], count: int):
+    def make(seed: int):
+        model = Layers(sizes, (*functions, _same), jr.key(1_000 + seed))
+        return model, _sums(count, sizes[0], sizes[-1], seed)
+
+    return make
+
+
 _SQUARED = hf.SquaredLoss()
 CASES = {
     "tanh-linear 1-10-10-1": Case(_one_input, _SQUARED, 500.0, 20),
@@ -107,6 +147,36 @@ CASES = {
     "squares 3-12-2": Case(_squares, _SQUARED, 60.0, 6),
     "softmax 3-10-10-3": Case(_softmax, hf.SoftmaxCrossEntropy(), 400.0, 8),
 }
+#: Cases on which nothing was set: the bounds of the warnings come from those above.
+HELD_OUT = {
+    "held out: tanh-linear 1-6-6-1": Case(
+        _layers(jnp.tanh, _same, sizes=(1, 6, 6, 1), count=16), _SQUARED, 400.0, 6, 0.6
+    ),
+    "held out: tanh-linear 3-14-14-2": Case(
+        _layers(jnp.tanh, _same, sizes=(3, 14, 14, 2), count=30), _SQUARED, 300.0, 5, 0.5
+    ),
+    "held out: tanh-linear-linear 2-8-8-8-2": Case(
+        _layers(jnp.tanh, _same, _same, sizes=(2, 8, 8, 8, 2), count=24),
+        _SQUARED,
+        200.0,
+        5,
+        0.5,
+    ),
+    "held out: sin-linear 2-10-10-1": Case(
+        _layers(jnp.sin, _same, sizes=(2, 10, 10, 1), count=20), _SQUARED, 300.0, 5, 0.65
+    ),
+    "held out: GELU-linear 2-12-12-2": Case(
+        _layers(jax.nn.gelu, _same, sizes=(2, 12, 12, 2), count=24),
+        _SQUARED,
+        300.0,
+        5,
+        0.5,
+    ),
+    "held out: linear-tanh 2-9-9-2": Case(
+        _layers(_same, jnp.tanh, sizes=(2, 9, 9, 2), count=24), _SQUARED, 200.0, 5, 0.45
+    ),
+}
+CASES |= HELD_OUT
 
 
 def _learning_rate(model: Any, data: Any, case: Case) -> float | None:

@@ -197,8 +197,8 @@ class Central(AbstractDynamics):
         if edge.lag is None:
             return unravel(velocity)
         num = jnp.linalg.matrix_rank(held, rtol=_CLOSE)
-        motion, slopes, work = edge.motion(w, gradient, spectrum, num, work)
-        return unravel(edge.with_lag(w, motion, slopes, num, work)[0].velocity)
+        motion, work = edge.motion(w, gradient, spectrum, num, work)
+        return unravel(edge.with_lag(w, motion, num, work)[0].velocity)
 
     def rates(self, problem: Problem, laws: Laws, motion: Motion) -> Rates:
         """What is integrated along the flow beside its weights."""

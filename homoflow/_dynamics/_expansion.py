@@ -60,6 +60,7 @@ def warn_unless_trajectory_expands(
         "the expansion in the learning rate converges only up to {bound}, where the "
         "steps begin to overshoot, and the modified flow does not follow them in the "
         "sharpest directions",
+        "`homoflow.central_flow` with `order=2` goes on through that edge, for smooth models",
         stacklevel=4,
     )
 
@@ -77,6 +78,8 @@ def warn_unless_drift_expands(
         "beyond half of the stability limit, {bound}, the leading order in the learning "
         "rate is wrong by more than a factor of 2 in the sharpest directions: the "
         "expansion fails",
+        "`homoflow.predict_drift` with `edge=True` predicts the drift through that edge, "
+        "for smooth models",
         stacklevel=5,  # Equinox wraps methods once.
     )
 
@@ -87,6 +90,7 @@ def _warn_beyond(
     momentum: Any,
     bound: Any,
     meaning: str,
+    beyond: str,
     *,
     stacklevel: int,
 ) -> None:
@@ -109,10 +113,11 @@ def _warn_beyond(
     if reached <= bound:
         return
     limit = 2 * (1 + float(momentum))
+    advice = f": {beyond}." if reached > limit else "."
     warnings.warn(
         f"learning_rate·λ_max reaches {reached:.3g} at t = "
         f"{float(trajectory.ts[worst]):.3g} (measured sharpness λ_max = "
         f"{values[worst]:.4g}): {meaning.format(bound=f'{float(bound):.3g}')}. The steps "
-        f"are unstable above {limit:.3g}.",
+        f"are unstable above {limit:.3g}{advice}",
         stacklevel=stacklevel,
     )

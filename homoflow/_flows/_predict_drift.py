@@ -65,8 +65,9 @@ def predict_drift(
     visited, and not q of the mean velocity. The solver visits both in the right
     proportion for one kink at a time, but not for several that slide together.
 
-    Leading order fails where the sharpness comes near 2/η, the edge of stability. With
-    `edge=True` the prediction is for one learning rate and goes through it: the mean of
+    Leading order fails where the sharpness comes near 2/η, the edge of stability; which
+    learning rates meet it is known only to `homoflow.DriftPrediction.drift`, which warns.
+    With `edge=True` the prediction is for one learning rate and goes through it: the mean of
     each law over the oscillation, along the `homoflow.central_flow` [docs, *At the edge of
     stability*]. Below the edge both agree to leading order.
 
@@ -200,7 +201,8 @@ def _refuse_of_edge(learning_rate: Any, momentum: Any) -> None:
 
 def _refuse_without_meaning(options: dict[str, Any]) -> None:
     """`ValueError` for options that the central flow does not have."""
-    given = [name for name, value in options.items() if value not in (None, False)]
+    # Not by equality: 0 is equal to False, and is a value.
+    given = [n for n, value in options.items() if value is not None and value is not False]
     if given:
         raise ValueError(
             f"With `edge=True` there is no `{given[0]}`: the prediction is by the method "

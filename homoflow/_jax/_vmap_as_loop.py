@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jaxtyping import PyTree
 
 
 def vmap_as_loop_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,3 +44,23 @@ def vmap_as_loop_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
         return results, jax.tree.map(lambda _: True, results)
 
     return call
+
+
+def call_in_turn_on_cpu(function: Callable[..., Any], *arguments: PyTree) -> PyTree:
+    """`function(*arguments)`, which `vmap` calls once for each element on a CPU.
+
+    As by `vmap_as_loop_on_cpu`, with arguments and a result that hold more than arrays.
+    """
+    arrays, static = eqx.partition(arguments, eqx.is_array)
+    rest = []
+
+    @vmap_as_loop_on_cpu
+    def call(arrays):
+        out, others = eqx.partition(
+            function(*eqx.combine(arrays, static)), eqx.is_array
+        )
+        rest.append(others)
+        return out
+
+    out = call(arrays)
+    return eqx.combine(out, rest[-1])

@@ -1,6 +1,7 @@
 """The solve of an equation by Diffrax, and that whose derivatives are taken."""
 
 import dataclasses
+from functools import partial
 
 import diffrax as dfx
 import equinox as eqx
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._dynamics._base import AbstractDynamics
 from .._jax._arrays import all_finite
+from .._jax._vmap_as_loop import call_in_turn_on_cpu
 from .._jax._when_differentiated import when_differentiated
 from .._observe._time_grid import TimeGrid
 from .._problem._problem import Problem
@@ -77,11 +79,16 @@ def solve_equation(given: Solve, saveat: dfx.SaveAt, options: Options) -> dfx.So
     reverse = isinstance(options.adjoint, _REVERSE)
     forward = isinstance(options.adjoint, _FORWARD)
     is_followed = options.may_be_differentiated and (reverse or forward)
-    if not (is_followed and _takes_unstable_steps(given.settings)):
-        return _solve(given, saveat, options)
+    solve = partial(_solve, options=options)
+    if is_followed and _takes_unstable_steps(given.settings):
+        plain, differentiated = solve, _solve_with_tangent_control
+    elif is_followed and as_flow_solver(given.settings.solver).runs_in_turn:
+        plain, differentiated = partial(call_in_turn_on_cpu, solve), _solve
+    else:
+        return solve(given, saveat)
     return when_differentiated(
-        lambda given, saveat: _solve(given, saveat, options),
-        lambda given, saveat: _solve(_with_tangent_control(given), saveat, options),
+        plain,
+        partial(differentiated, options=options),
         _without_closures(given, saveat),
         in_reverse=reverse,
     )
@@ -126,10 +133,12 @@ def _takes_unstable_steps(settings: Settings) -> bool:
     return is_ours and is_plain and solver.is_explicit
 
 
-def _with_tangent_control(given: Solve) -> Solve:
+def _solve_with_tangent_control(
+    given: Solve, saveat: dfx.SaveAt, options: Options
+) -> dfx.Solution:
     controlled = TangentControl(given.settings.solver)
     settings = dataclasses.replace(given.settings, solver=controlled)
-    return dataclasses.replace(given, settings=settings)
+    return _solve(dataclasses.replace(given, settings=settings), saveat, options)
 
 
 def _without_slopes(solution: dfx.Solution) -> dfx.Solution:

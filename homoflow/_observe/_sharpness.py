@@ -10,7 +10,8 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._jax._top_eigenvalues import top_eigenvalues
+from .._jax._top_eigenvalues import Known, top_eigenvalues
+from .._jax._when_differentiated import when_differentiated
 from .._problem._problem import Problem
 from ._base import AbstractObservable, Point
 
@@ -101,7 +102,7 @@ class Sharpness(AbstractObservable):
     def init(self, point: Point) -> "_Handed":
         guess = random_vectors(point.weights, self.k)
         w = point.weights if self.follows_steps else None
-        return _Handed(guess, w, w)
+        return _Handed(guess, Known(guess[-1], jnp.asarray(0)), w, w)
 
     def pass_by(self, point: Point, carry: "_Handed") -> "_Handed":
         if not self.follows_steps:
@@ -125,15 +126,21 @@ class Sharpness(AbstractObservable):
             )
             scale = ravel_pytree(scale)[0]
         found, vectors = hessian_eigenvalues(
-            point.problem, weights, carry.guess, scale=scale
+            point.problem, weights, carry.guess, scale=scale, known=carry.known
         )
-        return found, self.pass_by(point, carry)._replace(guess=vectors)
+        # A NaN must not be where the next time starts from.
+        is_good = jnp.all(jnp.isfinite(found.values))
+        guess = jnp.where(jnp.isfinite(vectors[: self.k]), vectors[: self.k], carry.guess)
+        guard = jnp.where(jnp.isfinite(vectors[-1]), vectors[-1], carry.known.guard)
+        known = Known(guard, jnp.where(is_good, carry.known.count + 1, 0))
+        return found, self.pass_by(point, carry)._replace(guess=guess, known=known)
 
 
 class _Handed(NamedTuple):
     """What one time hands on: eigenvectors, and the weights of the last two steps."""
 
     guess: Float[Array, "k size"]
+    known: Known
     last: PyTree
     before: PyTree
 
@@ -152,8 +159,9 @@ def hessian_eigenvalues(
     guess: Float[Array, "k size"],
     sign: float | Float[Array, ""] = 1.0,
     scale: Float[Array, " size"] | None = None,
-) -> tuple[TopEigenvalues, Float[Array, "k size"]]:
-    """The largest eigenvalues of `sign`·∇²L at `weights`, and their vectors.
+    known: Known | None = None,
+) -> tuple[TopEigenvalues, Float[Array, "rows size"]]:
+    """The largest eigenvalues of `sign`·∇²L at `weights`, their vectors, and the next.
 
     With `scale` those of ∇²L between two diagonal matrices that have it. The values can be
     differentiated: with the derivative of a simple eigenvalue.
@@ -176,17 +184,23 @@ def hessian_eigenvalues(
     def product(v):
         return fixed * unscaled(fixed * v) if scale is not None else unscaled(v)
 
-    found = top_eigenvalues(product, jax.lax.stop_gradient(guess), RESIDUAL)
+    found = top_eigenvalues(product, jax.lax.stop_gradient(guess), RESIDUAL, known)
     found = jax.lax.stop_gradient(found)
 
-    def curvature(v):
-        v = size * v
-        _, image = jax.jvp(lambda u: gradient(problem, u), (flat,), (v,))
-        return v @ image
+    def moving(values, vectors, problem, flat, size):
+        def curvature(v):
+            v = size * v
+            _, image = jax.jvp(lambda u: gradient(problem, u), (flat,), (v,))
+            return v @ image
 
-    moving = jax.lax.map(curvature, found.vectors)
-    values = found.values + (moving - jax.lax.stop_gradient(moving))
+        curvatures = jax.lax.map(curvature, vectors)
+        return values + (curvatures - jax.lax.stop_gradient(curvatures))
+
+    values = when_differentiated(
+        lambda values, *_: values,
+        moving,
+        (found.values, found.vectors[: guess.shape[0]], problem, flat, size),
+        in_reverse=False,
+    )
     num_products = found.num_products.astype(values.dtype)
-    # A NaN must not be where the next time starts from.
-    vectors = jnp.where(jnp.isfinite(found.vectors), found.vectors, guess)
-    return TopEigenvalues(values, found.residuals, num_products), vectors
+    return TopEigenvalues(values, found.residuals, num_products), found.vectors

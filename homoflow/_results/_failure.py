@@ -180,7 +180,11 @@ def _raise_when_run(trajectory: Trajectory) -> Trajectory:
 
 
 def _without_derivative(array: Array) -> Array:
-    return jax.lax.stop_gradient(array) if eqx.is_inexact_array(array) else array
+    if eqx.is_inexact_array(array):
+        return jax.lax.stop_gradient(array)
+    # A custom rule gives whole numbers tangents too, of no content, over which JAX's
+    # `custom_vmap` stumbles. An operation on bits has none.
+    return array | array
 
 
 @functools.cache

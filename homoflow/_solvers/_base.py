@@ -63,6 +63,15 @@ class AbstractFlowSolver(eqx.Module):
         return order is not None and (order > 5 or (is_cubic and order > 3))
 
     @property
+    def runs_in_turn(self) -> bool:
+        """Whether a CPU makes the runs of a batch one after the other.
+
+        For steps with loops or branches, such as Newton's iteration: under `vmap` each run
+        would take all the branches, and wait for the slowest.
+        """
+        return isinstance(self.stepper, dfx.AbstractImplicitSolver)
+
+    @property
     def has_tolerances(self) -> bool:
         """Whether tolerances were given to the solver itself."""
         return False

@@ -117,6 +117,10 @@ class GaussLegendre(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = _Collocation
 
+    @property
+    def runs_in_turn(self) -> bool:
+        return True
+
     def __check_init__(self):
         if self.stages not in (1, 2, 3):
             raise ValueError(f"`stages` must be 1, 2 or 3; got {self.stages}.")

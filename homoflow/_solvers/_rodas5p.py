@@ -68,6 +68,10 @@ class Rodas5P(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = _Quartic
 
+    @property
+    def runs_in_turn(self) -> bool:
+        return True
+
     def __check_init__(self):
         if self.chunk < 1:
             raise ValueError(f"`chunk` must be at least 1; got {self.chunk}.")

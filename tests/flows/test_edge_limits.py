@@ -84,3 +84,33 @@ def test_sixty_four_seeds_are_followed_in_one_batch():
         alone = eqx.filter_jit(follow)(keys[seed])
         np.testing.assert_allclose(losses[seed], alone[0], rtol=1e-5)
         np.testing.assert_array_equal(critical[seed], alone[1])
+
+
+def test_a_sweep_of_central_flows_is_that_of_single_ones():
+    """With seeds in one program; whether one ends at the edge is data."""
+    pytest.importorskip("xarray")
+
+    def run(seed, rate):
+        return hf.central_flow(
+            Net(jax.random.key(seed)),
+            (X, Y),
+            25.0,
+            learning_rate=rate,
+            ts=jnp.linspace(0, 25, 6),
+            laws=(),
+            rtol=1e-4,
+            estimate_error=False,
+            throw=False,
+        )
+
+    over = {"seed": [1, 2], "rate": [0.05, 0.1]}
+    data = hf.sweep(run, over, progress=False)
+    assert np.all(data.result == "successful")
+    with pytest.warns(UserWarning, match="may not follow"):
+        single = run(1, 0.1)
+    assert single.observed["critical"][-1] == 1
+    at = data.sel(seed=1, rate=0.1)
+    np.testing.assert_allclose(at.losses, single.losses, rtol=1e-6)
+    np.testing.assert_array_equal(at["critical"], single.observed["critical"])
+    assert not np.any(data["critical"].sel(seed=1, rate=0.05))
+    np.testing.assert_allclose(at["spectrum"][-1, 0], 20, rtol=1e-6)

@@ -122,10 +122,16 @@ def test_velocity_of_the_equation_is_that_of_the_path():
     before, at, after = flat_models(run)[4:7]
     made = hf.make_problem(NET, (X, Y))
     model = ravel_pytree(made.weights)[1](at)
-    velocity = hf.Central(ETA, order=2).velocity(made, jnp.asarray(0.0), model)
     seen = (after - before) / (2 * h)
-    off = np.linalg.norm(ravel_pytree(velocity)[0] - seen)
-    assert off < 1e-3 * np.linalg.norm(seen)
+
+    def off(order):
+        dynamics = hf.Central(ETA, order=order)
+        velocity = dynamics.velocity(made, jnp.asarray(0.0), model)
+        difference = np.linalg.norm(ravel_pytree(velocity)[0] - seen)
+        return difference / np.linalg.norm(seen)
+
+    assert off(2) < 1e-4
+    assert off(1) > 1e-3  # The tolerance tells one from the other.
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +204,19 @@ def test_what_a_prediction_through_the_edge_is_not_of_is_refused(prediction):
     )
     with pytest.raises(ValueError, match="give `learning_rate`"):
         hf.predict_drift(NET, (X, Y), 1.0, edge=True)
+    options = {"edge": True, "learning_rate": ETA}
+    for name, value in (("atol", 0.0), ("dt0", 0), ("noise", True)):
+        with pytest.raises(ValueError, match=f"there is no `{name}`"):
+            hf.predict_drift(NET, (X, Y), 1.0, **options, **{name: value})
+
+
+def test_leading_order_points_to_the_edge_only_beyond_it():
+    flow = hf.predict_drift(NET, (X, Y), 2.0, ts=TS / 20, laws=LAWS)
+    largest = float(flow.flow.observed["sharpness"].values.max())
+    with pytest.warns(UserWarning, match=r"`edge=True` predicts the drift through"):
+        flow.drift(2.1 / largest)
+    with pytest.warns(UserWarning, match=r"unstable above 2\.$"):
+        flow.drift(1.5 / largest)
     with pytest.raises(ValueError, match="to its `drift`"):
         hf.predict_drift(NET, (X, Y), 1.0, learning_rate=0.1)
     with pytest.raises(ValueError, match="no `noise`"):

@@ -9,7 +9,8 @@ from jax.flatten_util import ravel_pytree
 from points import point_of
 
 import homoflow as hf
-from homoflow._jax._top_eigenvalues import top_eigenvalues
+from homoflow._jax import _top_eigenvalues
+from homoflow._jax._top_eigenvalues import Known, top_eigenvalues
 from homoflow._observe._sharpness import Sharpness, TopEigenvalues, hessian_eigenvalues
 from homoflow._problem._problem import make_problem
 
@@ -92,6 +93,41 @@ def test_a_good_guess_saves_products():
     assert warm.num_products > 8  # It has looked for others, all the same.
 
 
+def follow(path, k, num_extra):
+    """The largest of each diagonal, each known from the one before."""
+
+    def step(carry, diagonal):
+        guess, known = carry
+        found = top_eigenvalues(lambda v: diagonal * v, guess, 3e-4, known)
+        known = Known(found.vectors[-1], known.count + 1)
+        return (found.vectors[:k], known), (found.values, found.num_products)
+
+    guess = jr.normal(jr.key(5), (k, path.shape[1]))
+    start = guess, Known(guess[-1], jnp.asarray(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_top_eigenvalues, "_MIN_STEPS_KNOWN", num_extra)
+        return jax.jit(lambda c, p: jax.lax.scan(step, c, p))(start, path)[1]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_an_eigenvalue_that_nothing_pointed_to_is_found(k):
+    """One of the bulk is the largest at once, in a direction of which nothing is known.
+
+    With one guard and two steps; as a control, not without steps.
+    """
+    rng = np.random.default_rng(1)
+    path = np.tile(np.sort(rng.exponential(0.08, 1000))[::-1], (40, 1))
+    path[:, :4] = [3, 2.6, 2.2, 1.5]
+    path[20:, 500] = 3.6
+    top = -np.sort(-path, axis=1)[:, :k]
+    values, products = follow(jnp.asarray(path), k, 2)
+    np.testing.assert_allclose(values, top, atol=1e-6 * 3.6)
+    assert np.all(products[1:20] == k + 4)
+    assert np.mean(products[1:]) < k + 5
+    values, _ = follow(jnp.asarray(path), k, 0)
+    assert np.abs(values[20:, 0] - 3.6).max() > 0.1
+
+
 def test_a_full_basis_is_thinned_out():
     size = 2000
     diagonal = 1 - (jnp.arange(size) / size) ** 0.5
@@ -154,7 +190,7 @@ def test_derivatives_are_those_of_dense_eigenvalues():
     problem = problem_of()
     flat, unravel = ravel_pytree(problem.weights)
     along = jr.normal(jr.key(5), flat.shape)
-    start = Sharpness(k=2).init(point_of(problem))
+    start = Sharpness(k=2).init(point_of(problem)).guess
 
     def values(s):
         weights = unravel(flat + s * along)

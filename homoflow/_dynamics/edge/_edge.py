@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ..._jax._top_eigenvalues import follow_eigenpairs
 from ._complementarity import solve_complementarity
 from ._curvature import Curvature
+from ._frame import Course, Frame, Slopes
 from ._secant import secant_shift
 from ._symmetric import are_leading, as_matrix, as_vector, num_pairs
 
@@ -73,6 +74,7 @@ class Motion(NamedTuple):
         mean.
     - `way_back`: the least change of weights, to first order, that takes away what these
         eigenvalues have above the threshold, to be subtracted.
+    - `slopes`: J of these eigenvalues, by rows.
     """
 
     gradient: Float[Array, " size"]
@@ -83,7 +85,13 @@ class Motion(NamedTuple):
     mean_gradient: Float[Array, " size"]
     rise: Float[Array, ""]
     way_back: Float[Array, " size"]
+    slopes: Float[Array, "pairs size"]
     spectrum: Spectrum
+
+    def frame(self) -> Frame:
+        """The eigenvectors at the threshold with their slopes."""
+        num = self.oscillation.shape[0]
+        return Frame(self.spectrum.vectors[:num], self.slopes)
 
 
 class Edge(NamedTuple):
@@ -118,26 +126,40 @@ class Edge(NamedTuple):
         work = work.plus(gradients=1, products=found.num_products, searches=1)
         return gradient, Spectrum(found.values, found.vectors, found.residuals), work
 
-    def near(
-        self, w: Array, guess: Array, num: Int[Array, ""], work: Work
+    def glide(
+        self,
+        w: Array,
+        course: Course,
+        elapsed: Float[Array, ""],
+        num: Int[Array, ""],
+        work: Work,
     ) -> tuple[Motion, Work]:
-        """The motion at a point near the set, from which it is not moved.
+        """The motion at a point near the set, with eigenvectors where they are expected.
 
-        Without eigenvalues at the threshold it is −∇L, and nothing is looked for.
+        To second order, which looks back by more than a short step, that is not good enough
+        and they are looked for. Without eigenvalues at the threshold it is −∇L.
         """
 
         def free(work: Work) -> tuple[Motion, Work]:
             gradient, pull, work = self.pull(w, work)
-            motion = self.unknown_motion(w, guess)
+            motion = self.unknown_motion(w, course.vectors(elapsed))
             return motion._replace(gradient=gradient, velocity=-pull), work
 
-        def pinned(work: Work) -> tuple[Motion, Work]:
-            gradient, spectrum, work = self.spectrum(w, guess, num, num, work)
-            motion, slopes, work = self.motion(w, gradient, spectrum, num, work)
-            if self.lag is None:
-                return motion, work
-            return self.with_lag(w, motion, slopes, num, work)
+        def expected(work: Work) -> tuple[Motion, Work]:
+            vectors = course.vectors(elapsed)
+            values = jnp.full(vectors.shape[0], self.threshold, w.dtype)
+            spectrum = Spectrum(values, vectors, jnp.zeros_like(values))
+            gradient, slopes = self.curvature.gradient(w), course.slopes(elapsed)
+            work = work.plus(gradients=1)
+            return self._motion(gradient, slopes, spectrum, num), work
 
+        def found(work: Work) -> tuple[Motion, Work]:
+            guess = course.vectors(elapsed)
+            gradient, spectrum, work = self.spectrum(w, guess, num, num, work)
+            motion, work = self.motion(w, gradient, spectrum, num, work)
+            return self.with_lag(w, motion, num, work)
+
+        pinned = expected if self.lag is None else found
         return lax.cond(num > 0, pinned, free, work)
 
     def settle(
@@ -172,7 +194,7 @@ class Edge(NamedTuple):
             gradient, spectrum, work = self.spectrum(
                 w, old.spectrum.vectors, num_wanted, num_watched, work
             )
-            motion, _, work = self.motion(w, gradient, spectrum, num, work)
+            motion, work = self.motion(w, gradient, spectrum, num, work)
             is_off = self.excess(spectrum, num) > tolerance
             return w, motion, is_off, count + 1, work
 
@@ -180,8 +202,7 @@ class Edge(NamedTuple):
         loop = (w, start, jnp.asarray(True), jnp.asarray(0), work)
         w, motion, _, _, work = lax.while_loop(is_off, go_back, loop)
         if self.lag is not None:
-            slopes, work = self.slopes(w, motion.spectrum, num, work)
-            motion, work = self.with_lag(w, motion, slopes, num, work)
+            motion, work = self.with_lag(w, motion, num, work)
         return w, motion, work
 
     def pull(
@@ -196,12 +217,7 @@ class Edge(NamedTuple):
         return gradient, pull, work.plus(gradients=1, products=1)
 
     def with_lag(
-        self,
-        w: Array,
-        motion: Motion,
-        slopes: Array,
-        num: Int[Array, ""],
-        work: Work,
+        self, w: Array, motion: Motion, num: Int[Array, ""], work: Work
     ) -> tuple[Motion, Work]:
         """The motion to second order in the learning rate, from that to first order.
 
@@ -212,24 +228,23 @@ class Edge(NamedTuple):
         lag = self.lag
         assert lag is not None
         gradient, pull, work = self.pull(w, work)
-        gram = slopes @ slopes.T
-        hold = -2 * solve_scaled(gram, slopes @ pull, num)
+        slopes = Slopes.of(motion.slopes)
+        hold = -2 * solve_scaled(slopes.gram, slopes.along(pull), num)
 
         def bend(work: Work) -> tuple[Array, Work]:
             behind = w - lag / 2 * motion.velocity
             vectors = motion.spectrum.vectors
             there, spectrum, work = self.spectrum(behind, vectors, num, num, work)
-            before, _, work = self.motion(behind, there, spectrum, num, work)
+            before, work = self.motion(behind, there, spectrum, num, work)
             return gradient + motion.velocity - before.velocity, work
 
         force, work = lax.cond(num > 0, bend, lambda work: (pull, work), work)
-        x = -2 * solve_scaled(gram, slopes @ force, num)
-        mean_force = x @ slopes / 2
+        motion = motion._replace(pull=pull, hold=as_matrix(hold, self.max_critical))
+        x = -2 * solve_scaled(slopes.gram, slopes.along(force), num)
+        mean_force = slopes.force(x) / 2
         motion = motion._replace(
             velocity=-force - mean_force,
-            pull=pull,
             oscillation=as_matrix(x, self.max_critical),
-            hold=as_matrix(hold, self.max_critical),
             mean_gradient=gradient + mean_force,
         )
         return motion, work
@@ -238,10 +253,17 @@ class Edge(NamedTuple):
         """A motion of which nothing is known but a guess of the eigenvectors."""
         nothing, rows = jnp.zeros_like(w), jnp.zeros(guess.shape[0], w.dtype)
         still = jnp.zeros((self.max_critical, self.max_critical), w.dtype)
-        spectrum = Spectrum(rows, guess, rows)
-        zero = jnp.zeros((), w.dtype)
         return Motion(
-            nothing, nothing, nothing, still, still, nothing, zero, nothing, spectrum
+            gradient=nothing,
+            velocity=nothing,
+            pull=nothing,
+            oscillation=still,
+            hold=still,
+            mean_gradient=nothing,
+            rise=jnp.zeros((), w.dtype),
+            way_back=nothing,
+            slopes=jnp.zeros((num_pairs(self.max_critical), w.size), w.dtype),
+            spectrum=Spectrum(rows, guess, rows),
         )
 
     def excess(self, spectrum: Spectrum, num: Int[Array, ""]) -> Float[Array, ""]:
@@ -297,34 +319,37 @@ class Edge(NamedTuple):
         spectrum: Spectrum,
         num: Int[Array, ""],
         work: Work,
-    ) -> tuple[Motion, Float[Array, "pairs size"], Work]:
-        """X from −d(UᵀHU)/dτ = J∇L + ½JJ*X = 0, and the velocity −∇L − ½J*X; and J.
+    ) -> tuple[Motion, Work]:
+        """X from −d(UᵀHU)/dτ = J∇L + ½JJ*X = 0, and the velocity −∇L − ½J*X.
 
         To first order in the learning rate: see `with_lag`.
         """
         slopes, work = self.slopes(w, spectrum, num, work)
-        gram = slopes @ slopes.T
-        fall = slopes @ gradient
-        x = -2 * solve_scaled(gram, fall, num)
-        count = jnp.maximum(num, 1).astype(w.dtype)
-        rise = -jnp.trace(as_matrix(fall, self.max_critical)) / count
-        velocity = -gradient - x @ slopes / 2
+        return self._motion(gradient, Slopes.of(slopes), spectrum, num), work
+
+    def _motion(
+        self, gradient: Array, slopes: Slopes, spectrum: Spectrum, num: Int[Array, ""]
+    ) -> Motion:
+        fall = slopes.along(gradient)
+        x = -2 * solve_scaled(slopes.gram, fall, num)
+        count = jnp.maximum(num, 1).astype(gradient.dtype)
+        velocity = -gradient - slopes.force(x) / 2
         oscillation = as_matrix(x, self.max_critical)
         values = spectrum.values[: self.max_critical]
         off = jnp.where(jnp.arange(values.size) < num, values - self.threshold, 0)
-        back = solve_scaled(gram, as_vector(jnp.diag(off)), num) @ slopes
-        motion = Motion(
-            gradient,
-            velocity,
-            gradient,
-            oscillation,
-            oscillation,
-            -velocity,
-            rise,
-            back,
-            spectrum,
+        back = solve_scaled(slopes.gram, as_vector(jnp.diag(off)), num)
+        return Motion(
+            gradient=gradient,
+            velocity=velocity,
+            pull=gradient,
+            oscillation=oscillation,
+            hold=oscillation,
+            mean_gradient=-velocity,
+            rise=-jnp.trace(as_matrix(fall, self.max_critical)) / count,
+            way_back=slopes.force(back),
+            slopes=slopes.rows,
+            spectrum=spectrum,
         )
-        return motion, slopes, work
 
 
 def solve_scaled(

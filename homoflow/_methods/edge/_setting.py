@@ -11,7 +11,7 @@ from ._walk import Candidate, State
 
 #: Gaps, relative to the threshold: below some tolerances, but not above and below these, an
 #: eigenvalue joins those that are there already.
-_JOINS, _LEAST_JOINS, _MOST_JOINS = 10, 1e-6, 1e-4
+_JOINS, _LEAST_JOINS, _MOST_JOINS = 10, 1e-6, 1e-2
 #: Eigenvalues of X below this part of the largest are zero.
 _RANK_RTOL = 1e-8
 

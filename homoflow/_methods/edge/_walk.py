@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..._dynamics.edge._edge import Motion, Work
+from ..._dynamics.edge._frame import Course, Frame
 
 #: How accurately the time of an event is found, relative to the step, in how many trials.
 _TIME_RTOL, _MAX_TRIALS = 1e-9, 40
@@ -63,12 +64,16 @@ def between(
 
 
 class Bracket(NamedTuple):
-    """Parts of a step before and after its event, and the event function there."""
+    """Parts of a step before and after its event, and the event function there.
+
+    - `side`: 1 if the last trial was after the event, -1 if it was before, 0 at first.
+    """
 
     low: Float[Array, ""]
     high: Float[Array, ""]
     at_low: Float[Array, ""]
     at_high: Float[Array, ""]
+    side: Int[Array, ""]
     trials: Int[Array, ""]
 
     def guess(self) -> Float[Array, ""]:
@@ -79,19 +84,36 @@ class Bracket(NamedTuple):
         return jnp.clip(part, self.low + 0.01 * width, self.high - 0.01 * width)
 
     def narrowed(self, part: Array, event: Array) -> "Bracket":
-        """With one more value; that of an end that stays is halved [Illinois method]."""
+        """With one more value; that of an end that stays again is halved [Illinois]."""
         is_past = event > 0
+        side = jnp.where(is_past, 1, -1).astype(self.side.dtype)
+        kept = jnp.where(side == self.side, 0.5, 1.0)
         return Bracket(
-            jnp.where(is_past, self.low, part),
-            jnp.where(is_past, part, self.high),
-            jnp.where(is_past, self.at_low / 2, event),
-            jnp.where(is_past, event, self.at_high / 2),
-            self.trials + 1,
+            low=jnp.where(is_past, self.low, part),
+            high=jnp.where(is_past, part, self.high),
+            at_low=jnp.where(is_past, kept * self.at_low, event),
+            at_high=jnp.where(is_past, event, kept * self.at_high),
+            side=side,
+            trials=self.trials + 1,
         )
 
     @property
     def is_narrow(self) -> Bool[Array, ""]:
         return (self.high - self.low <= _TIME_RTOL) | (self.trials >= _MAX_TRIALS)
+
+
+class Before(NamedTuple):
+    """Where the eigenvectors at the threshold were before the present state, and when.
+
+    The present time stands for nothing before it in the same mode.
+    """
+
+    t: Float[Array, ""]
+    frame: Frame
+
+    @staticmethod
+    def of(state: State) -> "Before":
+        return Before(state.t, state.motion.frame())
 
 
 class Ending(NamedTuple):
@@ -113,8 +135,8 @@ class Counts(NamedTuple):
 class Walk(NamedTuple):
     """A walk under way.
 
-    - `state`: where it is; `end`, `goal`: the end of the step being looked at, and the
-        point of it up to which it is taken.
+    - `before`: where it was; `state`: where it is; `end`, `goal`: the end of the step being
+        looked at, and the point of it up to which it is taken.
     - `phase`: what the next turn does; `after`: what follows when all is recorded.
     - `length`: of the next step.
     - `fastest_onset`: the largest `Motion.rise` with which eigenvalues came to the edge
@@ -122,6 +144,7 @@ class Walk(NamedTuple):
     - `largest_shift`: the largest of `Edge.shift`, in absolute value, so far.
     """
 
+    before: Before
     state: State
     end: State
     goal: State
@@ -136,6 +159,12 @@ class Walk(NamedTuple):
     ending: Ending
     counts: Counts
     work: Work
+
+    def course(self) -> Course:
+        """Where the eigenvectors at the threshold go from here, if they go on."""
+        elapsed = self.state.t - self.before.t
+        now = self.state.motion.frame()
+        return Course.through(self.before.frame, now, elapsed, self.state.num)
 
 
 class Candidate(NamedTuple):

@@ -17,6 +17,7 @@ from ..._solvers._chebyshev import (
 )
 from ._setting import Setting
 from ._walk import (
+    Before,
     Bracket,
     Candidate,
     Counts,
@@ -32,12 +33,15 @@ _MAX_STAGES = 150
 #: By how much the Jacobian's spectrum may exceed what is known of it at a step's start.
 _MARGIN = 1.15
 #: Beyond the first one that has left is gone; up to the second one is watched while others
-#: leave.
+#: leave: or so many times the gap in which one joins, if that is more.
 _GONE, _WATCHED = 1e-3, 1e-2
+_GONE_JOINS, _WATCHED_JOINS = 3, 4
 #: Steps while eigenvalues part, in units of 1/threshold.
 _SMALL_STEP = 0.5
 #: Eigenvalues that are further from the threshold than this were not brought back to it.
 _MAX_EXCESS = 1e-6
+#: How wide the oscillation is, for the warning, is computed each so many steps.
+_STEPS_PER_SHIFT = 4
 #: Steps shorter than this part of 1/threshold are none.
 _SHORTEST = 1e-8
 
@@ -79,10 +83,11 @@ class Walker(NamedTuple):
             lambda s: jnp.zeros((self.setting.times.size, *s.shape), s.dtype), blank
         )
         return Walk(
+            Before.of(state),
             state,
             state,
             state,
-            Bracket(zero, zero, zero, zero, none),
+            Bracket(zero, zero, zero, zero, none, none),
             jnp.asarray(int(Phase.enter)),
             jnp.asarray(int(Phase.step)),
             1 / self.setting.edge.threshold,
@@ -112,7 +117,8 @@ class Walker(NamedTuple):
         w, motion, work = self.setting.edge.settle(
             candidate.w, candidate.vectors, candidate.num, candidate.num_wanted, work
         )
-        shift, work = self.setting.edge.shift(w, motion, candidate.num, work)
+        num = jnp.where(self._is_shift_due(walk), candidate.num, 0)
+        shift, work = self.setting.edge.shift(w, motion, num, work)
         new = self.setting.state(candidate, w, motion, shift)
         conclude = (
             self._judge_step,
@@ -125,6 +131,12 @@ class Walker(NamedTuple):
         return lax.switch(
             walk.phase, conclude, walk._replace(work=work), candidate, new
         )
+
+    def _is_shift_due(self, walk: Walk) -> Bool[Array, ""]:
+        """At recorded times, where a mode begins, and at some of its steps."""
+        is_step = walk.phase == Phase.step
+        is_rare = is_step & (walk.counts.steps % _STEPS_PER_SHIFT != 0)
+        return (walk.phase != Phase.locate) & ~is_rare
 
     # What a turn looks at.
 
@@ -162,27 +174,30 @@ class Walker(NamedTuple):
         longest = jnp.minimum(longest_step(radius, _MAX_STAGES), left)
         length = jnp.minimum(walk.length, longest)
 
-        def velocity(y: Array, carry: Any) -> tuple[Array, Any]:
-            vectors, work = carry
-            motion, work = edge.near(y[:size], vectors, state.num, work)
-            return self.setting.slope(motion), (motion.spectrum.vectors, work)
+        course = walk.course()
 
-        end, (vectors, work) = chebyshev_step(
+        def velocity(y: Array, work: Work) -> tuple[Array, Work]:
+            motion, work = edge.glide(y[:size], course, y[-1], state.num, work)
+            return jnp.append(self.setting.slope(motion), 1), work
+
+        # The time since the start goes along, as one more unknown.
+        end, work = chebyshev_step(
             velocity,
-            jnp.concatenate([state.w, state.sums]),
-            state.slope,
+            jnp.concatenate([state.w, state.sums, jnp.zeros(1, state.w.dtype)]),
+            jnp.append(state.slope, 1),
             length,
             num_stages(length, radius, _MAX_STAGES),
-            (state.motion.spectrum.vectors, walk.work),
+            walk.work,
         )
+        critical = course.vectors(length)
         t = jnp.where(length < left, state.t + length, self.setting.end)
         point = self._point(
             walk,
             end[:size],
-            end[size:],
+            end[size:-1],
             t,
             state.num,
-            vectors=vectors,
+            vectors=state.motion.spectrum.vectors.at[: edge.max_critical].set(critical),
             length=length,
             # The end before it is moved to the set.
             velocity=end[:size],
@@ -218,7 +233,9 @@ class Walker(NamedTuple):
         """
         state, edge, motion = walk.state, self.setting.edge, walk.state.motion
         moves = walk.phase == Phase.part
-        gap = jnp.where(moves, _WATCHED, 2 * self.setting.joins)
+        joins = self.setting.joins
+        watched = jnp.maximum(_WATCHED, _WATCHED_JOINS * joins)
+        gap = jnp.where(moves, watched, 2 * joins)
         near = jnp.minimum(self.setting.near(motion, gap), edge.max_critical)
         left = self.setting.end - state.t
         length = jnp.minimum(_SMALL_STEP / edge.fastest(edge.threshold), left)
@@ -260,9 +277,17 @@ class Walker(NamedTuple):
         after = jnp.asarray(after, walk.phase.dtype)
         phase = jnp.where(is_due, int(Phase.record), after).astype(walk.phase.dtype)
         state = jax.tree.map(lambda a, b: jnp.where(is_due, a, b), walk.state, goal)
+        before = jax.tree.map(
+            lambda a, b: jnp.where(is_due, a, b), walk.before, Before.of(walk.state)
+        )
         largest = jnp.maximum(walk.largest_shift, jnp.abs(goal.shift))
         return walk._replace(
-            state=state, goal=goal, phase=phase, after=after, largest_shift=largest
+            before=before,
+            state=state,
+            goal=goal,
+            phase=phase,
+            after=after,
+            largest_shift=largest,
         )
 
     def _judge_step(self, walk: Walk, candidate: Candidate, new: State) -> Walk:
@@ -296,7 +321,8 @@ class Walker(NamedTuple):
         zero = jnp.zeros_like(length)
         # The start counts as before the event, whatever rounding says.
         below = jnp.minimum(state.event, -0.1 * jnp.abs(new.event))
-        bracket = Bracket(zero, zero + 1, below, new.event, jnp.asarray(0))
+        none = jnp.asarray(0)
+        bracket = Bracket(zero, zero + 1, below, new.event, none, none)
         has_event = is_good & (new.event > 0)
         meeting = walk._replace(
             goal=new,
@@ -345,6 +371,7 @@ class Walker(NamedTuple):
         rise = jnp.where(is_onset, new.motion.rise, 0)
         return walk._replace(
             fastest_onset=jnp.maximum(walk.fastest_onset, rise),
+            before=Before.of(state),
             state=state,
             phase=phase.astype(walk.phase.dtype),
             length=0.3 * walk.length,
@@ -358,7 +385,8 @@ class Walker(NamedTuple):
         )
         slope = self.setting.slope(motion)
         new = new._replace(motion=motion, num=rank, slope=slope)
-        is_over = (rank == self.setting.near(motion, _GONE)) | (rank == 0)
+        gone = jnp.maximum(_GONE, _GONE_JOINS * self.setting.joins)
+        is_over = (rank == self.setting.near(motion, gone)) | (rank == 0)
         after = jnp.where(is_over, int(Phase.enter), int(Phase.part))
         counts = walk.counts
         walk = walk._replace(

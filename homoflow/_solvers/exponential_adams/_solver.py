@@ -123,6 +123,10 @@ class ExponentialAdams(AbstractFlowSolver, dfx.AbstractAdaptiveSolver):
         return False  # Its interpolation has the order of the steps.
 
     @property
+    def runs_in_turn(self) -> bool:
+        return True
+
+    @property
     def has_tolerances(self):
         return self.rtol is not None or self.atol is not None
 
