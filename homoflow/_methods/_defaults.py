@@ -34,8 +34,8 @@ MAX_ADAMS_STEPS = 10_000
 #: directions, on which flows to a stationary point spend their time, are stiff.
 MAX_DENSE_WEIGHTS = 500
 
-#: Where the largest weight starts below this, weights that grow and those that shrink come to
-#: differ by more than the digits of a float, squared.
+#: Where the largest weight starts below this, weights that grow and those that shrink come
+#: to differ by more than the digits of a float, squared.
 MAX_VANISHING = 1e-16
 
 #: How much coarser the second solve of an error estimate is. Twice the step is no more: an

@@ -23,7 +23,6 @@ from ._defaults import (
     MAX_DENSE_WEIGHTS,
     MAX_EXPLICIT_STEPS,
     MAX_FOLLOWED_PAIRS,
-    MAX_VANISHING,
     MIN_ADAMS_PRODUCTS,
     MIN_LOOSE_RTOL,
     MIN_UNTRIED_PRODUCTS,
@@ -32,7 +31,7 @@ from ._diffrax import Diffrax
 from ._exact import cannot_observe
 from ._filippov import Filippov, follows, obstacle
 from ._task import Task
-from ._vanishing import InLogarithms, starts_from_nothing
+from ._vanishing import WHY, InLogarithms, starts_from_nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +213,7 @@ def _vanishing_start(facts: Facts) -> str | None:
         return None
     if not starts_from_nothing(task):
         return None
-    return (
-        f"all weights start below {MAX_VANISHING:g} and each acts by its square: their "
-        "logarithms move at constant speeds between saddles"
-    )
+    return WHY
 
 
 def _stays_stiff(facts: Facts) -> str | None:

@@ -32,6 +32,7 @@ from ._projection_choice import choose_projection
 from ._sample_reduction import reduce_samples
 from ._settings import Settings
 from ._task import Task, is_finite_at_start
+from ._vanishing import run_to_rest, starts_from_nothing
 from .margin import (
     CREEPS_FROM,
     SMOOTH_STAGES,
@@ -55,6 +56,10 @@ class SteadyState(AbstractMethod):
         self._refuse_options(task)
         if kinks_of(task.given):
             return _run_on_kinks(task, method)
+        if isinstance(method, Auto) and not method.has_options:
+            at_rest = run_to_rest(task) if starts_from_nothing(task) else None
+            if at_rest is not None:
+                return at_rest
         task = reduce_samples(task)
         rtol = task.rtol
         is_default = isinstance(method, Auto)

@@ -1,7 +1,7 @@
 """Flows from vanishing starts in the logarithms of their weights, as a method."""
 
 import dataclasses
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -10,13 +10,25 @@ import numpy as np
 
 from .._dynamics._gradient_flow import GradientFlow
 from .._dynamics._log_weights import LogWeights, against_log_weights
+from .._laws import Laws
+from .._observe._recorder import Recorder
+from .._observe._time_grid import make_time_grid
+from .._problem._problem import Problem
 from .._results._reason import REQUESTED, Reason
-from .._results._trajectory import Trajectory
+from .._results._status import RESULTS
+from .._results._trajectory import Trajectory, with_gradients_of
 from .._solvers import Rodas5P
 from ._base import AbstractMethod
 from ._defaults import MAX_DENSE_WEIGHTS, MAX_VANISHING, STEADY_STATE_RTOL
 from ._diffrax import Diffrax
+from ._rest import COARSE_RTOL, OF_STATE, ended, find_rest, times_to
 from ._task import Task
+
+#: Why logarithms are taken, as `stats["solver_reason"]` says it.
+WHY = (
+    f"all weights start below {MAX_VANISHING:g} and each acts by its square: their "
+    "logarithms move at constant speeds between saddles"
+)
 
 
 @final
@@ -27,11 +39,44 @@ class InLogarithms(AbstractMethod):
 
     def run(self, task: Task, reason: Reason = REQUESTED) -> Trajectory:
         rtol = STEADY_STATE_RTOL if task.rtol is None else task.rtol
-        signs = jax.tree.map(jnp.sign, task.given.weights)
-        in_logs = LogWeights(jnp.zeros((), task.given.dtype), signs)
+        in_logs = _logarithms_of(task.given)
         task = dataclasses.replace(task, dynamics=in_logs, rtol=rtol)
         method = Diffrax(Rodas5P(), atol=rtol, error_estimate=self.error_estimate)
         return method.run(task, reason)
+
+
+def run_to_rest(task: Task) -> Trajectory | None:
+    """The flow to its stationary point; `None` where it is not seen to come to rest."""
+    problem, rtol = task.given, task.rtol
+    rtol = STEADY_STATE_RTOL if rtol is None else rtol
+    in_logs = _logarithms_of(problem)
+    bare = Recorder.create(Laws(()), {}, {"log_weights": OF_STATE})
+
+    def follow(t1: float, ts: np.ndarray, **changes: Any) -> Trajectory:
+        grid = make_time_grid(0, t1, ts, problem.dtype)
+        finite = dataclasses.replace(task, grid=grid, ts=None, **changes)
+        return InLogarithms().run(finite, Reason("vanishing_start", WHY))
+
+    def look(t1: float, ts: np.ndarray) -> Trajectory:
+        coarse = {"rtol": COARSE_RTOL, "recorder": bare, "save_models": False}
+        return follow(t1, ts, **coarse)
+
+    rest = find_rest(problem, in_logs, look)
+    if not rest.is_found:
+        return None
+    times = times_to(rest.time, task.ts)
+    trajectory = follow(max(rest.time, float(times[-1])), times, rtol=rtol)
+    if trajectory.result != RESULTS.successful:
+        return None
+    trajectory = ended(problem, trajectory, task.recorder.laws)
+    if trajectory.result != RESULTS.successful:
+        return None
+    return with_gradients_of([*rest.runs, trajectory])
+
+
+def _logarithms_of(problem: Problem) -> LogWeights:
+    signs = jax.tree.map(jnp.sign, problem.weights)
+    return LogWeights(jnp.zeros((), problem.dtype), signs)
 
 
 def starts_from_nothing(task: Task) -> bool:

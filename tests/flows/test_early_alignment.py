@@ -67,7 +67,7 @@ class LimitFlow:
 
             side = self.side[i]
 
-            def to_kink(time, z=z, rate=rate, side=side):
+            def to_kink(time: float, z=z, rate=rate, side=side) -> float:
                 return side * (z + rate * self.ahead(time)[0])
 
             if to_kink(found[0]) < 0:

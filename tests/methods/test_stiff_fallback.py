@@ -162,6 +162,8 @@ def test_saddle_to_saddle_from_a_vanishing_start(size):
     assert plain.stats["solver_reason"].code == "few_weights_restart"
     np.testing.assert_allclose(plain.observed["u"], run.models.u, atol=1e-6)
     end = hf.flow(*problem, np.inf)
+    assert end.stats["solver_reason"].code == "vanishing_start"
+    assert end.stats["gradient_evaluations"] < 5_000
     assert end.stats["stationary_kind"] == hf.StationaryKind.minimum
     for model in (run.model, end.model):
         found = model.u**2 - model.v**2
