@@ -35,6 +35,7 @@ def rows() -> list[Row]:
         *stationary_points(),
         *rescalings(),
         *ledger(),
+        *costs(),
         *sweeps(),
         *scaling(),
         *commands(),
@@ -201,6 +202,25 @@ def ledger() -> Iterable[Row]:
         yield Row(
             f"`descend(ledger=True)` on a 1000-100-100-10 network: {laws}, {optimizer}",
             f"{100 * (ratio - 1):.0f} % more CPU time",
+            source("ratios.json"),
+        )
+
+
+def costs() -> Iterable[Row]:
+    """Of batches of seeds, and of the exact flow beside its gradients."""
+    for label, ratio in stored("ratios.json")["seeds"].items():
+        method = label.rpartition(", ")[2]
+        yield Row(
+            f"64 small networks in one `jax.jit(jax.vmap(…))`, {method}: CPU time, beside "
+            "one after the other",
+            f"{ratio:.2f}",
+            source("ratios.json"),
+        )
+    for label, ratio in stored("ratios.json")["exact"].items():
+        net = label.rpartition(", ")[2]
+        yield Row(
+            f"exact flow of {net}: CPU time, beside that of its gradients alone",
+            f"{ratio:.1f}",
             source("ratios.json"),
         )
 

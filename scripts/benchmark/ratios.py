@@ -33,6 +33,7 @@ SEED_CASES = {
     "exact flow": ("relu", {"solver": hf.Filippov(max_active=32)}),
     "averaged": ("relu", {"solver": hf.Averaged()}),
     "ExponentialAdams": (jnp.tanh, {"solver": hf.ExponentialAdams()}),
+    "Rodas5P": (jnp.tanh, {"solver": hf.Rodas5P()}),
     "Dopri8": (jnp.tanh, {"solver": dfx.Dopri8()}),
     "descend": (jnp.tanh, None),
 }
