@@ -339,7 +339,10 @@ class Walker(NamedTuple):
         kept = self.setting.record(at)
         index = walk.num_recorded
         records = jax.tree.map(lambda a, v: a.at[index].set(v), walk.records, kept)
-        walk = walk._replace(records=records, num_recorded=index + 1)
+        largest = jnp.maximum(walk.largest_shift, jnp.abs(at.shift))
+        walk = walk._replace(
+            records=records, num_recorded=index + 1, largest_shift=largest
+        )
         return self._proceed(walk, walk.goal, walk.after)
 
     def _enter_or_part(self, walk: Walk, candidate: Candidate, new: State) -> Walk:
