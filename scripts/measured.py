@@ -208,20 +208,20 @@ def ledger() -> Iterable[Row]:
 
 def costs() -> Iterable[Row]:
     """Of batches of seeds, and of the exact flow beside its gradients."""
-    for label, ratio in stored("ratios.json")["seeds"].items():
+    for label, ratio in stored("costs.json")["seeds"].items():
         method = label.rpartition(", ")[2]
         yield Row(
             f"64 small networks in one `jax.jit(jax.vmap(…))`, {method}: CPU time, beside "
             "one after the other",
             f"{ratio:.2f}",
-            source("ratios.json"),
+            source("costs.json"),
         )
-    for label, ratio in stored("ratios.json")["exact"].items():
+    for label, ratio in stored("costs.json")["exact"].items():
         net = label.rpartition(", ")[2]
         yield Row(
             f"exact flow of {net}: CPU time, beside that of its gradients alone",
             f"{ratio:.1f}",
-            source("ratios.json"),
+            source("costs.json"),
         )
 
 
