@@ -205,7 +205,7 @@ def test_what_a_prediction_through_the_edge_is_not_of_is_refused(prediction):
     with pytest.raises(ValueError, match="give `learning_rate`"):
         hf.predict_drift(NET, (X, Y), 1.0, edge=True)
     options = {"edge": True, "learning_rate": ETA}
-    for name, value in (("atol", 0.0), ("dt0", 0), ("noise", True)):
+    for name, value in (("atol", 0.0), ("dt0", 0.0), ("noise", True)):
         with pytest.raises(ValueError, match=f"there is no `{name}`"):
             hf.predict_drift(NET, (X, Y), 1.0, **options, **{name: value})
 
