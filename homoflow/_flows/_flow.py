@@ -87,7 +87,8 @@ def flow(
         `homoflow.Averaged()`, or a Diffrax solver, with its options `atol`,
         `stepsize_controller`, `dt0` and `adjoint` here or in `homoflow.Diffrax(…)`.
     - `project`: restore the laws by rescalings that leave the function as it is. Default:
-        where homoflow chose the solver and the laws are certain.
+        where homoflow chose the solver and the laws are certain; of matrix laws that are
+        too large to be recorded whole the diagonal.
     - `estimate_error`: solve again, coarser, and report twice the difference. Default:
         where homoflow averages over kinks.
     - `max_steps`, `throw` (raise if the run does not finish), `progress`.

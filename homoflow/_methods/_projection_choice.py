@@ -1,5 +1,6 @@
 """Whether a flow's laws are restored by projection, and why."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -57,7 +58,9 @@ def choose_projection(
     if task.project is None and not is_default_solver:
         return ProjectionPlan((), "your solver and step size control run unaltered")
     problem, all_laws = task.problem, task.recorder.laws
-    laws = generating_laws(all_laws)
+    # Whole matrices of wide layers take longer to restore than the flow itself.
+    large = () if task.project else all_laws.large
+    laws = generating_laws(law for law in all_laws if law.name not in large)
     reason = None
     if not task.dynamics.conserves_laws:
         reason = f"the {task.dynamics.name} does not conserve the laws"
@@ -75,7 +78,7 @@ def choose_projection(
             reason = str(error)
         else:
             plan = _plan(laws, translations, problem)
-            return plan._replace(why=plan.why + _searched(all_laws))
+            return plan._replace(why=plan.why + _searched(all_laws) + _wide(large))
     if task.project:
         raise ValueError(f"`project=True` is not possible here: {reason}.")
     return ProjectionPlan((), reason)
@@ -87,6 +90,14 @@ def _searched(laws: Laws) -> str:
     if not searched:
         return ""
     return f" (not {names_of_some(searched)}, which a search found entry by entry)"
+
+
+def _wide(large: Collection[str]) -> str:
+    """Which laws are left alone as nobody has asked for them whole."""
+    if not large:
+        return ""
+    names = ", ".join(sorted(large))
+    return f" (not {names} beyond that, which are large: `project=True` restores them)"
 
 
 def _linear_laws(task: Task) -> tuple[Law, ...]:

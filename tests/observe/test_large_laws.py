@@ -69,14 +69,22 @@ def test_smaller_laws_and_laws_by_name_are_whole():
     )
 
 
-def test_a_flow_keeps_a_large_law_that_it_does_not_record():
-    run = hf.flow(model(), DATA, 5.0)
+def test_a_flow_restores_the_diagonal_of_a_large_law_and_all_of_it_if_asked():
+    run = hf.flow(model(), DATA, 5.0, rtol=1e-4)
     size = sum(float(squares[0]) for squares in run.squared_norms.values())
-    assert np.all(run.observed["matrix[1]"].drift <= 1e-13 * size)
-    assert "matrix[1]" in run.stats["projection"]
+    diagonal = run.observed["matrix[1]"].diagonal
+    assert np.max(np.abs(diagonal - diagonal[0])) <= 1e-13 * size
+    assert "neurons[1]" in run.stats["projection"]
+    assert "not matrix[1] beyond that" in run.stats["projection"]
+    # Beside the diagonal it errs as the weights do.
+    assert np.max(run.observed["matrix[1]"].drift) > 1e-9 * size
+    whole = hf.flow(model(), DATA, 5.0, rtol=1e-4, project=True)
+    assert np.all(whole.observed["matrix[1]"].drift <= 1e-13 * size)
+    assert "restores matrix[1]" in whole.stats["projection"]
     # The control: a flow whose laws are not restored.
     loose = hf.flow(model(), DATA, 5.0, project=False, rtol=1e-4)
-    assert np.max(loose.observed["matrix[1]"].drift) > 1e-9 * size
+    unrestored = loose.observed["matrix[1]"].diagonal
+    assert np.max(np.abs(unrestored - unrestored[0])) > 1e-9 * size
 
 
 def test_an_account_is_of_the_laws_that_are_recorded():
