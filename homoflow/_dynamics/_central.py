@@ -38,7 +38,7 @@ _RTOL, _CLOSE = 1e-6, 1e-5
 #: Runs with fewer cycles of the oscillation, a larger overshoot at its onset, an
 #: oscillation so wide that it moves the edge further, or steps that fall further behind
 #: the flow at the start, are warned of.
-MIN_CYCLES, MAX_OVERSHOOT, MAX_SHIFT, MAX_LAG = 20, 0.14, 0.005, 0.01
+MIN_CYCLES, MAX_OVERSHOOT, MAX_SHIFT, MAX_LAG = 20, 0.15, 0.005, 0.01
 
 
 class CentralState(NamedTuple):
@@ -279,7 +279,7 @@ class Central(AbstractDynamics):
             )
         if not overshoot <= MAX_OVERSHOOT:
             doubts.append(
-                f"the sharpness is expected to overshoot by {overshoot:.2g} of the "
+                f"the sharpness is expected to overshoot by {overshoot:.3g} of the "
                 f"threshold when the oscillation sets in (at most {MAX_OVERSHOOT})"
             )
         if overshoot <= MAX_OVERSHOOT < growth:

@@ -85,7 +85,7 @@ def central_flow(
 
     **Warns:** where descent is not expected to follow: fewer than 20 cycles of the
     oscillation (`stats["edge_cycles"]`), an onset that overshoots the threshold by more
-    than 14 % (`stats["edge_overshoot"]`; with momentum (1 + μ)/(1 − μ) times that), an
+    than 15 % (`stats["edge_overshoot"]`; with momentum (1 + μ)/(1 − μ) times that), an
     oscillation so wide that it moves the edge by more than 0.5 % (`stats["edge_shift"]`),
     which is usual with cross-entropy, or a start so steep that steps fall behind the flow
     by more than 1 % of the way (`stats["edge_lag"]`). (Not under jit or vmap.)
