@@ -73,8 +73,8 @@ def early_limit(
     }
 
     def visited(log_size: float) -> tuple[Saddle, ...]:
-        options = {**of_problem, "log_size": log_size, "max_steps": max_steps}
-        options["laws"] = ()
+        run_options = {"log_size": log_size, "max_steps": max_steps, "laws": ()}
+        options = {**of_problem, **run_options}
         rest = early_flow(model, data, jnp.inf, **options)
         ts = np.linspace(0, float(rest.ts[-1]), _RECORDS)
         found: tuple[Saddle, ...] = ()

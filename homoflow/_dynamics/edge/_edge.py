@@ -228,7 +228,7 @@ class Edge(NamedTuple):
         lag = self.lag
         assert lag is not None
         gradient, pull, work = self.pull(w, work)
-        slopes = Slopes.of(motion.slopes)
+        slopes = Slopes.from_rows(motion.slopes)
         hold = -2 * solve_scaled(slopes.gram, slopes.along(pull), num)
 
         def bend(work: Work) -> tuple[Array, Work]:
@@ -325,7 +325,7 @@ class Edge(NamedTuple):
         To first order in the learning rate: see `with_lag`.
         """
         slopes, work = self.slopes(w, spectrum, num, work)
-        return self._motion(gradient, Slopes.of(slopes), spectrum, num), work
+        return self._motion(gradient, Slopes.from_rows(slopes), spectrum, num), work
 
     def _motion(
         self, gradient: Array, slopes: Slopes, spectrum: Spectrum, num: Int[Array, ""]

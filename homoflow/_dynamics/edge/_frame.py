@@ -23,7 +23,7 @@ class Slopes(NamedTuple):
     elapsed: Float[Array, ""] | None = None
 
     @staticmethod
-    def of(rows: Float[Array, "pairs size"]) -> "Slopes":
+    def from_rows(rows: Float[Array, "pairs size"]) -> "Slopes":
         return Slopes(rows, rows @ rows.T)
 
     def along(self, direction: Float[Array, " size"]) -> Float[Array, " pairs"]:

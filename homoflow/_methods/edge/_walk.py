@@ -114,7 +114,7 @@ class Before(NamedTuple):
     frame: Frame
 
     @staticmethod
-    def of(state: State) -> "Before":
+    def at(state: State) -> "Before":
         return Before(state.t, state.motion.frame())
 
 

@@ -77,7 +77,7 @@ class Walker(NamedTuple):
             lambda s: jnp.zeros((self.setting.times.size, *s.shape), s.dtype), blank
         )
         return Walk(
-            Before.of(state),
+            Before.at(state),
             state,
             state,
             state,
@@ -264,7 +264,7 @@ class Walker(NamedTuple):
         phase = jnp.where(is_due, int(Phase.record), after).astype(walk.phase.dtype)
         state = jax.tree.map(lambda a, b: jnp.where(is_due, a, b), walk.state, goal)
         before = jax.tree.map(
-            lambda a, b: jnp.where(is_due, a, b), walk.before, Before.of(walk.state)
+            lambda a, b: jnp.where(is_due, a, b), walk.before, Before.at(walk.state)
         )
         largest = jnp.maximum(walk.largest_shift, jnp.abs(goal.shift))
         return walk._replace(
@@ -360,7 +360,7 @@ class Walker(NamedTuple):
         rise = jnp.where(is_onset, new.motion.rise, 0)
         return walk._replace(
             fastest_onset=jnp.maximum(walk.fastest_onset, rise),
-            before=Before.of(state),
+            before=Before.at(state),
             state=state,
             phase=phase.astype(walk.phase.dtype),
             length=0.3 * walk.length,
