@@ -13,7 +13,7 @@ from .._jax._arguments import check_flag, check_number
 from .._jax._tracing import is_concrete
 from .._laws import Law
 from .._laws._as_laws import laws_to_record
-from .._methods._rest import COARSE_RTOL, OF_STATE, ended, find_rest, times_to
+from .._methods._rest import COARSE_RTOL, OF_STATE, follow_to_rest
 from .._methods._task import is_infinite
 from .._observe._base import Observables, as_observables
 from .._observe._recorder import STANDARD
@@ -21,8 +21,7 @@ from .._problem._losses import LossLike, SquaredLoss
 from .._problem._problem import Objective, make_problem
 from .._problem._trainable import Trainable
 from .._results._failure import raise_unless_successful
-from .._results._status import RESULTS
-from .._results._trajectory import Trajectory, with_gradients_of
+from .._results._trajectory import Trajectory
 from ._flow import flow
 
 #: The tolerance of a weight's logarithm.
@@ -118,13 +117,10 @@ def early_flow(
     if not is_infinite(t1):
         trajectory = run(t1, ts, rtol, **fine)
         return raise_unless_successful(trajectory) if throw else trajectory
-    rest = find_rest(problem, dynamics, look)
-    trajectory = rest.runs[-1]
-    if rest.is_found:
-        times = times_to(rest.time, ts)
-        trajectory = run(max(rest.time, times[-1]), times, rtol, **fine)
-        if trajectory.result == RESULTS.successful:
-            recorded = laws_to_record(problem, laws)
-            trajectory = ended(problem, trajectory, recorded)
-        trajectory = with_gradients_of([*rest.runs, trajectory])
+
+    def follow(t1: float, ts: np.ndarray) -> Trajectory:
+        return run(t1, ts, rtol, **fine)
+
+    recorded = laws_to_record(problem, laws)
+    trajectory = follow_to_rest(problem, dynamics, look, follow, ts, recorded)
     return raise_unless_successful(trajectory) if throw else trajectory

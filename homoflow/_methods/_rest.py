@@ -17,7 +17,7 @@ from .._observe._base import FunctionOfPoint, Point
 from .._observe._time_grid import DEFAULT_TIMES
 from .._problem._problem import Problem
 from .._results._status import RESULTS
-from .._results._trajectory import Trajectory
+from .._results._trajectory import Trajectory, with_gradients_of
 from .stationary import stationary_point_near
 
 #: The tolerance with which the end is looked for.
@@ -35,7 +35,7 @@ def _logs(point: Point) -> PyTree[Array]:
 OF_STATE = FunctionOfPoint(function=_logs)
 
 
-class Rest(NamedTuple):
+class _Rest(NamedTuple):
     """When the flow has come to rest, and the runs that it took to find that out."""
 
     is_found: bool
@@ -43,15 +43,35 @@ class Rest(NamedTuple):
     runs: list[Trajectory]
 
 
-def find_rest(
+def follow_to_rest(
     problem: Problem,
     dynamics: LogWeights,
     look: Callable[[float, np.ndarray], Trajectory],
-) -> Rest:
-    """Looks at ever later times until no weight is about to grow.
+    follow: Callable[[float, np.ndarray], Trajectory],
+    ts: Any,
+    laws: Laws,
+) -> Trajectory:
+    """The run up to when the flow has come to rest, with its stationary point.
 
-    `look(t1, ts)` is a coarse run that records `log_weights`.
+    `look(t1, ts)` is a coarse run that records `log_weights`, `follow(t1, ts)` the one that
+    is wanted. Where no rest is found it is the last of the coarse ones, with its failure.
     """
+    rest = _find_rest(problem, dynamics, look)
+    if not rest.is_found:
+        return rest.runs[-1]
+    times = _times_to(rest.time, ts)
+    trajectory = follow(max(rest.time, float(times[-1])), times)
+    if trajectory.result == RESULTS.successful:
+        trajectory = _ended(problem, trajectory, laws)
+    return with_gradients_of([*rest.runs, trajectory])
+
+
+def _find_rest(
+    problem: Problem,
+    dynamics: LogWeights,
+    look: Callable[[float, np.ndarray], Trajectory],
+) -> _Rest:
+    """Looks at ever later times until no weight is about to grow."""
     if not is_concrete_call((problem, dynamics)):
         raise ValueError(
             "`t1=inf` decides in Python where the flow is at its end: it cannot be inside "
@@ -69,14 +89,14 @@ def find_rest(
         trajectory = look(last, times)
         runs.append(trajectory)
         if trajectory.result != RESULTS.successful:
-            return Rest(False, last, runs)
+            return _Rest(False, last, runs)
         losses = np.asarray(trajectory.losses)
         moving = losses - losses[-1] > _AT_REST * (losses[0] - losses[-1])
         rest = float(times[np.flatnonzero(moving)[-1] + 1]) if moving.any() else first
         if _stays(problem, dynamics, trajectory, last - rest):
-            return Rest(True, _BEYOND * rest, runs)
+            return _Rest(True, _BEYOND * rest, runs)
     failed = dataclasses.replace(runs[-1], result=RESULTS.end_not_reached)
-    return Rest(False, last, [*runs[:-1], failed])
+    return _Rest(False, last, [*runs[:-1], failed])
 
 
 def _stays(
@@ -91,13 +111,13 @@ def _stays(
     return rested > span / 2 and grown * span < 1
 
 
-def times_to(rest: float, ts: Any) -> np.ndarray:
+def _times_to(rest: float, ts: Any) -> np.ndarray:
     if ts is None:
         return np.linspace(0, rest, DEFAULT_TIMES)
     return np.asarray(as_times(ts), float)
 
 
-def ended(problem: Problem, trajectory: Trajectory, laws: Laws) -> Trajectory:
+def _ended(problem: Problem, trajectory: Trajectory, laws: Laws) -> Trajectory:
     """The run with the stationary point that its end leads to."""
     end = stationary_point_near(problem, trajectory.model, laws)
     stats = trajectory.stats.with_numbers(**end.numbers)

@@ -1,6 +1,7 @@
 """Flows from vanishing starts in the logarithms of their weights, as a method."""
 
 import dataclasses
+import functools
 from typing import Any, final
 
 import equinox as eqx
@@ -16,12 +17,12 @@ from .._observe._time_grid import make_time_grid
 from .._problem._problem import Problem
 from .._results._reason import REQUESTED, Reason
 from .._results._status import RESULTS
-from .._results._trajectory import Trajectory, with_gradients_of
+from .._results._trajectory import Trajectory
 from .._solvers import Rodas5P
 from ._base import AbstractMethod
 from ._defaults import MAX_DENSE_WEIGHTS, MAX_VANISHING, STEADY_STATE_RTOL
 from ._diffrax import Diffrax
-from ._rest import COARSE_RTOL, OF_STATE, ended, find_rest, times_to
+from ._rest import COARSE_RTOL, OF_STATE, follow_to_rest
 from ._task import Task
 
 #: Why logarithms are taken, as `stats["solver_reason"]` says it.
@@ -61,17 +62,10 @@ def run_to_rest(task: Task) -> Trajectory | None:
         coarse = {"rtol": COARSE_RTOL, "recorder": bare, "save_models": False}
         return follow(t1, ts, **coarse)
 
-    rest = find_rest(problem, in_logs, look)
-    if not rest.is_found:
-        return None
-    times = times_to(rest.time, task.ts)
-    trajectory = follow(max(rest.time, float(times[-1])), times, rtol=rtol)
-    if trajectory.result != RESULTS.successful:
-        return None
-    trajectory = ended(problem, trajectory, task.recorder.laws)
-    if trajectory.result != RESULTS.successful:
-        return None
-    return with_gradients_of([*rest.runs, trajectory])
+    wanted = functools.partial(follow, rtol=rtol)
+    laws = task.recorder.laws
+    trajectory = follow_to_rest(problem, in_logs, look, wanted, task.ts, laws)
+    return trajectory if trajectory.result == RESULTS.successful else None
 
 
 def _logarithms_of(problem: Problem) -> LogWeights:
